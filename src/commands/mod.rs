@@ -1,0 +1,76 @@
+//! The command line (clap derive) and the dispatch.
+
+pub mod completions;
+pub mod error;
+pub mod ui;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use error::{CommandError, Kind};
+use ui::{ColorChoice, Ui};
+
+/// Inspect and reap leaked IPC resources, with proof
+#[derive(Debug, Parser)]
+#[command(name = "rtrack", version, max_term_width = 100)]
+pub struct Cli {
+    /// When to use colour
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    pub color: ColorChoice,
+
+    /// Silence what is not an error
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print completions for a shell
+    Completions(completions::CompletionsArgs),
+}
+
+/// What a command that ran to its end tells the caller: 0, or a status of its own.
+pub type Status = u8;
+
+/// Parses `arguments`, runs the command, and says what went wrong on stderr.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&arguments, &error),
+    };
+    let ui = Ui::new(cli.quiet, cli.color);
+    let result = match cli.command {
+        Command::Completions(args) => completions::run(&args, &ui),
+    };
+    ExitCode::from(result.unwrap_or_else(|error: CommandError| report(&ui, &error)))
+}
+
+/// Prints help, the version, or what is wrong with the command line.
+fn refuse(arguments: &[OsString], error: &clap::Error) -> ExitCode {
+    // A closed stream has nobody left to be told.
+    error.print().unwrap_or(());
+    if !error.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    let daemon = arguments.iter().skip(1).find(|a| !a.as_encoded_bytes().starts_with(b"-"));
+    let kind = match daemon {
+        Some(name) if name == "daemon" => Kind::NotStarted,
+        _ => Kind::Usage,
+    };
+    ExitCode::from(kind.status())
+}
+
+/// `error: …` and `hint: …`, and the exit status.
+fn report(ui: &Ui, error: &CommandError) -> Status {
+    ui.line(format_args!("error: {:#}", error.source));
+    if let Some(hint) = &error.hint {
+        ui.line(format_args!("hint: {hint}"));
+    }
+    error.kind.status()
+}

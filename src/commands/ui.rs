@@ -1,0 +1,104 @@
+//! The streams: everything a command prints goes through [`Ui`].
+//!
+//! stdout carries answers and its errors matter (a full disk must not look like an empty list),
+//! but for a reader that closed the pipe early, which is no error. stderr carries messages; a
+//! broken stderr never stops the work.
+
+use std::io::{self, IsTerminal, Write};
+
+use crate::tracker::sys;
+
+/// When to colour the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum ColorChoice {
+    /// Only on a terminal, and not when `NO_COLOR` is set.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// The streams of one run and what was said about them on the command line.
+#[derive(Debug)]
+pub struct Ui {
+    /// Silences what is not an error (`-q`).
+    pub quiet: bool,
+    color: ColorChoice,
+}
+
+impl Ui {
+    /// A `Ui` with the global options of the command line.
+    #[must_use]
+    pub fn new(quiet: bool, color: ColorChoice) -> Self {
+        Self { quiet, color }
+    }
+
+    /// Whether stdout is to be coloured.
+    #[must_use]
+    pub fn colored(&self) -> bool {
+        match self.color {
+            ColorChoice::Always => true,
+            ColorChoice::Never => false,
+            ColorChoice::Auto => {
+                std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+                    && self.stdout_is_terminal()
+            }
+        }
+    }
+
+    /// Whether stdout is a terminal.
+    #[must_use]
+    pub fn stdout_is_terminal(&self) -> bool {
+        io::stdout().is_terminal()
+    }
+
+    /// Whether somebody can be asked: stdin and stderr are terminals.
+    #[must_use]
+    pub fn can_ask(&self) -> bool {
+        io::stdin().is_terminal() && io::stderr().is_terminal()
+    }
+
+    /// Calls `write` with a buffered stdout and flushes it.
+    ///
+    /// # Errors
+    /// Whatever writing failed with. A reader that closed the pipe is not an error. A stdout that
+    /// was closed when the process started is one (`EBADF`): the run-time opened /dev/null in its
+    /// place, and an answer written there would be lost silently.
+    pub fn answer(
+        &self,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), super::error::CommandError> {
+        let result = if sys::was_open_at_start(1) {
+            let mut out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
+            let result = write(&mut out).and_then(|()| out.flush());
+            // The rest of a buffer that could not be written must not be tried again on drop.
+            drop(out.into_parts());
+            result
+        } else {
+            Err(io::Error::from_raw_os_error(nix::libc::EBADF))
+        };
+        match result {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(super::error::CommandError::from(
+                    anyhow::Error::new(error).context("write to stdout"),
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A line on stderr that `-q` silences.
+    pub fn note(&self, text: impl std::fmt::Display) {
+        if !self.quiet {
+            self.line(text);
+        }
+    }
+
+    /// A line on stderr that nothing silences.
+    pub fn line(&self, text: impl std::fmt::Display) {
+        // A closed or full stderr has nobody left to be told.
+        writeln!(io::stderr().lock(), "{text}").unwrap_or(());
+    }
+}

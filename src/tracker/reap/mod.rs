@@ -1,0 +1,2 @@
+//! The only place that deletes.
+#![allow(clippy::disallowed_methods)]

@@ -1,0 +1,163 @@
+//! Names, kinds and identities of IPC objects.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use serde::{Serialize, Serializer};
+
+/// The kinds of object, as `list` shows them and selectors name them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A POSIX shared memory object: a regular file directly in /dev/shm.
+    Shm,
+    /// A POSIX named semaphore: a regular file `sem.NAME` in /dev/shm (glibc's form).
+    Sem,
+    /// A directory parked in /dev/shm.
+    Dir,
+    /// Anything else that lies there: a symlink, a FIFO, a socket, a device.
+    Other,
+}
+
+impl Kind {
+    /// The prefix of ids, e.g. `shm`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Shm => "shm",
+            Self::Sem => "sem",
+            Self::Dir => "dir",
+            Self::Other => "other",
+        }
+    }
+
+    /// The kind whose prefix is `text`.
+    #[must_use]
+    pub fn from_prefix(text: &[u8]) -> Option<Self> {
+        [Self::Shm, Self::Sem, Self::Dir, Self::Other]
+            .into_iter()
+            .find(|kind| kind.as_str().as_bytes() == text)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A name as the kernel knows it: any bytes but NUL and slash. Its `Display` is safe on a
+/// terminal: control and bidirectional characters and bytes that are not UTF-8 are escaped.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name(Vec<u8>);
+
+impl Name {
+    /// The name made of `bytes`.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// The exact bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The same as an `OsStr`, for system calls.
+    #[must_use]
+    pub fn as_os_str(&self) -> &OsStr {
+        OsStr::from_bytes(&self.0)
+    }
+
+    /// The name with what is not UTF-8 replaced, as JSON shows it.
+    #[must_use]
+    pub fn to_lossy(&self) -> String {
+        String::from_utf8_lossy(&self.0).into_owned()
+    }
+
+    /// Whether the name is UTF-8, so that [`Name::to_lossy`] loses nothing.
+    #[must_use]
+    pub fn is_utf8(&self) -> bool {
+        std::str::from_utf8(&self.0).is_ok()
+    }
+}
+
+impl From<OsString> for Name {
+    fn from(name: OsString) -> Self {
+        Self(name.into_vec())
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&escape(&self.0))
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", escape(&self.0))
+    }
+}
+
+impl Serialize for Name {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.to_lossy())
+    }
+}
+
+/// `bytes` as text that a terminal can be shown: control characters, bidirectional and other
+/// invisible formatting characters, and bytes that are not UTF-8 become `\n`, `\x1b`, `\u{202e}`;
+/// a backslash stays as it is.
+#[must_use]
+pub fn escape(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\n' => text.push_str("\\n"),
+                '\r' => text.push_str("\\r"),
+                '\t' => text.push_str("\\t"),
+                c if u32::from(c) < 0x20 || c == '\x7f' => {
+                    text.push_str(&format!("\\x{:02x}", u32::from(c)));
+                }
+                c if invisible(c) => text.push_str(&format!("\\u{{{:x}}}", u32::from(c))),
+                c => text.push(c),
+            }
+        }
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    text
+}
+
+/// Characters that change how their neighbours are shown, or are not shown at all: C1 controls,
+/// bidirectional controls, zero-width characters, line separators, tags, byte order marks.
+fn invisible(c: char) -> bool {
+    matches!(c,
+        '\u{80}'..='\u{9f}' | '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
+        | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+        | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_what_a_terminal_would_obey() {
+        for (bytes, shown) in [
+            (&b"psm_1"[..], "psm_1"),
+            (b"a\nb", "a\\nb"),
+            (b"\x1b[31mred", "\\x1b[31mred"),
+            (b"\xff\xfe", "\\xff\\xfe"),
+            ("a\u{202e}b".as_bytes(), "a\\u{202e}b"),
+            ("\u{9b}31m".as_bytes(), "\\u{9b}31m"),
+            ("größe".as_bytes(), "größe"),
+        ] {
+            assert_eq!(escape(bytes), shown);
+        }
+    }
+}

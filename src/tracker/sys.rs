@@ -1,0 +1,193 @@
+//! The only place with `unsafe`: system calls that neither std nor nix wraps.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// Bit N: descriptor N (0 to 2) was open when the process started.
+static OPEN_AT_START: AtomicU8 = AtomicU8::new(0);
+
+/// Runs before Rust's run-time, which opens /dev/null in place of a standard descriptor that is
+/// closed, so that afterwards nobody could tell.
+extern "C" fn note_standard_descriptors() {
+    for fd in 0..3 {
+        // SAFETY: F_GETFD reads a flag of a descriptor number and touches no memory.
+        if unsafe { libc::fcntl(fd, libc::F_GETFD) } != -1 {
+            OPEN_AT_START.fetch_or(1 << fd, Ordering::Relaxed);
+        }
+    }
+}
+
+// SAFETY: the section holds pointers to functions that the loader calls once before main; this
+// one uses an atomic and a system call only, neither of which needs an initialised run-time.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static NOTE_STANDARD_DESCRIPTORS: extern "C" fn() = note_standard_descriptors;
+
+/// Whether the standard descriptor `fd` (0 to 2) was open when the process started; true for
+/// every other number.
+#[must_use]
+pub fn was_open_at_start(fd: i32) -> bool {
+    // The reference keeps the initialiser in the program whatever the linker drops.
+    std::hint::black_box(&NOTE_STANDARD_DESCRIPTORS);
+    !(0..3).contains(&fd) || OPEN_AT_START.load(Ordering::Relaxed) & (1 << fd) != 0
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// `shm_unlink(3)`: glibc's rules for names, whatever they are on this machine.
+///
+/// # Errors
+/// The errno of the C library.
+pub fn shm_unlink(name: &CStr) -> io::Result<()> {
+    // SAFETY: the name is a NUL-terminated string that outlives the call.
+    check(unsafe { libc::shm_unlink(name.as_ptr()) }).map(drop)
+}
+
+/// `sem_unlink(3)`.
+///
+/// # Errors
+/// The errno of the C library.
+pub fn sem_unlink(name: &CStr) -> io::Result<()> {
+    // SAFETY: the name is a NUL-terminated string that outlives the call.
+    check(unsafe { libc::sem_unlink(name.as_ptr()) }).map(drop)
+}
+
+/// `F_SETSIG` of fcntl_linux.h (asm-generic): the libc crate does not have it.
+const F_SETSIG: libc::c_int = 10;
+
+/// The state of a lease, as `F_GETLEASE` tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseState {
+    /// The write lease is whole: nobody has tried to open the file since it was granted.
+    Write,
+    /// Somebody is opening the file, or there is no lease.
+    Broken,
+}
+
+/// Takes a write lease (`F_SETLEASE`, `F_WRLCK`) on `fd`. Its break sends SIGURG, whose default
+/// is to do nothing, instead of SIGIO, whose default is to kill (`F_SETSIG`).
+///
+/// # Errors
+/// `EAGAIN`: some other open file description of the inode exists. `EACCES`: neither the owner
+/// nor `CAP_LEASE`. `EINVAL`: the file system has no leases.
+pub fn take_write_lease(fd: impl AsFd) -> io::Result<()> {
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: both calls take an integer and touch no memory.
+    check(unsafe { libc::fcntl(fd, F_SETSIG, libc::SIGURG) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::fcntl(fd, libc::F_SETLEASE, libc::F_WRLCK) }).map(drop)
+}
+
+/// Asks whether the lease taken on `fd` is still whole (`F_GETLEASE`).
+///
+/// # Errors
+/// `EBADF`, which a borrowed descriptor excludes.
+pub fn lease_state(fd: impl AsFd) -> io::Result<LeaseState> {
+    // SAFETY: the call touches no memory.
+    let state = check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_GETLEASE) })?;
+    Ok(if state == libc::F_WRLCK { LeaseState::Write } else { LeaseState::Broken })
+}
+
+/// Gives the lease on `fd` back (`F_UNLCK`); without one this does nothing.
+///
+/// # Errors
+/// `EBADF`, which a borrowed descriptor excludes.
+pub fn release_lease(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the call touches no memory.
+    match check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) }) {
+        Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// A moment in nanoseconds since 1970, as a file system or `CLOCK_REALTIME` has it.
+pub type Nanoseconds = i128;
+
+/// What `statx(2)` says of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// Device number, as `st_dev`.
+    pub dev: u64,
+    /// Inode number.
+    pub ino: u64,
+    /// File type and permissions, as `st_mode`.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Number of names.
+    pub nlink: u32,
+    /// Apparent size in bytes.
+    pub size: u64,
+    /// Memory really used, in bytes.
+    pub allocated: u64,
+    /// When the inode was made; tmpfs knows since Linux 6.0.
+    pub born: Option<Nanoseconds>,
+    /// When content changed last.
+    pub modified: Nanoseconds,
+    /// When the inode changed last.
+    pub changed: Nanoseconds,
+}
+
+impl Stat {
+    /// The file type bits of the mode (`S_IFMT`).
+    #[must_use]
+    pub fn file_type(&self) -> u32 {
+        self.mode & libc::S_IFMT
+    }
+
+    /// Whether it is a regular file.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        self.file_type() == libc::S_IFREG
+    }
+
+    /// Whether it is a directory.
+    #[must_use]
+    pub fn is_dir(&self) -> bool {
+        self.file_type() == libc::S_IFDIR
+    }
+}
+
+/// `statx(2)` of `name` in `dir`, not following a symlink; an empty name is `dir` itself.
+///
+/// # Errors
+/// The errno of the call: `ENOENT` when there is no such name.
+pub fn stat(dir: impl AsFd, name: &CStr) -> io::Result<Stat> {
+    let mut raw = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the name is NUL-terminated, and the kernel writes at most one statx to the buffer.
+    check(unsafe {
+        libc::statx(
+            dir.as_fd().as_raw_fd(),
+            name.as_ptr(),
+            libc::AT_EMPTY_PATH
+                | libc::AT_SYMLINK_NOFOLLOW
+                | libc::AT_NO_AUTOMOUNT
+                | libc::AT_STATX_DONT_SYNC,
+            libc::STATX_BASIC_STATS | libc::STATX_BTIME,
+            raw.as_mut_ptr(),
+        )
+    })?;
+    // SAFETY: a statx is integers only, for which zeroes are valid, and the call succeeded.
+    let raw = unsafe { raw.assume_init() };
+    let time =
+        |t: libc::statx_timestamp| i128::from(t.tv_sec) * 1_000_000_000 + i128::from(t.tv_nsec);
+    Ok(Stat {
+        dev: libc::makedev(raw.stx_dev_major, raw.stx_dev_minor),
+        ino: raw.stx_ino,
+        mode: u32::from(raw.stx_mode),
+        uid: raw.stx_uid,
+        gid: raw.stx_gid,
+        nlink: raw.stx_nlink,
+        size: raw.stx_size,
+        allocated: raw.stx_blocks.saturating_mul(512),
+        born: (raw.stx_mask & libc::STATX_BTIME != 0).then(|| time(raw.stx_btime)),
+        modified: time(raw.stx_mtime),
+        changed: time(raw.stx_ctime),
+    })
+}

@@ -1,0 +1,2 @@
+//! The OS-level tests.
+fn main() {}
