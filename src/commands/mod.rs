@@ -2,7 +2,12 @@
 
 pub mod completions;
 pub mod error;
+pub mod list;
+pub mod reap;
+pub mod render;
+pub mod selecting;
 pub mod ui;
+pub mod values;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -30,6 +35,10 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// List IPC objects: size, owner, holders, verdict and why
+    List(list::ListArgs),
+    /// Remove what is proven to be orphaned
+    Reap(reap::ReapArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -46,6 +55,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let ui = Ui::new(cli.quiet, cli.color);
     let result = match cli.command {
+        Command::List(args) => list::run(&args, &ui),
+        Command::Reap(args) => reap::run(&args, &ui),
         Command::Completions(args) => completions::run(&args, &ui),
     };
     ExitCode::from(result.unwrap_or_else(|error: CommandError| report(&ui, &error)))

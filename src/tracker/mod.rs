@@ -3,8 +3,10 @@
 pub mod evidence;
 pub mod host;
 pub mod inventory;
+pub mod plan;
 pub mod reap;
 pub mod resource;
+pub mod select;
 pub mod service;
 pub mod survey;
 #[allow(unsafe_code)]

@@ -13,7 +13,7 @@ use super::evidence::holders::{self, Holder, NameFilter, Scan, Targets};
 use super::evidence::lease::{self, Lease, Look};
 use super::evidence::mounts::Mounts;
 use super::evidence::processes::{Executable, Process, Processes};
-use super::evidence::producers::{Catalogue, CatalogueError, Match};
+use super::evidence::producers::{Catalogue, CatalogueError, Family, Match};
 use super::evidence::sight::Sight;
 use super::host::Host;
 use super::inventory::posix::{self, Object, Semaphore};
@@ -60,7 +60,18 @@ pub struct Snapshot {
     pub sight: Sight,
     clocks: Clocks,
     guardians: HashMap<String, Vec<i32>>,
+    families: HashMap<String, Members>,
+    /// Running processes by each pid that they have in any namespace.
+    by_any_pid: HashMap<i32, Vec<i32>>,
     uses: HashMap<Vec<u8>, Vec<String>>,
+}
+
+/// The running processes of a family, by pid.
+#[derive(Debug, Default)]
+struct Members {
+    alive: Vec<i32>,
+    /// Those that may be: they could not be looked into.
+    unseen: Vec<i32>,
 }
 
 /// Everything that one look found.
@@ -80,23 +91,27 @@ pub struct Survey {
     pub troubles: Vec<(String, io::Error)>,
     judging: Judging,
     catalogue: Catalogue,
+    owners: HashMap<u32, String>,
 }
 
 impl Survey {
-    /// Looks at every object for which `wanted` holds.
+    /// Reads what exists. What is selected from it is then given to [`Survey::take`].
     ///
     /// # Errors
-    /// [`SurveyError`]. What goes wrong with one object is in [`Survey::troubles`].
-    pub fn take(
-        host: &Host,
-        judging: Judging,
-        wanted: &dyn Fn(&Object) -> bool,
-    ) -> Result<Self, SurveyError> {
+    /// The directory could not be read.
+    pub fn inventory(host: &Host) -> Result<Vec<Object>, SurveyError> {
+        posix::read(host)
+            .map_err(|source| SurveyError::Inventory { path: host.shm_path.clone(), source })
+    }
+
+    /// Finds out what is known about `objects`, which were read just before.
+    ///
+    /// # Errors
+    /// The catalogue cannot be used. What goes wrong with one object is in
+    /// [`Survey::troubles`].
+    pub fn take(host: &Host, judging: Judging, objects: Vec<Object>) -> Result<Self, SurveyError> {
         let catalogue = Catalogue::built_in()?;
         let taken_at = (host.clock.wall)();
-        let mut objects = posix::read(host)
-            .map_err(|source| SurveyError::Inventory { path: host.shm_path.clone(), source })?;
-        objects.retain(|object| wanted(object));
         let lease_works = lease::calibrate(host);
         let mut survey = Self {
             leases: vec![Lease::NotAsked; objects.len()],
@@ -107,10 +122,14 @@ impl Survey {
             troubles: Vec::new(),
             judging,
             catalogue,
+            owners: HashMap::new(),
         };
         survey.probe_all(host);
         survey.snapshot = survey.look_at_processes(host);
         survey.probe_unexplained_again(host);
+        // Looked up once, and never under a lease: a name service may take its time.
+        let uids: HashSet<u32> = survey.objects.iter().map(|object| object.stat.uid).collect();
+        survey.owners = uids.into_iter().map(|uid| (uid, owner_name(uid))).collect();
         Ok(survey)
     }
 
@@ -125,14 +144,10 @@ impl Survey {
         Some(judge(&self.facts(host, index)?))
     }
 
-    /// The verdict on the object at `index`, as it is now under a lease.
+    /// The user name of an owner.
     #[must_use]
-    pub fn judge_leased(&self, host: &Host, index: usize, now: &Stat) -> Option<Judgement> {
-        let mut facts = self.facts(host, index)?;
-        facts.lease = Lease::Granted;
-        facts.quiet = quiet(host, now);
-        facts.shared_mode = is_shared(now.mode);
-        Some(judge(&facts))
+    pub fn owner(&self, uid: u32) -> &str {
+        self.owners.get(&uid).map_or("", String::as_str)
     }
 
     /// The catalogue's entry for the object at `index`.
@@ -268,7 +283,21 @@ impl Survey {
         let clocks = Clocks::read(host, &own);
         let guardians = self.find_guardians(host, &processes);
         let uses = uses(host, &scan.mounts);
-        Snapshot { processes, scan, sight, clocks, guardians, uses }
+        let families = self
+            .catalogue
+            .families()
+            .iter()
+            .map(|family| (family.name.clone(), members(family, &processes, &scan)))
+            .collect();
+        let mut by_any_pid: HashMap<i32, Vec<i32>> = HashMap::new();
+        for process in processes.running() {
+            let pids: BTreeSet<i32> =
+                process.ns_pids.iter().copied().chain([process.pid]).collect();
+            for pid in pids {
+                by_any_pid.entry(pid).or_default().push(process.pid);
+            }
+        }
+        Snapshot { processes, scan, sight, clocks, guardians, families, by_any_pid, uses }
     }
 
     /// An object that the kernel calls held and nobody was found for may have been opened for a
@@ -336,7 +365,9 @@ impl Survey {
             .collect()
     }
 
-    fn facts(&self, host: &Host, index: usize) -> Option<Facts> {
+    /// Everything that the verdict on the object at `index` depends on.
+    #[must_use]
+    pub fn facts(&self, host: &Host, index: usize) -> Option<Facts> {
         let object = self.objects.get(index)?;
         let snapshot = &self.snapshot;
         let found = self.producer(object);
@@ -372,7 +403,7 @@ impl Survey {
                 .and_then(|m| m.producer.family.as_deref())
                 .map_or(FamilyState::NotDefined, |name| self.family(object, name)),
             shared_mode,
-            owner: owner_name(object.stat.uid),
+            owner: self.owner(object.stat.uid).to_owned(),
             process_blind: snapshot.sight.processes.iter().map(|blind| blind.says()).collect(),
             holder_blind,
             assumed_complete: snapshot.sight.assumed_complete,
@@ -382,10 +413,8 @@ impl Survey {
     fn creator_state(&self, object: &Object, pid: i32) -> CreatorState {
         let processes = &self.snapshot.processes;
         let mut recycled = None;
-        for process in processes.running() {
-            if process.pid != pid && !process.ns_pids.contains(&pid) {
-                continue;
-            }
+        let candidates = self.snapshot.by_any_pid.get(&pid).map_or(&[][..], Vec::as_slice);
+        for process in candidates.iter().filter_map(|pid| processes.seen.get(pid)) {
             if self.snapshot.clocks.started_after(process.start_ticks, object.stat.born) {
                 recycled = Some(who(process));
             } else {
@@ -428,52 +457,50 @@ impl Survey {
     }
 
     fn is_of_any_family(&self, process: &Process) -> bool {
-        self.catalogue.families().iter().any(|f| self.is_of_family(process, &f.name) == Some(true))
-    }
-
-    /// Whether a process belongs to the family; `None` when that could not be found out.
-    fn is_of_family(&self, process: &Process, name: &str) -> Option<bool> {
-        let family = self.catalogue.family(name)?;
-        // Its own word counts too: a name can be forged, but a forged one only protects.
-        if family.has_executable(&process.comm)
-            || process.exe.file_name().is_some_and(|name| family.has_executable(name))
-        {
-            return Some(true);
-        }
-        let scan = &self.snapshot.scan;
-        if scan
-            .mapped_names
-            .get(&process.pid)
-            .is_some_and(|names| names.iter().any(|name| family.has_mapping(name)))
-        {
-            return Some(true);
-        }
-        (process.exe != Executable::Unreadable && scan.maps_read.contains(&process.pid))
-            .then_some(false)
+        self.snapshot.families.values().any(|family| family.alive.contains(&process.pid))
     }
 
     fn family(&self, object: &Object, name: &str) -> FamilyState {
         let processes = &self.snapshot.processes;
         let shared = is_shared(object.stat.mode);
-        let mut alive: Vec<&Process> = Vec::new();
-        let mut unseen: Option<&Process> = None;
-        for process in processes.running() {
-            if !shared && !process.may_be_of(object.stat.uid, processes.overflow) {
-                continue;
-            }
-            match self.is_of_family(process, name) {
-                Some(true) => alive.push(process),
-                Some(false) => {}
-                None => unseen = Some(process),
-            }
+        let Some(members) = self.snapshot.families.get(name) else {
+            return FamilyState::NotDefined;
+        };
+        let could_open = |pids: &[i32]| -> Vec<Who> {
+            pids.iter()
+                .filter_map(|pid| processes.seen.get(pid))
+                .filter(|p| shared || p.may_be_of(object.stat.uid, processes.overflow))
+                .map(who)
+                .collect()
+        };
+        let alive = could_open(&members.alive);
+        if let Some(first) = alive.first() {
+            return FamilyState::Alive(first.clone(), alive.len());
         }
-        alive.sort_by_key(|process| process.pid);
-        match (alive.first(), unseen) {
-            (Some(first), _) => FamilyState::Alive(who(first), alive.len()),
-            (None, Some(process)) => FamilyState::Unseen(who(process)),
-            (None, None) => FamilyState::Gone,
+        could_open(&members.unseen)
+            .into_iter()
+            .next()
+            .map_or(FamilyState::Gone, FamilyState::Unseen)
+    }
+}
+
+/// The members of a family among the running processes, lowest pid first.
+fn members(family: &Family, processes: &Processes, scan: &Scan) -> Members {
+    let mut members = Members::default();
+    for process in processes.running() {
+        // Its own word counts too: a name can be forged, but a forged one only protects.
+        let named = family.has_executable(&process.comm)
+            || process.exe.file_name().is_some_and(|name| family.has_executable(name));
+        let maps = scan.mapped_names.get(&process.pid);
+        if named || maps.is_some_and(|names| names.iter().any(|name| family.has_mapping(name))) {
+            members.alive.push(process.pid);
+        } else if process.exe == Executable::Unreadable || !scan.maps_read.contains(&process.pid) {
+            members.unseen.push(process.pid);
         }
     }
+    members.alive.sort_unstable();
+    members.unseen.sort_unstable();
+    members
 }
 
 impl Snapshot {
@@ -484,6 +511,8 @@ impl Snapshot {
             sight: Sight::default(),
             clocks: Clocks::read(host, &Mounts::default()),
             guardians: HashMap::new(),
+            families: HashMap::new(),
+            by_any_pid: HashMap::new(),
             uses: HashMap::new(),
         }
     }
@@ -519,7 +548,8 @@ fn nanoseconds(duration: Duration) -> Nanoseconds {
 }
 
 /// Nanoseconds since the later of birth and last change.
-fn quiet(host: &Host, stat: &Stat) -> Nanoseconds {
+#[must_use]
+pub fn quiet(host: &Host, stat: &Stat) -> Nanoseconds {
     (host.clock.wall)() - stat.born.unwrap_or(stat.changed).max(stat.changed)
 }
 

@@ -355,12 +355,7 @@ mod tests {
             if let Some(kind) = kind_of(producer) {
                 let found = catalogue.find(kind, producer.example.as_bytes()).unwrap();
                 assert_eq!(found.producer.id, producer.id);
-                assert_eq!(
-                    found.pid.is_some(),
-                    producer.pid_embedded && !matches!(producer.id.as_str(), "spdk-trace"),
-                    "{}",
-                    producer.id
-                );
+                assert_eq!(found.pid.is_some(), producer.pid_embedded, "{}", producer.id);
             }
         }
     }
