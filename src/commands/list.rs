@@ -1,6 +1,5 @@
 //! `rtrack list`: what is there, who holds it, may it go, and why.
 
-
 use super::Status;
 use super::error::CommandError;
 use super::render::{self, Row, columns, document, table};

@@ -592,3 +592,6 @@ fn proving(facts: &Facts, found: &mut Vec<Evidence>) -> Result<Code, Code> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
