@@ -120,6 +120,32 @@ impl Finished {
     }
 }
 
+/// What `rtrack list` shows, as a document, with no grace for young objects.
+#[track_caller]
+pub(crate) fn inventory() -> Value {
+    rtrack(["list", "--json", "--grace", "0s"]).finish().expect(0).json()
+}
+
+/// `rtrack reap --yes` of everything that it can be asked for, with no grace for young objects;
+/// not yet started.
+pub(crate) fn reap_all() -> Command {
+    rtrack(["reap", "--yes", "--json", "--grace", "0s", "--verdict", "orphaned,unclaimed"])
+}
+
+/// The verdict on `name` in a document, and the reason for it.
+#[track_caller]
+pub(crate) fn verdict<'a>(document: &'a Value, name: &str) -> (&'a str, &'a str) {
+    let object = listed(document, name);
+    (object["verdict"].as_str().unwrap(), object["reason"].as_str().unwrap())
+}
+
+/// The codes of the evidence about `name` in a document.
+#[track_caller]
+pub(crate) fn evidence<'a>(document: &'a Value, name: &str) -> Vec<&'a str> {
+    let evidence = listed(document, name)["evidence"].as_array().unwrap();
+    evidence.iter().map(|piece| piece["code"].as_str().unwrap()).collect()
+}
+
 /// The object called `name` in a document of `list` or `reap`.
 #[track_caller]
 pub(crate) fn listed<'a>(document: &'a Value, name: &str) -> &'a Value {

@@ -9,11 +9,11 @@ mod schema;
 mod shm;
 
 pub(crate) use case::{Case, Need, case, note, run, skip};
-pub(crate) use command::{Finish, Finished, listed, rtrack};
-pub(crate) use hold::{Holder, hold};
+pub(crate) use command::{Finish, evidence, inventory, listed, reap_all, rtrack, verdict};
+pub(crate) use hold::{Holder, hold, hold_as};
 pub(crate) use python::{Python, pythons};
-pub(crate) use sandbox::{is_real_root, scratch, supervise};
-pub(crate) use schema::validate;
+pub(crate) use sandbox::{is_real_root, mount, run_directory, scratch, supervise};
+pub(crate) use schema::{faults, validate};
 pub(crate) use shm::{identity, names, object, path, sem_open, shm_open};
 
 use std::io;
@@ -22,6 +22,9 @@ use std::io;
 pub(crate) fn check(result: i32) -> io::Result<i32> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
+
+/// A user and group of the machine that no account has.
+pub(crate) const SOMEBODY: u32 = 4242;
 
 /// Calls `ready` until it answers something; the watchdog of the case bounds it.
 pub(crate) fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {

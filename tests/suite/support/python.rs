@@ -16,6 +16,8 @@ pub(crate) struct Python {
     pub(crate) version: (u32, u32, u32),
     /// The executable, with links resolved.
     pub(crate) path: PathBuf,
+    /// Where its libraries are, if not where they were installed.
+    libraries: Option<PathBuf>,
 }
 
 /// Every interpreter of version 3.8 or later on the `PATH`, in /usr/bin, /usr/local/bin and among
@@ -42,23 +44,22 @@ pub(crate) fn pythons() -> Vec<Python> {
             });
             let path = if is_python { fs::canonicalize(entry.path()).ok() } else { None };
             if let Some(path) = path {
-                found.entry(path).or_insert_with_key(|path| version(path));
+                found.entry(path).or_insert_with_key(|path| version(Command::new(path)));
             }
         }
     }
     let mut pythons: Vec<Python> = found
         .into_iter()
-        .filter_map(|(path, version)| Some(Python { version: version?, path }))
+        .filter_map(|(path, version)| Some(Python { version: version?, path, libraries: None }))
         .collect();
     pythons.sort();
     pythons
 }
 
-/// The version of `path`, if it is a Python that has shared memory.
-fn version(path: &Path) -> Option<(u32, u32, u32)> {
+/// The version of `python`, if it is one that has shared memory.
+fn version(mut python: Command) -> Option<(u32, u32, u32)> {
     let asks = "import sys, multiprocessing.shared_memory; print(*sys.version_info[:3])";
-    let mut command = Command::new(path);
-    let output = command.args(["-I", "-c", asks]).stderr(Stdio::null()).output().ok()?;
+    let output = python.args(["-I", "-c", asks]).stderr(Stdio::null()).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let mut numbers = text.split_whitespace().map(|number| number.parse().ok());
     Some((numbers.next()??, numbers.next()??, numbers.next()??))
@@ -81,12 +82,19 @@ impl Python {
             sandbox::mount(prefix, place, "", libc::MS_BIND, "").ok()?;
         }
         let path = place.join(self.path.strip_prefix(prefix).ok()?);
-        (version(&path)? == self.version).then_some(Self { path, ..self.clone() })
+        let moved = Self { path, libraries: Some(place.join("lib")), ..self.clone() };
+        (version(moved.command())? == self.version).then_some(moved)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.path);
+        command.envs(self.libraries.as_ref().map(|path| ("LD_LIBRARY_PATH", path)));
+        command
     }
 
     /// The interpreter with a program, not yet started.
     pub(crate) fn program(&self, source: &str) -> Command {
-        let mut command = Command::new(&self.path);
+        let mut command = self.command();
         command.args(["-c", source]);
         command
     }

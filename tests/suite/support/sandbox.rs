@@ -69,9 +69,14 @@ pub(super) fn binary() -> PathBuf {
     std::env::var_os(BINARY).unwrap().into()
 }
 
+/// The directory of the whole run: no tmpfs where the machine's temporary directory is none.
+pub(crate) fn run_directory() -> PathBuf {
+    std::env::var_os(RUN_DIRECTORY).unwrap().into()
+}
+
 /// The case's own empty directory, a tmpfs that everybody may write to; also its working directory.
 pub(crate) fn scratch() -> PathBuf {
-    Path::new(&std::env::var_os(RUN_DIRECTORY).unwrap()).join("scratch")
+    run_directory().join("scratch")
 }
 
 /// Whether this process is root of the first user namespace.
