@@ -10,7 +10,9 @@
 
 mod harness;
 mod hostile;
+mod leaks;
 mod lease;
+mod race;
 mod support;
 
 use std::process::ExitCode;
@@ -18,13 +20,19 @@ use std::process::ExitCode;
 use support::{Case, hold, run, supervise};
 
 /// Every module with tests: one that is not named here is found by `harness::every_file_is_listed`.
-const MODULES: &[(&str, fn() -> Vec<Case>)] =
-    &[("harness", harness::tests), ("hostile", hostile::tests), ("lease", lease::tests)];
+const MODULES: &[(&str, fn() -> Vec<Case>)] = &[
+    ("harness", harness::tests),
+    ("hostile", hostile::tests),
+    ("leaks", leaks::tests),
+    ("lease", lease::tests),
+    ("race", race::tests),
+];
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
         Some("__case") => supervise(&arguments.next().unwrap()),
+        Some("__race") => race::main(&arguments.collect::<Vec<_>>()),
         Some("__hold") => hold::main(&arguments.collect::<Vec<_>>()),
         _ => run(),
     }

@@ -23,6 +23,12 @@ pub(crate) fn check(result: i32) -> io::Result<i32> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// Kills a process (`SIGKILL`) that this case started and that has not been waited for.
+pub(crate) fn kill(pid: u32) {
+    // SAFETY: the call touches no memory, and the caller vouches for the pid.
+    check(unsafe { libc::kill(pid.try_into().unwrap(), libc::SIGKILL) }).unwrap();
+}
+
 /// A user and group of the machine that no account has.
 pub(crate) const SOMEBODY: u32 = 4242;
 
