@@ -2,12 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use serde_json::{Value, json};
 
 use crate::MODULES;
 use crate::support::{
-    Case, Finish, Need, case, hold, identity, is_real_root, names, note, object, path, pythons,
-    rtrack, sem_open, shm_open, skip,
+    Case, Finish, Need, case, faults, hold, identity, is_real_root, names, note, object, path,
+    pythons, rtrack, sem_open, shm_open, skip,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -19,8 +24,42 @@ pub(crate) fn tests() -> Vec<Case> {
         case("holders_come_and_go", holders_come_and_go),
         case("rtrack_runs", rtrack_runs),
         case("rtrack_runs_as_another_user", rtrack_runs_as_another_user).needs(&[Need::RealRoot]),
+        case("what_a_case_leaves_is_ended", what_a_case_leaves_is_ended),
+        case("schemas_tell_right_from_wrong", schemas_tell_right_from_wrong),
         case("interpreters", interpreters).needs(&[Need::Python]),
     ]
+}
+
+/// Cases that other cases run, and nobody else.
+pub(crate) fn hidden() -> Vec<Case> {
+    vec![
+        case("hangs", hangs).seconds(1),
+        case("leaves_a_process", || println!("left {}", leave_a_process())),
+    ]
+}
+
+/// A process that nobody waits for, and that changed its process group.
+fn leave_a_process() -> u32 {
+    let sleep = Command::new("sleep").arg("1000").process_group(0).stdout(Stdio::null()).spawn();
+    sleep.unwrap().id()
+}
+
+fn hangs() {
+    println!("left {}", leave_a_process());
+    loop {
+        thread::park();
+    }
+}
+
+fn what_a_case_leaves_is_ended() {
+    for (name, code, said) in [("hangs", 1, "watchdog"), ("leaves_a_process", 0, "")] {
+        let case = format!("harness::{name}");
+        let run = Command::new("/proc/self/exe").args(["__case", &case]).finish().expect(code);
+        assert!(run.stderr.contains(said), "{run:?}");
+        let text = run.text();
+        let pid = text.lines().find_map(|line| line.strip_prefix("left ")).unwrap();
+        assert!(!Path::new("/proc").join(pid).exists(), "{pid} is alive");
+    }
 }
 
 /// A file in this directory that `main.rs` does not list would silently not be tested.
@@ -96,4 +135,73 @@ fn interpreters() {
         })
         .collect();
     note(format_args!("{} Pythons: {}", shown.len(), shown.join(", ")));
+}
+
+/// The documents of the design, and each with one thing wrong.
+fn schemas_tell_right_from_wrong() {
+    let object = json!({
+        "id": "shm:psm_0a1b2c3d", "kind": "shm", "name": "psm_0a1b2c3d", "file": "psm_0a1b2c3d",
+        "dev": "0:27", "ino": 12, "mode": "0600", "uid": 1000, "user": "alice", "gid": 1000,
+        "size": 4096, "allocated": 4096, "born_at": "2026-11-22T06:00:00.5Z",
+        "changed_at": "2026-11-22T06:00:00Z", "age_s": 3600.5,
+        "producer": { "id": "cpython-shared-memory", "software": "CPython" },
+        "creator": { "pid": 4711, "alive": false, "from": "name" },
+        "namespace": null, "deleted": false,
+        "holders": [{ "pid": 815, "comm": "python3", "uid": 1000, "how": ["map", "fd"] }],
+        "verdict": "orphaned", "reason": "no-family",
+        "evidence": [{ "code": "lease-granted", "says": "nobody has it open or mapped" }],
+    });
+    let mut inventory = json!({
+        "schema": "rtrack.inventory/1", "host": "n1",
+        "boot_id": "01234567-89ab-cdef-0123-456789abcdef", "taken_at": "2026-11-22T07:00:00.123Z",
+        "sight": {
+            "processes": "complete", "holders": "partial", "reasons": ["unreadable-processes"],
+            "seen": 312, "unreadable": 40, "lease": "working",
+        },
+        "mounts": [{
+            "path": "/dev/shm", "dev": "0:27", "size": 25_165_824_000_u64, "used": 3_145_728,
+            "visible": 2_097_152, "hidden": 1_048_576,
+        }],
+        "objects": [object],
+        "totals": {
+            "objects": 1, "bytes": 4096,
+            "by_verdict": { "orphaned": { "objects": 1, "bytes": 4096 } },
+        },
+    });
+    assert_eq!(faults(&inventory), [""; 0]);
+    let mut reap = inventory.clone();
+    reap["schema"] = json!("rtrack.reap/1");
+    reap["dry_run"] = json!(false);
+    reap["objects"][0]["outcome"] = json!("failed");
+    reap["objects"][0]["errno"] = json!(30);
+    reap["objects"][0]["error"] = json!("Read-only file system");
+    reap["totals"]["by_outcome"] = json!({ "failed": { "objects": 1, "bytes": 4096 } });
+    assert_eq!(faults(&reap), [""; 0]);
+    // Fields are added: that is no fault.
+    inventory["objects"][0]["new"] = json!(1);
+    assert_eq!(faults(&inventory), [""; 0]);
+
+    for (document, place, wrong) in [
+        (&inventory, "/schema", json!("rtrack.inventory/2")),
+        (&inventory, "/taken_at", json!("yesterday")),
+        (&inventory, "/sight/processes", json!("some")),
+        (&inventory, "/objects/0/kind", json!("file")),
+        (&inventory, "/objects/0/kind", json!("other")),
+        (&inventory, "/objects/0/verdict", json!("dead")),
+        (&inventory, "/objects/0/reason", json!("because")),
+        (&inventory, "/objects/0/evidence/0/code", json!("because")),
+        (&inventory, "/objects/0/mode", json!(384)),
+        (&inventory, "/objects/0/changed_at", Value::Null),
+        (&inventory, "/objects/0/holders/0", json!({})),
+        (&inventory, "/totals/by_verdict", json!({ "dead": { "objects": 1, "bytes": 1 } })),
+        (&reap, "/objects/0/outcome", json!("removed")),
+        (&reap, "/objects/0/outcome", json!("would-reap")),
+        (&reap, "/objects/0/errno", json!("EROFS")),
+        (&reap, "/objects/0", json!({ "outcome": "reaped" })),
+        (&reap, "/dry_run", Value::Null),
+    ] {
+        let mut document = document.clone();
+        *document.pointer_mut(place).unwrap() = wrong.clone();
+        assert!(!faults(&document).is_empty(), "{wrong} is allowed at {place}");
+    }
 }

@@ -7,6 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use nix::fcntl::{Flock, FlockArg};
+
 use crate::support::{
     Case, Finish, Holder, Need, SOMEBODY, case, evidence, hold, hold_as, identity, inventory,
     is_real_root, listed, names, object, path, reap_all, rtrack, sem_open, shm_open, skip, verdict,
@@ -229,7 +231,8 @@ fn held_directory(kind: &str, inside: &str) {
 fn lock_on_the_directory() {
     object().make(NAME);
     let _holder = hold("directory-lock", "/dev/shm");
-    assert!(File::open("/dev/shm").unwrap().try_lock().is_err(), "the fixture has the lock");
+    let lock = Flock::lock(File::open("/dev/shm").unwrap(), FlockArg::LockExclusiveNonblock);
+    assert!(lock.is_err(), "the fixture has the lock");
     assert_eq!(verdict(&inventory(), NAME).0, "orphaned");
     goes();
 }

@@ -19,8 +19,11 @@ use std::process::ExitCode;
 
 use support::{Case, hold, run, supervise};
 
+/// A module's name and its cases.
+type Module = (&'static str, fn() -> Vec<Case>);
+
 /// Every module with tests: one that is not named here is found by `harness::every_file_is_listed`.
-const MODULES: &[(&str, fn() -> Vec<Case>)] = &[
+const MODULES: &[Module] = &[
     ("harness", harness::tests),
     ("hostile", hostile::tests),
     ("leaks", leaks::tests),

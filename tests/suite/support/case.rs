@@ -70,8 +70,10 @@ pub(crate) fn note(text: impl std::fmt::Display) {
 
 /// The case called `MODULE::NAME`.
 pub(super) fn find(full_name: &str) -> Case {
+    let hidden: crate::Module = ("harness", crate::harness::hidden);
     crate::MODULES
         .iter()
+        .chain([&hidden])
         .flat_map(|(module, tests)| tests().into_iter().map(move |case| (module, case)))
         .find(|(module, case)| format!("{module}::{}", case.name) == full_name)
         .map(|(_, case)| case)

@@ -12,13 +12,18 @@ use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio, exit};
 use std::thread;
 
-use super::{Finish, check, sandbox, scratch, wait_for};
+use nix::fcntl::{Flock, FlockArg};
+
+use super::{Finish, check, fuse, sandbox, scratch, wait_for};
 
 /// What keeps the hold: dropped when the fixture ends.
 type Kept = Box<dyn Any>;
 
+/// Takes hold of a file.
+type Take = fn(&Path) -> Kept;
+
 /// Every way to take hold that needs one process with one thread.
-const KINDS: &[(&str, fn(&Path) -> Kept)] = &[
+const KINDS: &[(&str, Take)] = &[
     ("fd-read", |path| Box::new(File::open(path).unwrap())),
     ("fd-write", |path| Box::new(read_write(path))),
     ("fd-o-path", |path| {
@@ -28,13 +33,19 @@ const KINDS: &[(&str, fn(&Path) -> Kept)] = &[
     ("map-private", |path| map(path, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)),
     ("map-no-access", |path| map(path, libc::PROT_NONE, libc::MAP_SHARED)),
     ("in-flight", |path| Box::new(in_flight(read_write(path)))),
-    ("working-directory", |path| Box::new(env::set_current_dir(path).unwrap())),
+    ("working-directory", |path| {
+        env::set_current_dir(path).unwrap();
+        Box::new(())
+    }),
     ("bind-mount", bind_mount),
     ("loop-device", loop_device),
+    ("memory-lock", |path| {
+        fuse::block_on(path);
+        Box::new(())
+    }),
     ("directory-lock", |path| {
         let directory = File::open(path).unwrap();
-        directory.lock().unwrap();
-        Box::new(directory)
+        Box::new(Flock::lock(directory, FlockArg::LockExclusiveNonblock).unwrap())
     }),
 ];
 

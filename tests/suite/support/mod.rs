@@ -2,6 +2,7 @@
 
 mod case;
 mod command;
+pub(crate) mod fuse;
 pub(crate) mod hold;
 mod python;
 mod sandbox;
@@ -9,7 +10,9 @@ mod schema;
 mod shm;
 
 pub(crate) use case::{Case, Need, case, note, run, skip};
-pub(crate) use command::{Finish, evidence, inventory, listed, reap_all, rtrack, verdict};
+pub(crate) use command::{
+    Finish, Finished, evidence, inventory, listed, reap_all, rtrack, verdict,
+};
 pub(crate) use hold::{Holder, hold, hold_as};
 pub(crate) use python::{Python, pythons};
 pub(crate) use sandbox::{is_real_root, mount, run_directory, scratch, supervise};

@@ -208,6 +208,10 @@ fn enter_and_run(case: &Case) -> i32 {
     if case.needs.contains(&Need::RealRoot) && !is_real_root() {
         skip("needs root of the first user namespace, to become other users");
     }
+    if case.needs.contains(&Need::Fuse) {
+        let fuse = fs::File::options().read(true).write(true).open("/dev/fuse");
+        fuse.map(drop).unwrap_or_else(|error| skip(format_args!("/dev/fuse: {error}")));
+    }
     let own_pids = case.needs.contains(&Need::PidNamespace);
     if let Err(error) = unshare(own_pids) {
         skip(format_args!("no private namespaces: {error}"));
