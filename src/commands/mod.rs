@@ -1,6 +1,7 @@
 //! The command line (clap derive) and the dispatch.
 
 pub mod completions;
+pub mod daemon;
 pub mod error;
 pub mod ui;
 
@@ -30,6 +31,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Daemon(daemon::DaemonArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -46,6 +48,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let ui = Ui::new(cli.quiet, cli.color);
     let result = match cli.command {
+        Command::Daemon(args) => daemon::run(&args, &ui),
         Command::Completions(args) => completions::run(&args, &ui),
     };
     ExitCode::from(result.unwrap_or_else(|error: CommandError| report(&ui, &error)))
