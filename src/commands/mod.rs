@@ -3,6 +3,9 @@
 pub mod completions;
 pub mod daemon;
 pub mod error;
+pub mod probe;
+pub mod send;
+pub mod target;
 pub mod ui;
 
 use std::ffi::OsString;
@@ -32,6 +35,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Daemon(daemon::DaemonArgs),
+    Send(send::SendArgs),
+    Probe(probe::ProbeArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -49,6 +54,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let ui = Ui::new(cli.quiet, cli.color);
     let result = match cli.command {
         Command::Daemon(args) => daemon::run(&args, &ui),
+        Command::Send(args) => send::run(&args, &ui),
+        Command::Probe(args) => probe::run(&args, &ui),
         Command::Completions(args) => completions::run(&args, &ui),
     };
     ExitCode::from(result.unwrap_or_else(|error: CommandError| report(&ui, &error)))
