@@ -1,2 +1,42 @@
-//! The OS-level tests.
-fn main() {}
+//! The OS-level tests: one binary, whose tests run in namespaces of their own.
+//!
+//! Every test is a [`Case`](support::Case): a function that runs alone in a process which has a
+//! private mount and IPC namespace, a fresh tmpfs on /dev/shm and an empty scratch directory as
+//! its working directory. Nothing here touches the machine's own /dev/shm. To add one, write a
+//! function that panics when something is wrong, and list it in its module's `tests()`.
+
+#![allow(unsafe_code, missing_docs, clippy::unwrap_used, clippy::exit)]
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
+
+mod harness;
+mod hostile;
+mod leaks;
+mod lease;
+mod race;
+mod support;
+
+use std::process::ExitCode;
+
+use support::{Case, hold, run, supervise};
+
+/// A module's name and its cases.
+type Module = (&'static str, fn() -> Vec<Case>);
+
+/// Every module with tests: one that is not named here is found by `harness::every_file_is_listed`.
+const MODULES: &[Module] = &[
+    ("harness", harness::tests),
+    ("hostile", hostile::tests),
+    ("leaks", leaks::tests),
+    ("lease", lease::tests),
+    ("race", race::tests),
+];
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    match arguments.next().as_deref() {
+        Some("__case") => supervise(&arguments.next().unwrap()),
+        Some("__race") => race::main(&arguments.collect::<Vec<_>>()),
+        Some("__hold") => hold::main(&arguments.collect::<Vec<_>>()),
+        _ => run(),
+    }
+}

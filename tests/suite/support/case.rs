@@ -1,0 +1,146 @@
+//! Cases, and how they become the tests of libtest-mimic.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode, exit};
+use std::sync::{Mutex, PoisonError};
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use super::sandbox;
+
+/// What a case cannot do without. Where it is not to be had, the case is skipped, loudly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Root of the first user namespace, to become other users.
+    RealRoot,
+    /// A PID namespace of its own: the case is pid 1 and has a /proc of its own.
+    PidNamespace,
+    /// Runs Pythons. Such cases run one at a time, since a live Python is evidence.
+    Python,
+    /// /dev/fuse, and the right to mount it.
+    Fuse,
+}
+
+/// One test.
+#[derive(Debug, Clone)]
+pub(crate) struct Case {
+    /// The name, without that of its module.
+    pub(crate) name: &'static str,
+    /// What it needs.
+    pub(crate) needs: &'static [Need],
+    /// After how many seconds the watchdog ends it.
+    pub(crate) seconds: u64,
+    /// The test itself: it panics when something is wrong.
+    pub(crate) body: fn(),
+}
+
+/// A case that needs nothing special.
+pub(crate) const fn case(name: &'static str, body: fn()) -> Case {
+    Case { name, needs: &[], seconds: 120, body }
+}
+
+impl Case {
+    /// The same case with needs.
+    pub(crate) const fn needs(self, needs: &'static [Need]) -> Self {
+        Self { needs, ..self }
+    }
+
+    /// The same case with another bound than 120 s.
+    pub(crate) const fn seconds(self, seconds: u64) -> Self {
+        Self { seconds, ..self }
+    }
+}
+
+/// The exit status of a case that could not run.
+pub(super) const SKIPPED: i32 = 77;
+const SKIP_MARK: &str = "SKIPPED: ";
+const NOTE_MARK: &str = "NOTE: ";
+
+/// Ends the case: what it needs is not to be had here.
+pub(crate) fn skip(reason: impl std::fmt::Display) -> ! {
+    println!("{SKIP_MARK}{reason}");
+    exit(SKIPPED)
+}
+
+/// A line for the summary at the end of the run, e.g. how many interpreters there were.
+pub(crate) fn note(text: impl std::fmt::Display) {
+    println!("{NOTE_MARK}{text}");
+}
+
+/// The case called `MODULE::NAME`.
+pub(super) fn find(full_name: &str) -> Case {
+    let hidden: crate::Module = ("harness", crate::harness::hidden);
+    crate::MODULES
+        .iter()
+        .chain([&hidden])
+        .flat_map(|(module, tests)| tests().into_iter().map(move |case| (module, case)))
+        .find(|(module, case)| format!("{module}::{}", case.name) == full_name)
+        .map(|(_, case)| case)
+        .unwrap_or_else(|| panic!("no case is called {full_name}"))
+}
+
+/// What the summary tells: skipped cases and notes, by name.
+static SUMMARY: Mutex<BTreeSet<(String, String)>> = Mutex::new(BTreeSet::new());
+static ONE_PYTHON_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Runs what the command line asks for and prints what was skipped, and why, on stderr.
+pub(crate) fn run() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let directory = sandbox::prepare();
+    let trials: Vec<Trial> = crate::MODULES
+        .iter()
+        .flat_map(|(module, tests)| tests().into_iter().map(move |case| (module, case)))
+        .map(|(module, case)| {
+            let name = format!("{module}::{}", case.name);
+            let environment = directory.environment();
+            Trial::ignorable_test(name.clone(), move || execute(&name, &case, &environment))
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    drop(directory);
+    let summary = SUMMARY.lock().unwrap_or_else(PoisonError::into_inner);
+    for (name, text) in &*summary {
+        eprintln!("{name}: {text}");
+    }
+    let skipped = summary.iter().filter(|(_, text)| text.starts_with(SKIP_MARK)).count();
+    if skipped > 0 {
+        eprintln!(
+            "{skipped} of {} tests were SKIPPED, see above",
+            conclusion.num_passed + conclusion.num_ignored + conclusion.num_failed
+        );
+    }
+    conclusion.exit_code()
+}
+
+/// Runs one case in a process of its own; its output is shown when it failed.
+fn execute(name: &str, case: &Case, environment: &[(&str, String)]) -> Result<Completion, Failed> {
+    let _turn = case
+        .needs
+        .contains(&Need::Python)
+        .then(|| ONE_PYTHON_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner));
+    // A process group of its own: Ctrl-C reaches this process only, and its end the supervisor.
+    let output = Command::new("/proc/self/exe")
+        .args(["__case", name])
+        .envs(environment.iter().map(|(key, value)| (key, value)))
+        .process_group(0)
+        .output()?;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let mut reason = None;
+    for line in stdout.lines() {
+        if line.starts_with(SKIP_MARK) || line.starts_with(NOTE_MARK) {
+            let mut summary = SUMMARY.lock().unwrap_or_else(PoisonError::into_inner);
+            summary.insert((name.to_owned(), line.to_owned()));
+        }
+        reason = line.strip_prefix(SKIP_MARK).or(reason);
+    }
+    match (output.status.code(), reason) {
+        (Some(0), _) => Ok(Completion::Completed),
+        (Some(SKIPPED), Some(reason)) => Ok(Completion::ignored_with(reason)),
+        _ => Err(Failed::from(format!(
+            "{}\n--- stdout\n{stdout}\n--- stderr\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr),
+        ))),
+    }
+}

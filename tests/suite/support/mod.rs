@@ -1,0 +1,51 @@
+//! What the cases stand on.
+
+mod case;
+mod command;
+pub(crate) mod fuse;
+pub(crate) mod hold;
+mod python;
+mod sandbox;
+mod schema;
+mod shm;
+
+pub(crate) use case::{Case, Need, case, note, run, skip};
+pub(crate) use command::{
+    Finish, Finished, evidence, inventory, listed, reap_all, rtrack, verdict,
+};
+pub(crate) use hold::{Holder, hold, hold_as};
+pub(crate) use python::{Python, pythons};
+pub(crate) use sandbox::{is_real_root, mount, run_directory, scratch, supervise};
+pub(crate) use schema::{faults, validate};
+pub(crate) use shm::{identity, names, object, path, sem_open, shm_open};
+
+use std::io;
+
+/// The result of a system call that answers -1 with an errno.
+pub(crate) fn check(result: i32) -> io::Result<i32> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Kills a process (`SIGKILL`) that this case started and that has not been waited for.
+pub(crate) fn kill(pid: u32) {
+    // SAFETY: the call touches no memory, and the caller vouches for the pid.
+    check(unsafe { libc::kill(pid.try_into().unwrap(), libc::SIGKILL) }).unwrap();
+}
+
+/// A user and group of the machine that no account has.
+pub(crate) const SOMEBODY: u32 = 4242;
+
+/// Calls `ready` until it answers something; the watchdog of the case bounds it.
+pub(crate) fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+    let mut asked = 0_u32;
+    loop {
+        if let Some(value) = ready() {
+            return value;
+        }
+        asked += 1;
+        if asked.is_multiple_of(1000) {
+            eprintln!("still waiting for {what}");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
