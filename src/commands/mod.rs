@@ -1,11 +1,15 @@
 //! The command line (clap derive) and the dispatch.
 
 pub mod completions;
+pub mod daemon;
 pub mod error;
 pub mod list;
+pub mod probe;
 pub mod reap;
 pub mod render;
 pub mod selecting;
+pub mod send;
+pub mod target;
 pub mod ui;
 pub mod values;
 
@@ -35,6 +39,9 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Daemon(daemon::DaemonArgs),
+    Send(send::SendArgs),
+    Probe(probe::ProbeArgs),
     /// List IPC objects: size, owner, holders, verdict and why
     List(list::ListArgs),
     /// Remove what is proven to be orphaned
@@ -55,6 +62,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let ui = Ui::new(cli.quiet, cli.color);
     let result = match cli.command {
+        Command::Daemon(args) => daemon::run(&args, &ui),
+        Command::Send(args) => send::run(&args, &ui),
+        Command::Probe(args) => probe::run(&args, &ui),
         Command::List(args) => list::run(&args, &ui),
         Command::Reap(args) => reap::run(&args, &ui),
         Command::Completions(args) => completions::run(&args, &ui),

@@ -9,6 +9,7 @@
 mod leftovers;
 mod objects;
 mod quarantine;
+pub mod registered;
 
 pub use leftovers::{Settled, settle};
 pub use objects::{Manner, Reaper, Target};
