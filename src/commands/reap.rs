@@ -137,6 +137,9 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
 
     let rows = reported(&host, &survey, reports, args);
     answer(args, ui, &host, &survey, &rows, document::mount(&host, usage, visible))?;
+    for row in &rows {
+        say_failed(row, ui);
+    }
     if interrupted {
         return Ok(ErrorKind::Interrupted.status());
     }
@@ -374,6 +377,22 @@ fn reported<'a>(
     rows.retain(|row| row.report.is_some());
     sort(&mut rows, args.select.sort, args.select.reverse);
     rows
+}
+
+fn say_failed(row: &Row<'_>, ui: &Ui) {
+    let Some(report) = row.report.as_ref().filter(|report| report.outcome == Outcome::Failed)
+    else {
+        return;
+    };
+    ui.line(format_args!("error: {}: {}", row.object.shown_id(), report.says));
+    match report.errno {
+        Some(libc::EROFS) => ui.line("hint: /dev/shm is mounted read-only"),
+        Some(libc::ENOSPC) => {
+            ui.line("hint: the mount has no inode left; what is orphaned can go even so, other objects after it");
+        }
+        Some(libc::EPERM | libc::EACCES) => ui.line("hint: only its owner and root may remove it"),
+        _ => {}
+    }
 }
 
 fn outcome(row: &Row<'_>) -> Outcome {

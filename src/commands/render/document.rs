@@ -70,7 +70,7 @@ pub fn head(schema: &str, host: &Host, survey: &Survey, mount: Value) -> Map<Str
     let mut map = Map::new();
     map.insert("schema".into(), json!(schema));
     map.insert("host".into(), json!(host.name()));
-    map.insert("boot_id".into(), json!(host.boot_id()));
+    map.insert("boot_id".into(), json!(Some(host.boot_id()).filter(|id| !id.is_empty())));
     map.insert("taken_at".into(), json!(show_time(survey.taken_at)));
     map.insert("sight".into(), sight(&survey.snapshot.sight, survey.lease_works));
     map.insert("mounts".into(), json!([mount]));

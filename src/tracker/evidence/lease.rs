@@ -246,8 +246,8 @@ pub fn calibrate(host: &Host) -> bool {
     }) else {
         return false;
     };
-    // A memfd is open for writing, as the unnamed file is; the lease is asked for on a read-only
-    // descriptor, as it is for objects.
+    // The descriptor that made a memfd is not counted as one that has it open, and objects are
+    // asked about by read-only descriptors: so two of those are compared.
     let reopen = || {
         openat(
             AT_FDCWD,
@@ -256,10 +256,10 @@ pub fn calibrate(host: &Host) -> bool {
             Mode::empty(),
         )
     };
-    let Ok(second) = reopen() else { return false };
-    let refused = matches!(lease(second), Err(LeaseError::Held));
-    let Ok(third) = reopen() else { return false };
+    let (Ok(first), Ok(second), Ok(third)) = (reopen(), reopen(), reopen()) else { return false };
     drop(file);
+    let refused = matches!(lease(first), Err(LeaseError::Held));
+    drop(second);
     let granted = lease(third).is_ok();
     refused && granted
 }
