@@ -79,7 +79,7 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     let all = Survey::inventory(&host)?;
     let visible = visible(&all);
     let usage = host.usage()?;
-    let leftovers = all.iter().filter(|object| reap::is_quarantine_name(&object.file)).count();
+    let leftovers = all.iter().filter(|object| reap::is_our_leftover(object)).count();
     let objects = choose(args, &host, all)?;
     let mut survey = Survey::take(&host, args.select.judging(), objects)?;
     let looked = Instant::now();
