@@ -79,7 +79,7 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
     let visible = visible(&objects);
     let usage = host.usage()?;
     let objects = args.select.select(objects, (host.clock.wall)())?;
-    let survey = Survey::take(&host, args.select.judging(), objects)?;
+    let survey = Survey::take(&host, args.select.judging(), objects);
     let mut rows = render::rows(&host, &survey);
     rows.retain(|row| {
         args.select.passes_producer(row.producer.map(|(id, _)| id))

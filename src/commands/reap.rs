@@ -81,7 +81,7 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     let usage = host.usage()?;
     let leftovers = all.iter().filter(|object| reap::is_our_leftover(object)).count();
     let objects = choose(args, &host, all)?;
-    let mut survey = Survey::take(&host, args.select.judging(), objects)?;
+    let mut survey = Survey::take(&host, args.select.judging(), objects);
     let looked = Instant::now();
 
     let steps = steps(args, &host, &survey);
