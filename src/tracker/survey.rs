@@ -149,6 +149,12 @@ impl Survey {
         self.owners.get(&uid).map_or("", |owner| owner.name.as_str())
     }
 
+    /// The catalogue of producers that this survey judges by.
+    #[must_use]
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
     /// The catalogue's entry for the object at `index`.
     #[must_use]
     pub fn producer(&self, object: &Object) -> Option<Match<'_>> {
@@ -412,6 +418,10 @@ impl Survey {
             process_blind: snapshot.sight.processes.iter().map(|blind| blind.says()).collect(),
             holder_blind,
             assumed_complete: snapshot.sight.assumed_complete,
+            catalogue_broken: self.catalogue.broken().first().map(|broken| match broken.line {
+                Some(line) => format!("{}:{line}", broken.file.display()),
+                None => broken.file.display().to_string(),
+            }),
         })
     }
 

@@ -240,6 +240,30 @@ impl Catalogue {
         Some(Match { producer, pid: embedded_pid(producer, file) })
     }
 
+    /// For each kind of object that `name` could be the name of, the first entry that it matches:
+    /// files and directories of /dev/shm (only those of `kind`, if one is given), and if none is
+    /// given, what the catalogue knows beyond them.
+    #[must_use]
+    pub fn find_all(&self, kind: Option<Kind>, name: Vec<u8>) -> Vec<Match<'_>> {
+        let mut found: Vec<Match<'_>> = match kind {
+            Some(kind) => self.find(kind, &name).into_iter().collect(),
+            None => {
+                [Kind::Shm, Kind::Dir].iter().filter_map(|kind| self.find(*kind, &name)).collect()
+            }
+        };
+        if kind.is_none() {
+            for other in ["mqueue", "hugepage", "sysv-shm", "sysv-sem"] {
+                let first = self.producers.iter().filter(|p| p.kind == other).find(|producer| {
+                    compile(&whole(&producer.pattern)).is_ok_and(|p| p.is_match(&name))
+                });
+                found.extend(
+                    first.map(|producer| Match { producer, pid: embedded_pid(producer, &name) }),
+                );
+            }
+        }
+        found
+    }
+
     fn matcher(&self, kinds: &[&str]) -> Matcher {
         let chosen =
             self.producers.iter().enumerate().filter(|(_, p)| kinds.contains(&p.kind.as_str()));
