@@ -13,10 +13,12 @@ use crate::support::{
 
 pub(crate) fn tests() -> Vec<Case> {
     vec![
-        case("alive_and_dead", alive_and_dead),
+        case("alive_and_dead", alive_and_dead).needs(&[Need::PidNamespace]),
         case("cannot_tell", cannot_tell),
-        case("readers_that_are_no_trackers", readers_that_are_no_trackers),
-        case("a_fifo_that_its_clients_can_read", a_fifo_that_its_clients_can_read),
+        case("readers_that_are_no_trackers", readers_that_are_no_trackers)
+            .needs(&[Need::PidNamespace]),
+        case("a_fifo_that_its_clients_can_read", a_fifo_that_its_clients_can_read)
+            .needs(&[Need::PidNamespace]),
         case("other_users", other_users).needs(&[Need::RealRoot]),
     ]
 }

@@ -584,6 +584,9 @@ fn numbers(directory: &Path) -> io::Result<Vec<RawFd>> {
     Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
 }
 
+/// How many readers of one pipe are looked at.
+const CANDIDATES: usize = 8;
+
 /// Whether a tracker is alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Life {
@@ -616,19 +619,17 @@ impl Probe {
     pub fn of(target: &Target) -> io::Result<Self> {
         let queued = target.queued();
         let ends = target.ends();
-        let candidates = || {
-            ends.readers.iter().filter_map(|(pid, writes)| Some((Tracker::look(*pid)?, *writes)))
-        };
+        // Each look can take as long as its deadline, and anybody may read a FIFO that is open to
+        // all: a few are looked at, not every one.
+        let found = ends.readers.iter().take(CANDIDATES);
+        let found: Vec<(Tracker, bool)> =
+            found.filter_map(|(pid, writes)| Some((Tracker::look(*pid)?, *writes))).collect();
         // A shell that opened the FIFO for both is a reader too, and no tracker.
-        let tracker = target
-            .tracker
-            .clone()
-            .or_else(|| {
-                candidates()
-                    .map(|(tracker, _)| tracker)
-                    .find(|tracker| tracker.kind != Kind::Unknown)
-            })
-            .or_else(|| candidates().find(|(_, writes)| !writes).map(|(tracker, _)| tracker));
+        let tracker = target.tracker.clone().or_else(|| {
+            let known = found.iter().find(|(tracker, _)| tracker.kind != Kind::Unknown);
+            let one = known.or_else(|| found.iter().find(|(_, writes)| !writes));
+            one.map(|(tracker, _)| tracker.clone())
+        });
         let only_clients = tracker.is_none() && !ends.readers.is_empty();
         // Where this process itself can read, the pipe always has a reader.
         let flags = fcntl(target, FcntlArg::F_GETFL).map(OFlag::from_bits_retain)?;
