@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Bit N: descriptor N (0 to 2) was open when the process started.
@@ -190,4 +190,103 @@ pub fn stat(dir: impl AsFd, name: &CStr) -> io::Result<Stat> {
         modified: time(raw.stx_mtime),
         changed: time(raw.stx_ctime),
     })
+}
+
+/// Ignores `signal`, as `signal(2)` with `SIG_IGN` does.
+///
+/// # Errors
+/// `EINVAL`: no such signal, or one that cannot be ignored.
+pub fn ignore_signal(signal: libc::c_int) -> io::Result<()> {
+    // SAFETY: SIG_IGN is no handler, so no code of this program runs in a signal's context.
+    if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Does nothing: that a handler runs at all is what ends a blocking system call with `EINTR`.
+extern "C" fn interrupt(_signal: libc::c_int) {}
+
+/// Calls `work` while SIGALRM interrupts whatever system call it blocks in, every 50 ms.
+///
+/// The only bound there is on a write to a descriptor that others share: making it non-blocking
+/// would change it for them, and what `poll` said can be untrue by the time of the write.
+pub fn interrupted<T>(work: impl FnOnce() -> T) -> T {
+    const TICK: libc::timeval = libc::timeval { tv_sec: 0, tv_usec: 50_000 };
+    const STOPPED: libc::timeval = libc::timeval { tv_sec: 0, tv_usec: 0 };
+    let timer = |value| {
+        let timer = libc::itimerval { it_interval: value, it_value: value };
+        // SAFETY: the kernel reads one itimerval, and writes nothing through a null pointer.
+        unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) };
+    };
+    // SAFETY: zeroes are an empty mask and no flags: SA_RESTART must not be set. The handler
+    // touches nothing, so it may run at any point of the program.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = interrupt as *const () as libc::sighandler_t;
+        libc::sigaction(libc::SIGALRM, &action, std::ptr::null_mut());
+        let mut mask: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&mut mask, libc::SIGALRM);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &mask, std::ptr::null_mut());
+    }
+    timer(TICK);
+    let result = work();
+    timer(STOPPED);
+    result
+}
+
+/// Another descriptor, above 2 and closed on exec, of what the inherited number `fd` refers to.
+/// A number says nothing about who owns it, which is why the original is left alone.
+///
+/// # Errors
+/// `EBADF`: nothing is open under that number.
+pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the call touches no memory, and fails on a number that is not open.
+    let copy = check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Closes every descriptor above 2 except `keep`, and points those of `quiet` (among 0 to 2) to
+/// /dev/null. Only for a process that has opened nothing but `keep` so far and has one thread.
+///
+/// # Errors
+/// What /proc/self/fd failed with on a kernel without `close_range` (before 5.9). That /dev/null
+/// cannot be opened is no error: the descriptors stay as they are.
+pub fn let_go_of_inherited(keep: &OwnedFd, quiet: &[RawFd]) -> io::Result<()> {
+    if let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
+        for &fd in quiet.iter().filter(|fd| (0..3).contains(*fd)) {
+            // SAFETY: the standard descriptors have no owner in Rust; both numbers are valid.
+            check(unsafe { libc::dup2(null.as_raw_fd(), fd) })?;
+        }
+    }
+    let keep = keep.as_raw_fd();
+    let close = |first: RawFd, last: libc::c_uint| {
+        // SAFETY: the caller has opened nothing but `keep`, which is in neither range.
+        let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    let below = if keep > 3 { close(3, keep.unsigned_abs() - 1) } else { Ok(()) };
+    if below.and_then(|()| close(keep + 1, libc::c_uint::MAX)).is_ok() {
+        return Ok(());
+    }
+    let open: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    for fd in open.into_iter().filter(|fd| *fd > 2 && *fd != keep) {
+        // SAFETY: as above. The descriptor that listed the directory is closed already: EBADF.
+        unsafe { libc::close(fd) };
+    }
+    Ok(())
+}
+
+/// How many bytes wait to be read (`FIONREAD`), from either end of a pipe.
+///
+/// # Errors
+/// `ENOTTY`: not a thing that has a queue.
+pub fn queued(fd: impl AsFd) -> io::Result<u64> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int to the variable, which outlives the call.
+    check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::FIONREAD, &mut bytes) })?;
+    Ok(u64::try_from(bytes).unwrap_or(0))
 }

@@ -14,6 +14,7 @@ mod leaks;
 mod lease;
 mod race;
 mod support;
+mod vectors;
 
 use std::process::ExitCode;
 
@@ -29,6 +30,7 @@ const MODULES: &[Module] = &[
     ("leaks", leaks::tests),
     ("lease", lease::tests),
     ("race", race::tests),
+    ("vectors", vectors::tests),
 ];
 
 fn main() -> ExitCode {

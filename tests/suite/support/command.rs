@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{sandbox, validate};
+use super::{check, sandbox, validate};
 
 /// `rtrack ARGUMENTS…`, not yet started.
 pub(crate) fn rtrack<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
@@ -154,4 +155,27 @@ pub(crate) fn listed<'a>(document: &'a Value, name: &str) -> &'a Value {
         .iter()
         .find(|object| object["name"] == name || object["file"] == name)
         .unwrap_or_else(|| panic!("{name} is not in {document:#}"))
+}
+
+/// What tests of inherited descriptors do with a `Command`.
+pub(crate) trait Inherit {
+    /// Has the program find `file` as its descriptor `number`.
+    fn inherit(&mut self, file: impl Into<OwnedFd>, number: RawFd) -> &mut Self;
+}
+
+impl Inherit for Command {
+    fn inherit(&mut self, file: impl Into<OwnedFd>, number: RawFd) -> &mut Self {
+        let file = file.into();
+        // SAFETY: the closure runs between fork and exec and makes system calls only.
+        unsafe {
+            self.pre_exec(move || {
+                let from = file.as_raw_fd();
+                if from == number {
+                    check(libc::fcntl(from, libc::F_SETFD, 0)).map(drop)
+                } else {
+                    check(libc::dup2(from, number)).map(drop)
+                }
+            })
+        }
+    }
 }

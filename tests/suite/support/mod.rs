@@ -11,7 +11,7 @@ mod shm;
 
 pub(crate) use case::{Case, Need, case, note, run, skip};
 pub(crate) use command::{
-    Finish, Finished, evidence, inventory, listed, reap_all, rtrack, verdict,
+    Finish, Finished, Inherit, evidence, inventory, listed, reap_all, rtrack, verdict,
 };
 pub(crate) use hold::{Holder, hold, hold_as};
 pub(crate) use python::{Python, pythons};

@@ -1,0 +1,133 @@
+//! `rtrack daemon`: the resource tracker.
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::Status;
+use super::error::{CommandError, Kind};
+use super::ui::Ui;
+use crate::tracker::service::channel::{self, TakeError};
+use crate::tracker::service::server;
+use crate::tracker::sys;
+
+/// Read registrations from a pipe until every writer is gone, then remove what is left
+///
+/// A resource tracker, compatible with that of CPython's multiprocessing: clients write
+/// `REGISTER:NAME:RTYPE` and `UNREGISTER:NAME:RTYPE` lines, or the same as JSON. At the end of
+/// input, what was registered and not taken back is removed. RTYPE is semaphore, shared_memory,
+/// or one of the test types noop and dummy.
+///
+/// SIGINT, SIGTERM, SIGHUP and SIGQUIT are ignored. SIGUSR1 lists on stderr what is registered.
+/// Every inherited descriptor but FD and stderr is closed.
+///
+/// Exit status: 0 nothing was left, 1 leftovers were removed, 2 something could not be removed,
+/// 3 a line was bad (what happened last decides), 64 the tracker did not start.
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct DaemonArgs {
+    /// The descriptor to read, usually the read end of a pipe
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
+    fd: i32,
+}
+
+/// Runs the tracker to its end.
+///
+/// # Errors
+/// It could not start: status 64.
+pub fn run(args: &DaemonArgs, _ui: &Ui) -> Result<Status, CommandError> {
+    let not_started = |error: anyhow::Error| CommandError::new(Kind::NotStarted, error);
+    server::ignore_signals()
+        .map_err(|error| not_started(anyhow::Error::new(error).context("set up signals")))?;
+    let channel = channel::take(args.fd).map_err(|error| {
+        let hint = hint(&error, args.fd);
+        not_started(error.into()).hint(hint)
+    })?;
+    Ok(server::run(&channel, &mut PatientStderr::new()).code())
+}
+
+fn hint(error: &TakeError, fd: i32) -> String {
+    match error {
+        TakeError::NotReadable(_) => {
+            format!("pass the end that is read: rtrack daemon --fd {fd} {fd}<FIFO")
+        }
+        _ => format!("open a pipe or FIFO under that number: rtrack daemon --fd {fd} {fd}<FIFO"),
+    }
+}
+
+/// stderr for a process that must not be held up by it. What it does not take within [`STALL`] is
+/// dropped, and nothing is waited for any more until it takes something at once; [`PATIENCE`]
+/// bounds the waiting of the whole run. Errors are nobody's concern.
+struct PatientStderr {
+    buffer: Vec<u8>,
+    stalled: bool,
+    left: Duration,
+}
+
+/// How long one piece may take.
+const STALL: Duration = Duration::from_secs(1);
+
+/// How long the run as a whole waits for whoever should read stderr.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a pipe takes in one piece or not at all: `PIPE_BUF` of pipe(7).
+const PIECE: usize = 4096;
+
+impl PatientStderr {
+    fn new() -> Self {
+        Self { buffer: Vec::new(), stalled: false, left: PATIENCE }
+    }
+
+    /// Writes a piece, or gives up and drops it.
+    fn deliver(&mut self, mut piece: &[u8]) {
+        if !sys::was_open_at_start(2) {
+            return;
+        }
+        let began = Instant::now();
+        let patience = if self.stalled { Duration::ZERO } else { STALL.min(self.left) };
+        while !piece.is_empty() {
+            match write_within(piece, patience.saturating_sub(began.elapsed())) {
+                Ok(length) => piece = piece.get(length..).unwrap_or_default(),
+                Err(Errno::EINTR) if began.elapsed() < patience => {}
+                Err(_) => break,
+            }
+        }
+        self.stalled = !piece.is_empty();
+        self.left = self.left.saturating_sub(began.elapsed());
+    }
+}
+
+/// Writes what stderr takes, waiting for it to take anything.
+fn write_within(piece: &[u8], patience: Duration) -> nix::Result<usize> {
+    let stderr = io::stderr();
+    let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
+    let mut target = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    if poll(&mut target, timeout)? == 0 {
+        return Err(Errno::EAGAIN);
+    }
+    // Somebody else may fill the pipe between the question and the write.
+    sys::interrupted(|| nix::unistd::write(&stderr, piece))
+}
+
+impl Write for PatientStderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = PIECE.saturating_sub(self.buffer.len());
+        let taken = bytes.get(..room.min(bytes.len())).unwrap_or_default();
+        self.buffer.extend_from_slice(taken);
+        if self.buffer.len() >= PIECE {
+            self.flush()?;
+        }
+        Ok(taken.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let buffer = std::mem::take(&mut self.buffer);
+        self.deliver(&buffer);
+        self.buffer = buffer;
+        self.buffer.clear();
+        Ok(())
+    }
+}

@@ -1,0 +1,174 @@
+//! `rtrack probe`: is a tracker alive?
+
+use serde::Serialize;
+
+use super::Status;
+use super::error::{CommandError, Kind as ErrorKind};
+use super::target::{TargetArgs, unreachable};
+use super::ui::Ui;
+use crate::tracker::resource::escape;
+use crate::tracker::service::client::{Kind, Life, Probe, TargetError, Tracker};
+
+/// Is a tracker alive? The exit status is the answer
+///
+/// Looks at the pipe and at who has it open. Nothing is written to it, so nothing is disturbed.
+///
+/// Exit status: 0 alive, 1 dead, 2 the command line is wrong, 3 it cannot be told.
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct ProbeArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+
+    /// Print the answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The answer for programs.
+#[derive(Debug, Serialize)]
+struct Answer {
+    schema: &'static str,
+    /// Nothing when it cannot be told.
+    alive: Option<bool>,
+    pid: Option<i32>,
+    kind: Option<Kind>,
+    /// The version of Python that runs it, as far as its path tells.
+    version: Option<String>,
+    /// When the process started.
+    since: Option<String>,
+    stopped: Option<bool>,
+    /// How many processes read the pipe; nothing when not all of them could be seen.
+    readers: Option<usize>,
+    /// How many processes hold the write end; nothing when not all of them could be seen.
+    writers: Option<usize>,
+    /// How many of them were seen.
+    writers_seen: Option<usize>,
+    /// How many bytes wait to be read.
+    queued: Option<u64>,
+    /// The same as a sentence.
+    says: String,
+}
+
+/// Probes.
+///
+/// # Errors
+/// The command line is wrong, or stdout could not be written.
+pub fn run(args: &ProbeArgs, ui: &Ui) -> Result<Status, CommandError> {
+    let result = args.target.open()?.and_then(|target| {
+        Probe::of(&target).map_err(|error| TargetError::Os {
+            operation: "poll",
+            path: "the pipe".into(),
+            error,
+        })
+    });
+    let (life, answer) = match result {
+        Ok(probe) => (probe.life, of_probe(&probe)),
+        Err(error) => {
+            let error = unreachable(error);
+            let life = if error.kind == ErrorKind::No { Life::Dead } else { Life::Unknown };
+            if life == Life::Unknown && !args.json {
+                return Err(CommandError { source: error.source.context("cannot tell"), ..error });
+            }
+            (life, of_life(life, format!("{:#}", error.source)))
+        }
+    };
+    ui.answer(|out| {
+        if args.json {
+            serde_json::to_writer_pretty(&mut *out, &answer)?;
+            writeln!(out)
+        } else {
+            writeln!(out, "{}", answer.says)
+        }
+    })?;
+    Ok(match life {
+        Life::Alive => 0,
+        Life::Dead => ErrorKind::No.status(),
+        Life::Unknown => ErrorKind::Failed.status(),
+    })
+}
+
+/// An answer of which only this much is known.
+fn of_life(life: Life, why: String) -> Answer {
+    let (alive, word) = match life {
+        Life::Alive => (Some(true), "alive"),
+        Life::Dead => (Some(false), "dead"),
+        Life::Unknown => (None, "cannot tell"),
+    };
+    Answer {
+        schema: "rtrack.probe/1",
+        alive,
+        pid: None,
+        kind: None,
+        version: None,
+        since: None,
+        stopped: None,
+        readers: None,
+        writers: None,
+        writers_seen: None,
+        queued: None,
+        says: format!("{word}: {why}"),
+    }
+}
+
+fn of_probe(probe: &Probe) -> Answer {
+    let ends = probe.ends.as_ref();
+    let complete = ends.is_some_and(|ends| ends.complete());
+    let tracker = probe.tracker.as_ref();
+    let writers_seen = ends.map(|ends| ends.writers);
+    let mut says = match (probe.life, tracker) {
+        (Life::Alive, Some(tracker)) => reader(tracker),
+        (Life::Alive, None) => {
+            "the pipe is read, by a process that cannot be seen from here".to_owned()
+        }
+        (Life::Dead, _) => "no tracker reads the pipe".to_owned(),
+        (Life::Unknown, _) => {
+            "the pipe is read, but only by processes that also write to it".to_owned()
+        }
+    };
+    if let Some(count) = writers_seen {
+        let processes = if count == 1 { "process holds" } else { "processes hold" };
+        let least = if complete { "" } else { "at least " };
+        says.push_str(&format!("; {least}{count} other {processes} the write end"));
+    }
+    if let Some(ends) = ends {
+        if ends.hidden {
+            says.push_str(" (the processes of other users are hidden)");
+        } else if ends.unreadable > 0 {
+            let count = ends.unreadable;
+            says.push_str(&format!(" ({count} processes could not be looked into)"));
+        }
+    }
+    if let Some(bytes) = probe.queued {
+        says.push_str(&format!("; {bytes} bytes are queued"));
+    }
+    Answer {
+        pid: tracker.map(|tracker| tracker.pid),
+        kind: tracker
+            .map(|tracker| tracker.kind)
+            .or((probe.life == Life::Alive).then_some(Kind::Unknown)),
+        version: tracker.and_then(|tracker| tracker.version).map(|version| version.to_string()),
+        since: tracker.and_then(|tracker| tracker.since).map(|since| since.to_string()),
+        stopped: tracker.map(|tracker| tracker.stopped),
+        readers: ends.filter(|_| complete).map(|ends| ends.readers.len()),
+        writers: writers_seen.filter(|_| complete),
+        writers_seen,
+        queued: probe.queued,
+        ..of_life(probe.life, says)
+    }
+}
+
+/// What reads the pipe, in words.
+fn reader(tracker: &Tracker) -> String {
+    let Tracker { pid, kind, version, since, comm, stopped, .. } = tracker;
+    let what = match (kind, version) {
+        (Kind::Unknown, _) => {
+            format!("{}, which is no tracker that is known here", escape(comm.as_bytes()))
+        }
+        (kind, Some(version)) => format!("{} on Python {version}", kind.as_str()),
+        (kind, None) => kind.as_str().to_owned(),
+    };
+    let since = since.map(|since| format!(" since {since}")).unwrap_or_default();
+    let stopped = if *stopped { ", but it is stopped" } else { "" };
+    format!("process {pid} ({what}) reads the pipe{since}{stopped}")
+}

@@ -1,0 +1,202 @@
+//! `rtrack send`: messages to a tracker by hand.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, BufRead, Read};
+use std::os::unix::ffi::OsStrExt;
+
+use anyhow::{Context, anyhow};
+
+use super::Status;
+use super::error::{CommandError, Kind as ErrorKind};
+use super::target::{TargetArgs, unreachable};
+use super::ui::Ui;
+use crate::tracker::resource::escape;
+use crate::tracker::service::client::{Kind, Reader, SendError, Target, Tracker};
+use crate::tracker::service::protocol::{self, Command, LINE_MAX, encode};
+use crate::tracker::sys;
+
+/// Send one message to a tracker, or a stream of them
+///
+///   rtrack send REGISTER NAME RTYPE     remove NAME when the last client is gone
+///   rtrack send UNREGISTER NAME RTYPE   no, do not
+///   rtrack send PROBE                   nothing; fails if nobody reads
+///   rtrack send -                       one message for each line of stdin
+///
+/// RTYPE is semaphore or shared_memory (noop and dummy are for tests; the trackers of loky and
+/// joblib know semlock, file and folder). NAME may be any bytes; write -- before one that could
+/// be taken for an option.
+///
+/// A line of stdin is CMD:NAME:RTYPE. NAME is what lies between the first and the last colon,
+/// taken as it is. A line that begins with { is the protocol's JSON form, for names with
+/// newlines. The first line that cannot be sent ends the stream; those before it have been sent.
+///
+/// A message is one write of at most 512 bytes, so that clients never interleave. Names with
+/// newlines or beyond ASCII go as JSON, which CPython reads since 3.13.10 and 3.14.1.
+///
+/// Exit status: 0 sent, 1 nobody reads the pipe or there is no such process, 2 the message
+/// cannot be sent (command line, length), 3 it could not be sent (permission, full pipe).
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct SendArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+
+    /// REGISTER, UNREGISTER, PROBE, or - for messages from stdin
+    #[arg(value_name = "CMD")]
+    command: OsString,
+
+    /// The resource, e.g. /psm_1a2b3c
+    #[arg(allow_hyphen_values = true, requires = "rtype")]
+    name: Option<OsString>,
+
+    /// Its type
+    #[arg(allow_hyphen_values = true)]
+    rtype: Option<OsString>,
+}
+
+/// Sends.
+///
+/// # Errors
+/// The message is wrong (2), nobody reads (1), it could not be sent (3).
+pub fn run(args: &SendArgs, ui: &Ui) -> Result<Status, CommandError> {
+    let name = args.name.as_deref().map(OsStr::as_bytes);
+    let rtype = args.rtype.as_deref().map(OsStr::as_bytes);
+    if args.command == "-" {
+        if name.is_some() {
+            return Err(CommandError::usage("messages come from stdin: no NAME and RTYPE here"));
+        }
+        let mut sender = Sender::open(&args.target, ui)?;
+        return stream(&mut sender);
+    }
+    let command = command(args.command.as_bytes())?;
+    let (name, rtype) = match (command, name.zip(rtype)) {
+        (_, Some(resource)) => resource,
+        (Command::Probe, None) => (&b"0"[..], &b"noop"[..]),
+        _ => {
+            return Err(CommandError::usage(format!("{} needs NAME and RTYPE", command.as_str()))
+                .hint(format!("rtrack send {} /psm_1a2b3c shared_memory", command.as_str())));
+        }
+    };
+    known_rtype(rtype, Kind::Unknown)?;
+    let mut sender = Sender::open(&args.target, ui)?;
+    sender.send(command, name, rtype)?;
+    Ok(0)
+}
+
+/// The command of that word, which has to be in capitals as on the wire.
+fn command(word: &[u8]) -> Result<Command, CommandError> {
+    Command::from_word(word).ok_or_else(|| {
+        CommandError::usage(format!("\"{}\" is no command", escape(word)))
+            .hint("REGISTER, UNREGISTER or PROBE, in capitals")
+    })
+}
+
+/// The type of that word, if trackers of that kind clean it.
+fn known_rtype(word: &[u8], kind: Kind) -> Result<&'static str, CommandError> {
+    kind.rtypes().iter().find(|rtype| rtype.as_bytes() == word).copied().ok_or_else(|| {
+        CommandError::usage(format!("\"{}\" is no resource type of this tracker", escape(word)))
+            .hint(format!("one of {}", kind.rtypes().join(", ")))
+    })
+}
+
+/// A tracker, and what is known about what it reads.
+struct Sender<'a> {
+    target: Target,
+    ui: &'a Ui,
+    /// Set when it was looked for.
+    tracker: Option<Option<Tracker>>,
+    doubted: bool,
+}
+
+impl<'a> Sender<'a> {
+    fn open(args: &TargetArgs, ui: &'a Ui) -> Result<Self, CommandError> {
+        let target = args.open()?.map_err(unreachable)?;
+        let tracker = target.tracker.clone().map(Some);
+        Ok(Self { target, ui, tracker, doubted: false })
+    }
+
+    fn send(&mut self, command: Command, name: &[u8], rtype: &[u8]) -> Result<(), CommandError> {
+        // Every reader takes a plain name; only for others is it worth a look at every process.
+        if Reader::Old.form(name).is_none() && self.tracker.is_none() {
+            let readers = self.target.ends().readers;
+            let known = readers.keys().filter_map(|pid| Tracker::look(*pid));
+            self.tracker = Some({ known }.find(|tracker| tracker.kind != Kind::Unknown));
+        }
+        let tracker = self.tracker.as_ref().and_then(Option::as_ref);
+        let rtype = known_rtype(rtype, tracker.map_or(Kind::Unknown, |tracker| tracker.kind))?;
+        let reader = tracker.map_or(Reader::Unknown, Tracker::reader);
+        let who = || match tracker {
+            Some(Tracker { pid, kind, version: Some(version), .. }) => {
+                format!("{} {version}, pid {pid}", kind.as_str())
+            }
+            Some(Tracker { pid, kind, .. }) => format!("{}, pid {pid}", kind.as_str()),
+            None => "unknown".to_owned(),
+        };
+        let Some((form, certain)) = reader.form(name) else {
+            return Err(CommandError::usage(format!(
+                "this tracker ({}) cannot be told the name \"{}\": newlines, colons and bytes \
+                 beyond ASCII need a newer one",
+                who(),
+                escape(name)
+            ))
+            .hint("CPython 3.13.11, 3.14.2 and rtrack daemon read such names"));
+        };
+        let message = encode(command, name, rtype, form)
+            .map_err(|error| CommandError::new(ErrorKind::Usage, error))?;
+        if !certain && !self.doubted {
+            self.doubted = true;
+            self.ui.note(format_args!(
+                "note: it is not known whether this tracker ({}) reads names with newlines, \
+                 colons or bytes beyond ASCII",
+                who()
+            ));
+        }
+        self.target.send(&message).map_err(|error| match error {
+            SendError::Dead => CommandError::new(ErrorKind::No, error),
+            _ => CommandError::new(ErrorKind::Failed, error),
+        })
+    }
+}
+
+/// One message for each line of stdin.
+fn stream(sender: &mut Sender<'_>) -> Result<Status, CommandError> {
+    if !sys::was_open_at_start(0) {
+        return Err(anyhow!("stdin is not open").into());
+    }
+    let mut input = io::stdin().lock();
+    let mut line = Vec::new();
+    for number in 1_u64.. {
+        line.clear();
+        let bound = u64::try_from(LINE_MAX).unwrap_or(u64::MAX);
+        let length = input.by_ref().take(bound).read_until(b'\n', &mut line);
+        if length.context("read stdin")? == 0 {
+            break;
+        }
+        send_line(sender, line.strip_suffix(b"\n").unwrap_or(&line)).map_err(|mut error| {
+            error.source = error.source.context(format!("line {number}"));
+            error
+        })?;
+    }
+    Ok(0)
+}
+
+fn send_line(sender: &mut Sender<'_>, line: &[u8]) -> Result<(), CommandError> {
+    if line.first() == Some(&b'{') {
+        let message = protocol::parse(line)
+            .map_err(|error| CommandError::usage(format!("{}: {error}", error.class())))?;
+        return sender.send(message.command, &message.name, message.rtype.as_str().as_bytes());
+    }
+    let wrong = || {
+        CommandError::usage(format!("\"{}\" is no CMD:NAME:RTYPE", escape(line)))
+            .hint("for example REGISTER:/psm_1a2b3c:shared_memory")
+    };
+    let colon = |&byte: &u8| byte == b':';
+    let (first, last) =
+        line.iter().position(colon).zip(line.iter().rposition(colon)).ok_or_else(wrong)?;
+    let (Some(word), Some(name), Some(rtype)) =
+        (line.get(..first), line.get(first + 1..last), line.get(last + 1..))
+    else {
+        return Err(wrong());
+    };
+    sender.send(command(word)?, name, rtype)
+}
