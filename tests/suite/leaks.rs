@@ -14,10 +14,11 @@ use crate::support::{
     wait_for,
 };
 
-/// Each scenario runs twice: as on a machine, where all processes can be seen, and inside a PID
-/// namespace, where the operator has to vouch for what cannot be seen.
+/// Each scenario runs twice: as on a machine, where all processes can be seen and told apart, and
+/// inside a PID namespace, where the operator has to vouch for what cannot be seen. In a user
+/// namespace all strangers have the same uid, so the first one needs root.
 pub(crate) fn tests() -> Vec<Case> {
-    const MACHINE: &[Need] = &[Need::Python, Need::Alone];
+    const MACHINE: &[Need] = &[Need::Python, Need::Alone, Need::RealRoot];
     const CONTAINER: &[Need] = &[Need::Python, Need::PidNamespace];
     vec![
         case("killed_with_its_tracker", || killed_with_its_tracker(&[])).needs(MACHINE),
@@ -114,31 +115,14 @@ fn hold_as_owner(kind: &str, name: &str) -> Holder {
     if is_real_root() { hold_as(SOMEBODY, kind, path(name)) } else { hold(kind, path(name)) }
 }
 
-/// Whether the process at `proc` is evidence about what the owner left: a Python of the owner, or
-/// a resource tracker of the owner or of root.
-fn is_evidence(proc: &Path, owner: u32) -> bool {
-    let Ok(uid) = fs::metadata(proc).map(|meta| meta.uid()) else { return false };
-    let read = |file: &str| {
-        let bytes = fs::read(proc.join(file)).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).replace('\0', " ")
-    };
-    let tracks = |line: String| {
-        line.contains("_tracker import main") || line.contains("rtrack") && line.contains("daemon")
-    };
-    // In a user namespace everybody else, root included, is the overflow uid.
-    let may_be_root = uid == 0 || uid == 65534;
-    uid == owner && read("maps").contains("python")
-        || (uid == owner || may_be_root) && tracks(read("cmdline"))
-}
-
-/// The Pythons that the owner can run. Where some other program of the machine is evidence, there
-/// is nothing to be shown.
+/// The Pythons that the owner can run. Where the owner has one running already, nothing can be
+/// shown.
 fn interpreters() -> Vec<Python> {
-    let me = fs::metadata("/proc/self").unwrap().uid();
-    let owner = if is_real_root() { SOMEBODY } else { me };
     for entry in fs::read_dir("/proc").unwrap().flatten() {
-        if is_evidence(&entry.path(), owner) {
-            skip(format_args!("a Python or a tracker is running: {}", entry.path().display()));
+        let maps = fs::read(entry.path().join("maps")).unwrap_or_default();
+        let is_owners = is_real_root() && entry.metadata().is_ok_and(|meta| meta.uid() == SOMEBODY);
+        if is_owners && String::from_utf8_lossy(&maps).contains("python") {
+            skip(format_args!("uid {SOMEBODY} runs a Python: {}", entry.path().display()));
         }
     }
     let all = pythons();
@@ -197,6 +181,15 @@ fn killed_with_its_tracker(options: &[&str]) {
             assert_eq!(listed(&document, &program.semaphore)["file"], *file);
             let producer = &listed(&document, &program.memory)["producer"]["id"];
             assert_eq!(producer, "cpython-shared-memory");
+
+            // The owner sees the same.
+            if is_real_root() {
+                let arguments = [&["list", "--json", "--grace", "0s"], options].concat();
+                let theirs = as_owner(&mut rtrack(arguments)).finish().expect(0).json();
+                for name in program.memory_and_semaphore() {
+                    assert_eq!(verdict(&theirs, name), verdict(&document, name), "{theirs:#}");
+                }
+            }
 
             // Young objects are left alone, unless told otherwise.
             let young = rtrack(["list", "--json"]).finish().expect(0).json();
