@@ -3,10 +3,15 @@
 pub mod completions;
 pub mod daemon;
 pub mod error;
+pub mod list;
 pub mod probe;
+pub mod reap;
+pub mod render;
+pub mod selecting;
 pub mod send;
 pub mod target;
 pub mod ui;
+pub mod values;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -37,6 +42,10 @@ enum Command {
     Daemon(daemon::DaemonArgs),
     Send(send::SendArgs),
     Probe(probe::ProbeArgs),
+    /// List IPC objects: size, owner, holders, verdict and why
+    List(list::ListArgs),
+    /// Remove what is proven to be orphaned
+    Reap(reap::ReapArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -56,6 +65,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Daemon(args) => daemon::run(&args, &ui),
         Command::Send(args) => send::run(&args, &ui),
         Command::Probe(args) => probe::run(&args, &ui),
+        Command::List(args) => list::run(&args, &ui),
+        Command::Reap(args) => reap::run(&args, &ui),
         Command::Completions(args) => completions::run(&args, &ui),
     };
     ExitCode::from(result.unwrap_or_else(|error: CommandError| report(&ui, &error)))

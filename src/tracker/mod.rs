@@ -1,7 +1,14 @@
 //! The engine: what exists, what is known about it, what follows, and the only place that deletes.
 
+pub mod evidence;
+pub mod host;
+pub mod inventory;
+pub mod plan;
 pub mod reap;
 pub mod resource;
+pub mod select;
 pub mod service;
+pub mod survey;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod verdict;

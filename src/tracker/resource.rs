@@ -6,6 +6,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use serde::{Serialize, Serializer};
 
+use super::sys::{Nanoseconds, Stat};
+
 /// The kinds of object, as `list` shows them and selectors name them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -104,6 +106,31 @@ impl fmt::Debug for Name {
 impl Serialize for Name {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.to_lossy())
+    }
+}
+
+/// What makes an object that object, whatever its name is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// Device number of the mount.
+    pub dev: u64,
+    /// Inode number.
+    pub ino: u64,
+    /// Birth: inode numbers are used again.
+    pub born: Option<Nanoseconds>,
+}
+
+impl Identity {
+    /// The identity of what `stat` describes.
+    #[must_use]
+    pub fn of(stat: &Stat) -> Self {
+        Self { dev: stat.dev, ino: stat.ino, born: stat.born }
+    }
+
+    /// Whether `stat` describes this object.
+    #[must_use]
+    pub fn is(&self, stat: &Stat) -> bool {
+        *self == Self::of(stat)
     }
 }
 

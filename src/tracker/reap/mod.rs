@@ -1,4 +1,97 @@
-//! The only place that deletes.
+//! The only place that deletes: the daemon's clean-up and the operator's go through here.
+//!
+//! [`Reaper`] removes objects that were judged, in steps that reality can interrupt: the write
+//! lease is held while the object is moved into a private directory, so that whoever opens it
+//! meanwhile blocks, is noticed, and finds it back under its name. `registered` removes by name,
+//! unconditionally, as the tracker protocol demands.
 #![allow(clippy::disallowed_methods)]
 
+mod leftovers;
+mod objects;
+mod quarantine;
 pub mod registered;
+
+pub use leftovers::{Settled, settle};
+pub use objects::{Manner, Reaper, Target};
+pub use quarantine::is_our_leftover;
+
+use serde::Serialize;
+
+/// What became of one object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It is removed, and nobody was opening it.
+    Reaped,
+    /// A dry run: it would be tried.
+    WouldReap,
+    /// Somebody has it open or mapped.
+    Held,
+    /// Its name belongs to another object now.
+    Changed,
+    /// Somebody opened it during the removal; it is back under its name, or counts as unlinked if
+    /// that name was taken again meanwhile.
+    OpenedMeanwhile,
+    /// Somebody opened it in the moment of its removal, too late to be noticed before.
+    OpenedAtRemoval,
+    /// It may not be removed: the verdict changed, or it is not removed by this version.
+    Refused,
+    /// Its name was gone already.
+    Gone,
+    /// The kernel refused a step.
+    Failed,
+}
+
+impl Outcome {
+    /// The word that tables and JSON use.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reaped => "reaped",
+            Self::WouldReap => "would-reap",
+            Self::Held => "held",
+            Self::Changed => "changed",
+            Self::OpenedMeanwhile => "opened-meanwhile",
+            Self::OpenedAtRemoval => "opened-at-removal",
+            Self::Refused => "refused",
+            Self::Gone => "gone",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Whether the object that was planned is still there, so that the answer is no.
+    #[must_use]
+    pub fn is_left(self) -> bool {
+        match self {
+            Self::Reaped | Self::WouldReap | Self::OpenedAtRemoval | Self::Gone => false,
+            Self::Held | Self::Changed | Self::OpenedMeanwhile | Self::Refused | Self::Failed => {
+                true
+            }
+        }
+    }
+}
+
+/// The outcome, a sentence, and the errno where the kernel refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Why, for people.
+    pub says: String,
+    /// The errno of a [`Outcome::Failed`].
+    pub errno: Option<i32>,
+}
+
+impl Report {
+    fn new(outcome: Outcome, says: impl Into<String>) -> Self {
+        Self { outcome, says: says.into(), errno: None }
+    }
+
+    fn failed(step: &str, error: &std::io::Error) -> Self {
+        Self {
+            outcome: Outcome::Failed,
+            says: format!("{step}: {error}"),
+            errno: Some(error.raw_os_error().unwrap_or(libc::EIO)),
+        }
+    }
+}

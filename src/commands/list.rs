@@ -1,0 +1,209 @@
+//! `rtrack list`: what is there, who holds it, may it go, and why.
+
+use super::Status;
+use super::error::CommandError;
+use super::render::{self, Row, columns, document, table};
+use super::selecting::{SelectArgs, SortKey};
+use super::ui::Ui;
+use super::values::show_size;
+use crate::tracker::host::{Host, Usage};
+use crate::tracker::inventory::posix::Object;
+use crate::tracker::survey::Survey;
+use crate::tracker::verdict::Verdict;
+
+/// The arguments of `rtrack list`.
+#[derive(Debug, clap::Args)]
+pub struct ListArgs {
+    #[command(flatten)]
+    select: SelectArgs,
+
+    /// Only objects of these verdicts
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "VERDICT")]
+    verdict: Vec<Verdict>,
+
+    /// One JSON document
+    #[arg(long, group = "format")]
+    json: bool,
+
+    /// One JSON object a line
+    #[arg(long, group = "format")]
+    ndjson: bool,
+
+    /// Ids only, each ended by a NUL, for xargs -0
+    #[arg(short = '0', long = "null", group = "format")]
+    null: bool,
+
+    /// These columns, e.g. id,uid,size
+    #[arg(short, long, value_delimiter = ',', value_name = "COLUMNS", long_help = columns_help())]
+    output: Vec<String>,
+
+    /// No line of headings
+    #[arg(long)]
+    no_headings: bool,
+
+    /// Exit with status 1 if there are orphaned objects
+    #[arg(long)]
+    check: bool,
+
+    /// Exit with status 3 if not everything could be seen
+    #[arg(long)]
+    strict: bool,
+}
+
+fn columns_help() -> String {
+    let mut help = String::from("These columns, e.g. id,uid,size:\n");
+    for column in columns::COLUMNS {
+        help.push_str(&format!("  {:<12} {}\n", column.key, column.help));
+    }
+    help
+}
+
+/// Lists the objects.
+///
+/// # Errors
+/// The command line is wrong, /dev/shm cannot be read, or stdout cannot be written.
+pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
+    args.select.filter()?;
+    let keys: Vec<String> = if args.output.is_empty() {
+        columns::DEFAULT.iter().map(|key| (*key).to_owned()).collect()
+    } else {
+        args.output.clone()
+    };
+    let chosen = columns::chosen(&keys).map_err(|key| {
+        let name = crate::tracker::resource::escape(key.as_bytes());
+        CommandError::usage(format_args!("-o {name}: no such column"))
+            .hint("rtrack list --help names them")
+    })?;
+    let host = open_host()?;
+    let objects = Survey::inventory(&host)?;
+    let visible = visible(&objects);
+    let usage = host.usage()?;
+    let objects = args.select.select(objects, (host.clock.wall)())?;
+    let survey = Survey::take(&host, args.select.judging(), objects)?;
+    let mut rows = render::rows(&host, &survey);
+    rows.retain(|row| {
+        args.select.passes_producer(row.producer.map(|(id, _)| id))
+            && (args.verdict.is_empty() || args.verdict.contains(&row.judgement.verdict))
+    });
+    sort(&mut rows, args.select.sort, args.select.reverse);
+
+    let json_columns =
+        if args.output.is_empty() { document::all_columns(false) } else { chosen.clone() };
+    let look = table::Look {
+        width: ui.stdout_is_terminal().then(table::terminal_width).flatten(),
+        colored: ui.colored(),
+        headings: !args.no_headings,
+    };
+    ui.answer(|out| {
+        if args.json {
+            let mount = document::mount(&host, usage, visible);
+            let head = document::head("rtrack.inventory/1", &host, &survey, mount);
+            document::write(out, &document::inventory(head, &rows, &json_columns))
+        } else if args.ndjson {
+            rows.iter()
+                .try_for_each(|row| writeln!(out, "{}", document::object(row, &json_columns)))
+        } else if args.null {
+            rows.iter().try_for_each(|row| {
+                out.write_all(&row.object.id_bytes())?;
+                out.write_all(b"\0")
+            })
+        } else {
+            table::write(out, &rows, &chosen, look)
+        }
+    })?;
+    if ui.stdout_is_terminal() && !(args.json || args.ndjson || args.null) {
+        ui.note(footer(&host, usage, visible, &rows));
+    }
+    say_what_was_not_seen(&survey, ui);
+    for (id, error) in &survey.troubles {
+        ui.line(format_args!("error: {id}: {error}"));
+    }
+    let partial = !survey.snapshot.sight.holders.is_empty() || !survey.lease_works;
+    if !survey.troubles.is_empty() || (args.strict && partial) {
+        return Ok(3);
+    }
+    let orphans = rows.iter().any(|row| row.judgement.verdict == Verdict::Orphaned);
+    Ok(u8::from(args.check && orphans))
+}
+
+/// The machine, or what the operator can do where there is nothing to look at.
+///
+/// # Errors
+/// /dev/shm is missing, unreadable, or not a tmpfs: status 3.
+pub fn open_host() -> Result<Host, CommandError> {
+    Host::real().map_err(|error| {
+        CommandError::from(error).hint("rtrack looks at the tmpfs mounted at /dev/shm")
+    })
+}
+
+/// Bytes that belong to objects with a name.
+#[must_use]
+pub fn visible(objects: &[Object]) -> u64 {
+    objects.iter().map(Object::allocated).sum()
+}
+
+/// Sorts as `--sort` says; equal ones by name, so that two runs agree.
+pub fn sort(rows: &mut [Row<'_>], key: SortKey, reverse: bool) {
+    rows.sort_by(|a, b| {
+        let order = match key {
+            SortKey::Size => b.object.size().cmp(&a.object.size()),
+            SortKey::Name => std::cmp::Ordering::Equal,
+            SortKey::Age => b.age().cmp(&a.age()),
+            SortKey::User => a.user.cmp(b.user),
+            SortKey::Kind => a.object.kind.cmp(&b.object.kind),
+            SortKey::Verdict => b.judgement.verdict.cmp(&a.judgement.verdict),
+        };
+        let order = order.then_with(|| a.object.file.cmp(&b.object.file));
+        if reverse { order.reverse() } else { order }
+    });
+}
+
+fn footer(host: &Host, usage: Usage, visible: u64, rows: &[Row<'_>]) -> String {
+    let of = |verdict| document::count(rows.iter().filter(|row| row.judgement.verdict == verdict));
+    let (orphaned, reclaimable) = of(Verdict::Orphaned);
+    let (unclaimed, perhaps) = of(Verdict::Unclaimed);
+    let hidden = usage.used.saturating_sub(visible);
+    let mut text = format!("{}: {} used", host.shm_path.display(), show_size(usage.used));
+    if let Some(percent) = (usage.used.saturating_mul(100)).checked_div(usage.size) {
+        text.push_str(&format!(" of {} ({percent} %)", show_size(usage.size)));
+    }
+    if hidden > 0 {
+        text.push_str(&format!(", {} of it deleted or hidden", show_size(hidden)));
+    }
+    text.push_str(&format!("; orphaned {orphaned} ({})", show_size(reclaimable)));
+    if unclaimed > 0 {
+        text.push_str(&format!(", unclaimed {unclaimed} ({})", show_size(perhaps)));
+    }
+    if orphaned > 0 {
+        text.push_str("; rtrack reap removes what is orphaned");
+    }
+    text
+}
+
+/// What could not be seen, and what that means for the verdicts.
+pub fn say_what_was_not_seen(survey: &Survey, ui: &Ui) {
+    let sight = &survey.snapshot.sight;
+    if !survey.lease_works {
+        ui.note(
+            "note: leases do not work on this mount, so holders are known only as far as processes can be seen",
+        );
+    }
+    if sight.assumed_complete {
+        ui.note("note: assuming that nothing outside this PID namespace uses /dev/shm");
+    }
+    if sight.holders.is_empty() {
+        return;
+    }
+    let reasons: Vec<&str> = sight.holders.iter().map(|blind| blind.says()).collect();
+    ui.note(format_args!(
+        "note: not everything could be seen: {} ({} processes seen, {} of them not readable)",
+        reasons.join("; "),
+        sight.seen,
+        sight.unreadable
+    ));
+    if sight.processes.contains(&crate::tracker::evidence::sight::Blind::PidNamespace) {
+        ui.note("hint: --assume-complete if nothing outside this PID namespace uses /dev/shm");
+    } else if !nix::unistd::geteuid().is_root() {
+        ui.note("hint: root sees all processes");
+    }
+}

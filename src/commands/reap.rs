@@ -1,0 +1,459 @@
+//! `rtrack reap`: removes what is proven to be orphaned.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{BufRead, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::Status;
+use super::error::{CommandError, Kind as ErrorKind};
+use super::list::{open_host, say_what_was_not_seen, sort, visible};
+use super::render::{self, Row, columns, document, table};
+use super::selecting::SelectArgs;
+use super::ui::Ui;
+use super::values::show_size;
+use crate::tracker::evidence::lease;
+use crate::tracker::host::Host;
+use crate::tracker::inventory::posix::Object;
+use crate::tracker::plan::{self, Step};
+use crate::tracker::reap::{self, Manner, Outcome, Reaper, Report, Settled, Target};
+use crate::tracker::select;
+use crate::tracker::survey::{self, Survey};
+use crate::tracker::verdict::{Verdict, judge};
+
+/// What is older than this is not judged by: between a look at the processes and a removal lie at
+/// most 5 seconds.
+const FRESH: Duration = Duration::from_secs(4);
+
+/// How long another rtrack may keep this one from starting.
+const COURTESY: Duration = Duration::from_secs(2);
+
+/// The arguments of `rtrack reap`.
+#[derive(Debug, clap::Args)]
+pub struct ReapArgs {
+    #[command(flatten)]
+    select: SelectArgs,
+
+    /// What to remove: orphaned, and if asked for, unclaimed
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "orphaned",
+        value_name = "VERDICT"
+    )]
+    verdict: Vec<Verdict>,
+
+    /// Remove this one object whatever its verdict, unless it is held; without other names,
+    /// nothing else is removed
+    #[arg(long, value_name = "NAME")]
+    force: Vec<OsString>,
+
+    /// Print what would be removed, and remove nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+
+    /// Exit with status 3 if not everything could be seen
+    #[arg(long)]
+    strict: bool,
+}
+
+/// Removes, or with `--dry-run` says what would be removed.
+///
+/// # Errors
+/// The command line is wrong, /dev/shm cannot be read, or stdout cannot be written.
+pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
+    check(args, ui)?;
+    let host = open_host()?;
+    let all = Survey::inventory(&host)?;
+    let visible = visible(&all);
+    let usage = host.usage()?;
+    let leftovers = all.iter().filter(|object| reap::is_our_leftover(object)).count();
+    let objects = choose(args, &host, all)?;
+    let mut survey = Survey::take(&host, args.select.judging(), objects)?;
+    let looked = Instant::now();
+
+    let steps = steps(args, &host, &survey);
+    let planned = steps.iter().filter(|(_, step)| matches!(step, Step::Remove(_))).count();
+    say_what_was_not_seen(&survey, ui);
+    for (id, error) in &survey.troubles {
+        ui.line(format_args!("error: {id}: {error}"));
+    }
+    let partial = !survey.snapshot.sight.holders.is_empty() || !survey.lease_works;
+    let troubled = !survey.troubles.is_empty() || (args.strict && partial);
+
+    let mut interrupted = false;
+    let mut reports: Vec<(usize, Report)> = Vec::new();
+    if args.dry_run {
+        for (index, step) in steps {
+            reports.push((index, foresee(step)));
+        }
+        if leftovers > 0 {
+            ui.note(format_args!("{leftovers} directories of interrupted reaps would be settled"));
+        }
+    } else {
+        if (planned > 0 || leftovers > 0)
+            && !args.yes
+            && !confirm(args, ui, &host, &survey, &steps, leftovers)?
+        {
+            ui.line("nothing was removed");
+            return Ok(ErrorKind::No.status());
+        }
+        let signals = Signals::block()?;
+        let lock = lease::courtesy_lock(&host, COURTESY);
+        for settled in reap::settle(&host)? {
+            say_settled(&settled, ui);
+        }
+        let mut at =
+            Worker { host: &host, survey: &mut survey, looked, reaper: Reaper::new(&host) };
+        for (index, step) in steps {
+            if interrupted || signals.came() {
+                interrupted = true;
+                reports.push((index, untouched("interrupted before its turn")));
+                continue;
+            }
+            let force = at.survey.objects.get(index).is_some_and(|object| is_forced(args, object));
+            reports.push((index, at.carry_out(index, step, force)));
+        }
+        for name in at.reaper.finish() {
+            ui.line(format_args!(
+                "warning: {}/{name}: left for the next reap, somebody holds what is in it",
+                host.shm_path.display()
+            ));
+        }
+        drop(lock);
+    }
+
+    let rows = reported(&host, &survey, reports, args);
+    answer(args, ui, &host, &survey, &rows, document::mount(&host, usage, visible))?;
+    for row in &rows {
+        say_failed(row, ui);
+    }
+    if interrupted {
+        return Ok(ErrorKind::Interrupted.status());
+    }
+    let failed = rows.iter().any(|row| outcome(row) == Outcome::Failed);
+    if failed || troubled {
+        return Ok(ErrorKind::Failed.status());
+    }
+    let left = rows.iter().any(|row| outcome(row).is_left());
+    Ok(if left && !args.dry_run { ErrorKind::No.status() } else { 0 })
+}
+
+/// What can be wrong before anything is read.
+fn check(args: &ReapArgs, ui: &Ui) -> Result<(), CommandError> {
+    args.select.filter()?;
+    if let Some(verdict) = args.verdict.iter().find(|verdict| verdict.reapability() == 0) {
+        return Err(CommandError::usage(format_args!(
+            "--verdict {verdict}: only orphaned and unclaimed can be reaped"
+        ))
+        .hint("--force NAME removes one object whatever its verdict, unless it is held"));
+    }
+    if let Some(name) = args.force.iter().find(|name| select::is_glob(name)) {
+        let name = crate::tracker::resource::escape(name.as_bytes());
+        return Err(CommandError::usage(format_args!(
+            "--force {name}: takes one exact name, no glob"
+        )));
+    }
+    if !args.dry_run && !args.yes && !ui.can_ask() {
+        return Err(CommandError::usage("there is no terminal to ask at")
+            .hint("--yes removes without asking, --dry-run only says what would be removed"));
+    }
+    Ok(())
+}
+
+/// The objects that the names and options select, and those to force.
+fn choose(args: &ReapArgs, host: &Host, all: Vec<Object>) -> Result<Vec<Object>, CommandError> {
+    let now = (host.clock.wall)();
+    if args.force.is_empty() {
+        return args.select.select(all, now);
+    }
+    // A name to force is checked as any other; alone it selects nothing else.
+    let forced = select::by_names(&all, &args.force).map_err(super::selecting::explain)?;
+    let mut chosen: Vec<_> = forced.iter().filter_map(|index| all.get(*index)).cloned().collect();
+    if !args.select.names.is_empty() {
+        let files: std::collections::HashSet<_> =
+            chosen.iter().map(|object| object.file.clone()).collect();
+        let selected = args.select.select(all, now)?;
+        chosen.extend(selected.into_iter().filter(|object| !files.contains(&object.file)));
+    }
+    Ok(chosen)
+}
+
+fn is_forced(args: &ReapArgs, object: &Object) -> bool {
+    is_one_of(&args.force, object)
+}
+
+/// Whether one of `names`, which are exact, is the object's.
+fn is_one_of(names: &[OsString], object: &Object) -> bool {
+    names.iter().any(|name| {
+        !select::is_glob(name)
+            && select::by_names(std::slice::from_ref(object), &[name as &OsStr]).is_ok()
+    })
+}
+
+/// What is to be done with each object, in the order of `--sort`; what was neither planned nor
+/// named is left out.
+fn steps(args: &ReapArgs, host: &Host, survey: &Survey) -> Vec<(usize, Step)> {
+    let mut rows = render::rows(host, survey);
+    sort(&mut rows, args.select.sort, args.select.reverse);
+    let mut steps = Vec::new();
+    for row in rows {
+        let force = is_forced(args, row.object);
+        if !force && !args.select.passes_producer(row.producer.map(|(id, _)| id)) {
+            continue;
+        }
+        let Some(lease) = survey.leases.get(row.index) else { continue };
+        match plan::step(row.object.kind, *lease, &row.judgement, &args.verdict, force) {
+            // Somebody who names an object is told why it stays.
+            Step::Leave if is_one_of(&args.select.names, row.object) => {
+                let verdict = row.judgement.verdict;
+                let why = format!("{verdict}: {}", row.judgement.says());
+                steps.push((row.index, Step::Refuse(verdict, why)));
+            }
+            Step::Leave => {}
+            step => steps.push((row.index, step)),
+        }
+    }
+    steps
+}
+
+fn foresee(step: Step) -> Report {
+    match step {
+        Step::Remove(_) => {
+            Report { outcome: Outcome::WouldReap, says: "would be removed".into(), errno: None }
+        }
+        Step::Refuse(verdict, why) => refused(verdict, why),
+        Step::Leave => untouched("not planned"),
+    }
+}
+
+fn refused(verdict: Verdict, says: String) -> Report {
+    let outcome = if verdict == Verdict::Held { Outcome::Held } else { Outcome::Refused };
+    Report { outcome, says, errno: None }
+}
+
+fn untouched(says: &str) -> Report {
+    Report { outcome: Outcome::Refused, says: says.into(), errno: None }
+}
+
+struct Worker<'a> {
+    host: &'a Host,
+    survey: &'a mut Survey,
+    looked: Instant,
+    reaper: Reaper<'a>,
+}
+
+impl Worker<'_> {
+    fn carry_out(&mut self, index: usize, step: Step, force: bool) -> Report {
+        let manner = match step {
+            Step::Remove(manner) => manner,
+            Step::Refuse(verdict, why) => return refused(verdict, why),
+            Step::Leave => return untouched("not planned"),
+        };
+        if self.looked.elapsed() > FRESH {
+            self.survey.refresh(self.host);
+            self.looked = Instant::now();
+        }
+        let (Some(object), Some(mut facts)) =
+            (self.survey.objects.get(index), self.survey.facts(self.host, index))
+        else {
+            return untouched("not planned");
+        };
+        let planned = judge(&facts).verdict;
+        let (host, seen) = (self.host, object.stat);
+        let target = Target {
+            file: &object.file,
+            identity: object.identity(),
+            manner,
+            may_go_directly: planned == Verdict::Orphaned,
+        };
+        self.reaper.remove(&target, &mut |now| {
+            if (now.mode, now.uid, now.gid) != (seen.mode, seen.uid, seen.gid) {
+                return Err("its owner or mode was changed".into());
+            }
+            if manner == Manner::Leased {
+                facts.lease = lease::Lease::Granted;
+            }
+            facts.quiet = survey::quiet(host, now);
+            plan::still_goes(planned, &judge(&facts), force)
+        })
+    }
+}
+
+/// SIGINT, SIGTERM and SIGHUP wait until the object in hand is done with.
+struct Signals {
+    set: SigSet,
+    fd: SignalFd,
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        // A second one, while the report is written, ends the program as usual.
+        self.set.thread_unblock().unwrap_or(());
+    }
+}
+
+impl Signals {
+    fn block() -> Result<Self, CommandError> {
+        let mut set = SigSet::empty();
+        set.add(Signal::SIGINT);
+        set.add(Signal::SIGTERM);
+        set.add(Signal::SIGHUP);
+        set.thread_block()?;
+        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        Ok(Self { set, fd })
+    }
+
+    fn came(&self) -> bool {
+        matches!(self.fd.read_signal(), Ok(Some(_)))
+    }
+}
+
+fn confirm(
+    args: &ReapArgs,
+    ui: &Ui,
+    host: &Host,
+    survey: &Survey,
+    steps: &[(usize, Step)],
+    leftovers: usize,
+) -> Result<bool, CommandError> {
+    let rows = render::rows(host, survey);
+    let mut bytes = 0;
+    let mut count = 0;
+    for (index, step) in steps {
+        let (Some(row), Step::Remove(_)) = (rows.iter().find(|row| row.index == *index), step)
+        else {
+            continue;
+        };
+        count += 1;
+        bytes += row.object.allocated();
+        let judgement = &row.judgement;
+        let overridden = if is_forced(args, row.object) { "forced although " } else { "" };
+        ui.line(format_args!(
+            "  {}  {}  {overridden}{}: {}",
+            row.object.shown_id(),
+            show_size(row.object.size()),
+            judgement.verdict,
+            judgement.says()
+        ));
+    }
+    if leftovers > 0 {
+        ui.line(format_args!("  and {leftovers} directories of interrupted reaps to settle"));
+    }
+    let mut err = std::io::stderr().lock();
+    write!(err, "remove {count} objects ({})? [y/N] ", show_size(bytes))?;
+    err.flush()?;
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line)?;
+    Ok(matches!(line.trim(), "y" | "Y" | "yes"))
+}
+
+fn say_settled(settled: &Settled, ui: &Ui) {
+    let Some(directory) = &settled.directory else { return };
+    for name in &settled.finished {
+        ui.note(format_args!("{directory}: {name}: removed, as an interrupted reap had begun"));
+    }
+    for name in &settled.put_back {
+        ui.note(format_args!("{directory}: {name}: put back, somebody holds it"));
+    }
+    for (name, why) in &settled.left {
+        ui.line(format_args!("warning: {directory}: {name}: left there: {why}"));
+    }
+}
+
+fn reported<'a>(
+    host: &Host,
+    survey: &'a Survey,
+    reports: Vec<(usize, Report)>,
+    args: &ReapArgs,
+) -> Vec<Row<'a>> {
+    let mut rows = render::rows(host, survey);
+    for (index, report) in reports {
+        if let Some(row) = rows.iter_mut().find(|row| row.index == index) {
+            row.report = Some(report);
+        }
+    }
+    rows.retain(|row| row.report.is_some());
+    sort(&mut rows, args.select.sort, args.select.reverse);
+    rows
+}
+
+fn say_failed(row: &Row<'_>, ui: &Ui) {
+    let Some(report) = row.report.as_ref().filter(|report| report.outcome == Outcome::Failed)
+    else {
+        return;
+    };
+    ui.line(format_args!("error: {}: {}", row.object.shown_id(), report.says));
+    match report.errno {
+        Some(libc::EROFS) => ui.line("hint: /dev/shm is mounted read-only"),
+        Some(libc::ENOSPC) => {
+            ui.line("hint: the mount has no inode left; what is orphaned can go even so, other objects after it");
+        }
+        Some(libc::EPERM | libc::EACCES) => ui.line("hint: only its owner and root may remove it"),
+        _ => {}
+    }
+}
+
+fn outcome(row: &Row<'_>) -> Outcome {
+    row.report.as_ref().map_or(Outcome::Refused, |report| report.outcome)
+}
+
+fn answer(
+    args: &ReapArgs,
+    ui: &Ui,
+    host: &Host,
+    survey: &Survey,
+    rows: &[Row<'_>],
+    mount: serde_json::Value,
+) -> Result<(), CommandError> {
+    let keys: &[&str] = if args.dry_run {
+        &["id", "size", "user", "age_s", "verdict", "outcome", "reason"]
+    } else {
+        &["id", "size", "user", "verdict", "outcome", "says"]
+    };
+    let columns: Vec<_> = keys.iter().filter_map(|key| columns::by_key(key)).collect();
+    let look = table::Look {
+        width: ui.stdout_is_terminal().then(table::terminal_width).flatten(),
+        colored: ui.colored(),
+        headings: true,
+    };
+    ui.answer(|out| {
+        if args.json {
+            let head = document::head("rtrack.reap/1", host, survey, mount);
+            document::write(out, &document::reap(head, rows, args.dry_run))
+        } else {
+            table::write(out, rows, &columns, look)
+        }
+    })?;
+    let count = |wanted: &dyn Fn(Outcome) -> bool| {
+        document::count(rows.iter().filter(|row| wanted(outcome(row))))
+    };
+    let (would, bytes) = count(&|o| o == Outcome::WouldReap);
+    if args.dry_run {
+        ui.note(format_args!(
+            "would remove {would} objects ({}); nothing was removed",
+            show_size(bytes)
+        ));
+        return Ok(());
+    }
+    let (removed, bytes) = count(&|o| matches!(o, Outcome::Reaped | Outcome::OpenedAtRemoval));
+    let (left, _) = count(&Outcome::is_left);
+    let mut text = format!("removed {removed} objects ({})", show_size(bytes));
+    if left > 0 {
+        text.push_str(&format!(", left {left}"));
+    }
+    ui.note(text);
+    Ok(())
+}

@@ -1,0 +1,342 @@
+//! The columns: key, heading, help, and how a cell looks to people and to programs.
+
+use serde_json::{Value, json};
+
+use super::Row;
+use crate::commands::values::{show_age, show_size, show_time};
+use crate::tracker::resource::escape;
+use crate::tracker::verdict::CreatorState;
+
+/// One column.
+#[derive(Debug)]
+pub struct Column {
+    /// As `-o` and JSON name it.
+    pub key: &'static str,
+    /// As the table heads it.
+    pub heading: &'static str,
+    /// What it is.
+    pub help: &'static str,
+    /// Numbers stand to the right.
+    pub right: bool,
+    /// Whether objects without a value have the key in JSON at all.
+    pub optional: bool,
+    /// For people.
+    pub text: fn(&Row<'_>) -> String,
+    /// For programs.
+    pub value: fn(&Row<'_>) -> Value,
+}
+
+/// The columns that the table shows unless `-o` says otherwise.
+pub const DEFAULT: [&str; 7] = ["id", "size", "user", "age_s", "verdict", "holders", "reason"];
+
+/// The column that shrinks to the width of the terminal.
+pub const SHRINKS: &str = "reason";
+
+const fn column(
+    key: &'static str,
+    heading: &'static str,
+    help: &'static str,
+    text: fn(&Row<'_>) -> String,
+    value: fn(&Row<'_>) -> Value,
+) -> Column {
+    Column { key, heading, help, right: false, optional: false, text, value }
+}
+
+const fn right(column: Column) -> Column {
+    Column { right: true, ..column }
+}
+
+const fn optional(column: Column) -> Column {
+    Column { optional: true, ..column }
+}
+
+/// Every column, in the order of the JSON document.
+pub static COLUMNS: &[Column] = &[
+    column("id", "NAME", "kind and name", |r| r.object.shown_id(), |r| json!(r.object.id())),
+    column(
+        "kind",
+        "KIND",
+        "shm, sem, dir or other",
+        |r| r.object.kind.to_string(),
+        |r| json!(r.object.kind),
+    ),
+    column(
+        "name",
+        "BARE NAME",
+        "the name as its users know it",
+        |r| r.object.name.to_string(),
+        |r| json!(r.object.name),
+    ),
+    optional(column(
+        "name_base64",
+        "NAME (BASE64)",
+        "the exact name, where it is not UTF-8",
+        |r| base64_name(r).unwrap_or_default(),
+        |r| json!(base64_name(r)),
+    )),
+    column(
+        "file",
+        "FILE",
+        "the name in /dev/shm",
+        |r| r.object.file.to_string(),
+        |r| json!(r.object.file),
+    ),
+    optional(column(
+        "file_type",
+        "FILE TYPE",
+        "of kind other: symlink, fifo, socket or device",
+        |r| r.object.file_type.unwrap_or_default().to_owned(),
+        |r| json!(r.object.file_type),
+    )),
+    column(
+        "dev",
+        "DEV",
+        "device number of the mount",
+        |r| show_dev(r.object.stat.dev),
+        |r| json!(show_dev(r.object.stat.dev)),
+    ),
+    right(column(
+        "ino",
+        "INODE",
+        "inode number",
+        |r| r.object.stat.ino.to_string(),
+        |r| json!(r.object.stat.ino),
+    )),
+    column("mode", "MODE", "permissions, octal", mode, |r| json!(mode(r))),
+    right(column(
+        "uid",
+        "UID",
+        "owner, as a number",
+        |r| r.object.stat.uid.to_string(),
+        |r| json!(r.object.stat.uid),
+    )),
+    column("user", "USER", "owner", |r| r.user.to_owned(), |r| json!(r.user)),
+    right(column(
+        "gid",
+        "GID",
+        "group, as a number",
+        |r| r.object.stat.gid.to_string(),
+        |r| json!(r.object.stat.gid),
+    )),
+    right(column(
+        "size",
+        "SIZE",
+        "apparent size",
+        |r| show_size(r.object.size()),
+        |r| json!(r.object.size()),
+    )),
+    right(column(
+        "allocated",
+        "USED",
+        "memory in use",
+        |r| show_size(r.object.allocated()),
+        |r| json!(r.object.allocated()),
+    )),
+    column(
+        "born_at",
+        "BORN",
+        "when it was made",
+        |r| time(r.object.stat.born).unwrap_or_default(),
+        |r| json!(time(r.object.stat.born)),
+    ),
+    column(
+        "changed_at",
+        "CHANGED",
+        "when its inode changed last",
+        |r| time(Some(r.object.stat.changed)).unwrap_or_default(),
+        |r| json!(time(Some(r.object.stat.changed))),
+    ),
+    right(column(
+        "age_s",
+        "AGE",
+        "time since it was made",
+        |r| show_age(r.age()),
+        |r| json!(seconds(r.age())),
+    )),
+    optional(column(
+        "semaphore",
+        "VALUE",
+        "of a semaphore: value and waiters",
+        |r| {
+            r.object
+                .semaphore
+                .map_or_else(String::new, |s| format!("{} ({} waiting)", s.value, s.waiters))
+        },
+        |r| {
+            r.object
+                .semaphore
+                .map_or(Value::Null, |s| json!({ "value": s.value, "waiters": s.waiters }))
+        },
+    )),
+    optional(column(
+        "entries",
+        "ENTRIES",
+        "of a directory: entries at all levels",
+        |r| r.object.directory.as_ref().map_or_else(String::new, |t| t.entries.to_string()),
+        |r| json!(r.object.directory.as_ref().map(|t| t.entries)),
+    )),
+    optional(column(
+        "truncated",
+        "TRUNCATED",
+        "of a directory: not everything in it was counted",
+        |r| r.object.directory.as_ref().map_or_else(String::new, |t| t.truncated.to_string()),
+        |r| json!(r.object.directory.as_ref().map(|t| t.truncated)),
+    )),
+    column(
+        "producer",
+        "PRODUCER",
+        "who makes objects of this name",
+        |r| r.producer.map_or_else(String::new, |(id, _)| id.to_owned()),
+        |r| {
+            r.producer
+                .map_or(Value::Null, |(id, software)| json!({ "id": id, "software": software }))
+        },
+    ),
+    column("creator", "CREATOR", "the pid in the name", creator_text, creator_value),
+    column(
+        "namespace",
+        "NAMESPACE",
+        "null: this mount namespace",
+        |_| String::new(),
+        |_| Value::Null,
+    ),
+    column("deleted", "DELETED", "whether its name is gone", |_| "false".into(), |_| json!(false)),
+    column("holders", "HOLDERS", "who has it open or mapped", holders_text, holders_value),
+    column(
+        "verdict",
+        "VERDICT",
+        "may it go?",
+        |r| r.judgement.verdict.to_string(),
+        |r| json!(r.judgement.verdict),
+    ),
+    column(
+        "reason",
+        "REASON",
+        "what decided the verdict",
+        |r| format!("{}: {}", r.judgement.reason.as_str(), r.judgement.says()),
+        |r| json!(r.judgement.reason),
+    ),
+    column(
+        "evidence",
+        "EVIDENCE",
+        "everything that is known",
+        |r| r.judgement.evidence.iter().map(|e| e.code.as_str()).collect::<Vec<_>>().join(","),
+        |r| json!(r.judgement.evidence),
+    ),
+];
+
+/// The columns of `reap` beyond those of `list`.
+pub static OUTCOME: &[Column] = &[
+    column(
+        "outcome",
+        "OUTCOME",
+        "what became of it",
+        |r| r.report.as_ref().map_or_else(String::new, |report| report.outcome.as_str().to_owned()),
+        |r| json!(r.report.as_ref().map(|report| report.outcome)),
+    ),
+    column(
+        "says",
+        "WHY",
+        "why",
+        |r| r.report.as_ref().map_or_else(String::new, |report| report.says.clone()),
+        |r| json!(r.report.as_ref().map(|report| &report.says)),
+    ),
+    optional(column(
+        "errno",
+        "ERRNO",
+        "of a failure",
+        |_| String::new(),
+        |r| json!(r.report.as_ref().and_then(|report| report.errno)),
+    )),
+    optional(column(
+        "error",
+        "ERROR",
+        "of a failure",
+        |_| String::new(),
+        |r| {
+            json!(
+                r.report
+                    .as_ref()
+                    .filter(|report| report.errno.is_some())
+                    .map(|report| &report.says)
+            )
+        },
+    )),
+];
+
+/// The column of this key.
+#[must_use]
+pub fn by_key(key: &str) -> Option<&'static Column> {
+    COLUMNS.iter().chain(OUTCOME).find(|column| column.key == key)
+}
+
+/// The columns for `-o`.
+///
+/// # Errors
+/// The first key that is none.
+pub fn chosen(keys: &[String]) -> Result<Vec<&'static Column>, String> {
+    keys.iter().map(|key| by_key(key).ok_or_else(|| key.clone())).collect()
+}
+
+fn show_dev(dev: u64) -> String {
+    format!("{}:{}", libc::major(dev), libc::minor(dev))
+}
+
+fn mode(row: &Row<'_>) -> String {
+    format!("{:04o}", row.object.stat.mode & 0o7777)
+}
+
+fn time(nanoseconds: Option<i128>) -> Option<String> {
+    show_time(nanoseconds?)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "milliseconds of an age fit into 53 bits")]
+fn seconds(nanoseconds: i128) -> f64 {
+    (nanoseconds / 1_000_000) as f64 / 1000.0
+}
+
+fn base64_name(row: &Row<'_>) -> Option<String> {
+    use base64::Engine;
+    let name = &row.object.name;
+    (!name.is_utf8()).then(|| base64::engine::general_purpose::STANDARD.encode(name.as_bytes()))
+}
+
+fn creator_text(row: &Row<'_>) -> String {
+    match &row.creator {
+        None => String::new(),
+        Some((pid, CreatorState::Alive(_))) => format!("{pid} (alive)"),
+        Some((pid, CreatorState::Dead | CreatorState::Recycled(_))) => format!("{pid} (dead)"),
+        Some((pid, CreatorState::NotVisible)) => format!("{pid} (not visible)"),
+    }
+}
+
+fn creator_value(row: &Row<'_>) -> Value {
+    let Some((pid, state)) = &row.creator else { return Value::Null };
+    let alive = match state {
+        CreatorState::Alive(_) => Some(true),
+        CreatorState::Dead | CreatorState::Recycled(_) => Some(false),
+        CreatorState::NotVisible => None,
+    };
+    json!({ "pid": pid, "alive": alive, "from": "name" })
+}
+
+/// The first holder, and how many more.
+fn holders_text(row: &Row<'_>) -> String {
+    match row.holders {
+        [] => String::new(),
+        [one] => format!("{}[{}]", escape(&one.comm), one.pid),
+        [first, rest @ ..] => format!("{}[{}] +{}", escape(&first.comm), first.pid, rest.len()),
+    }
+}
+
+fn holders_value(row: &Row<'_>) -> Value {
+    let holders = row.holders.iter().map(|holder| {
+        json!({
+            "pid": holder.pid,
+            "comm": String::from_utf8_lossy(&holder.comm),
+            "uid": holder.uid,
+            "how": holder.how,
+        })
+    });
+    Value::Array(holders.collect())
+}

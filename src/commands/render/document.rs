@@ -1,0 +1,136 @@
+//! The JSON documents.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use serde_json::{Map, Value, json};
+
+use super::Row;
+use super::columns::{COLUMNS, Column, OUTCOME};
+use crate::commands::values::show_time;
+use crate::tracker::evidence::sight::{Blind, Sight};
+use crate::tracker::host::{Host, Usage};
+use crate::tracker::reap::Outcome;
+use crate::tracker::survey::Survey;
+use crate::tracker::verdict::Verdict;
+
+/// One object, with the given columns.
+#[must_use]
+pub fn object(row: &Row<'_>, columns: &[&Column]) -> Value {
+    let mut map = Map::new();
+    for column in columns {
+        let value = (column.value)(row);
+        if !(column.optional && value.is_null()) {
+            map.insert(column.key.to_owned(), value);
+        }
+    }
+    Value::Object(map)
+}
+
+/// All the columns of `list`, and with `outcome` those of `reap`.
+#[must_use]
+pub fn all_columns(outcome: bool) -> Vec<&'static Column> {
+    COLUMNS.iter().chain(OUTCOME.iter().filter(|_| outcome)).collect()
+}
+
+/// What was seen of the processes.
+#[must_use]
+pub fn sight(sight: &Sight, lease_works: bool) -> Value {
+    let word = |blind: &[Blind]| if blind.is_empty() { "complete" } else { "partial" };
+    json!({
+        "processes": word(&sight.processes),
+        "holders": word(&sight.holders),
+        "reasons": sight.holders,
+        "seen": sight.seen,
+        "unreadable": sight.unreadable,
+        "assumed_complete": sight.assumed_complete,
+        "lease": if lease_works { "working" } else { "not-working" },
+    })
+}
+
+/// How full the mount is; `visible` bytes belong to objects that have a name.
+#[must_use]
+pub fn mount(host: &Host, usage: Usage, visible: u64) -> Value {
+    let dev = host.shm_dev().unwrap_or(0);
+    json!({
+        "path": host.shm_path.to_string_lossy(),
+        "dev": format!("{}:{}", libc::major(dev), libc::minor(dev)),
+        "size": usage.size,
+        "used": usage.used,
+        "visible": visible,
+        "hidden": usage.used.saturating_sub(visible),
+        "inodes": usage.inodes,
+        "inodes_free": usage.inodes_free,
+    })
+}
+
+/// What stands at the head of every document.
+#[must_use]
+pub fn head(schema: &str, host: &Host, survey: &Survey, mount: Value) -> Map<String, Value> {
+    let mut map = Map::new();
+    map.insert("schema".into(), json!(schema));
+    map.insert("host".into(), json!(host.name()));
+    map.insert("boot_id".into(), json!(Some(host.boot_id()).filter(|id| !id.is_empty())));
+    map.insert("taken_at".into(), json!(show_time(survey.taken_at)));
+    map.insert("sight".into(), sight(&survey.snapshot.sight, survey.lease_works));
+    map.insert("mounts".into(), json!([mount]));
+    map
+}
+
+/// The document of `list --json`.
+#[must_use]
+pub fn inventory(mut head: Map<String, Value>, rows: &[Row<'_>], columns: &[&Column]) -> Value {
+    let mut by_verdict = BTreeMap::new();
+    for verdict in Verdict::ALL {
+        let count = count(rows.iter().filter(|row| row.judgement.verdict == verdict));
+        if count.0 > 0 {
+            by_verdict.insert(verdict.as_str(), json!({ "objects": count.0, "bytes": count.1 }));
+        }
+    }
+    let total = count(rows.iter());
+    head.insert("objects".into(), rows.iter().map(|row| object(row, columns)).collect());
+    head.insert(
+        "totals".into(),
+        json!({ "objects": total.0, "bytes": total.1, "by_verdict": by_verdict }),
+    );
+    Value::Object(head)
+}
+
+/// The document of `reap --json`.
+#[must_use]
+pub fn reap(mut head: Map<String, Value>, rows: &[Row<'_>], dry_run: bool) -> Value {
+    let mut by_outcome: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
+    for row in rows {
+        let outcome = row.report.as_ref().map_or(Outcome::Refused, |report| report.outcome);
+        let sum = by_outcome.entry(outcome.as_str()).or_default();
+        sum.0 += 1;
+        sum.1 += row.object.allocated();
+    }
+    let by_outcome: BTreeMap<&str, Value> = by_outcome
+        .into_iter()
+        .map(|(outcome, (objects, bytes))| (outcome, json!({ "objects": objects, "bytes": bytes })))
+        .collect();
+    let total = count(rows.iter());
+    head.insert("dry_run".into(), json!(dry_run));
+    let columns = all_columns(true);
+    head.insert("objects".into(), rows.iter().map(|row| object(row, &columns)).collect());
+    head.insert(
+        "totals".into(),
+        json!({ "objects": total.0, "bytes": total.1, "by_outcome": by_outcome }),
+    );
+    Value::Object(head)
+}
+
+/// Objects and the memory they use.
+pub fn count<'a, 'b: 'a>(rows: impl Iterator<Item = &'a Row<'b>>) -> (usize, u64) {
+    rows.fold((0, 0), |(objects, bytes), row| (objects + 1, bytes + row.object.allocated()))
+}
+
+/// Writes a document and a newline.
+///
+/// # Errors
+/// Whatever writing failed with.
+pub fn write(out: &mut dyn Write, document: &Value) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, document)?;
+    writeln!(out)
+}

@@ -1,0 +1,154 @@
+//! The table for people, and the plain lines for `-0`.
+
+use std::io::{self, Write};
+
+use comfy_table::{Attribute, Cell, CellAlignment, Color, ColumnConstraint, Table, Width};
+use unicode_width::UnicodeWidthChar;
+use unicode_width::UnicodeWidthStr;
+
+use super::Row;
+use super::columns::{Column, SHRINKS};
+use crate::tracker::verdict::Verdict;
+
+/// Rows that comfy-table renders at once: its time and memory grow faster than the rows.
+const CHUNK: usize = 200;
+
+/// Between columns.
+const GAP: usize = 2;
+
+/// What is left of REASON on the narrowest terminal.
+const NARROWEST: usize = 16;
+
+/// How the table is to look.
+#[derive(Debug, Clone, Copy)]
+pub struct Look {
+    /// Columns of the terminal; `None` when there is none and nothing is cut.
+    pub width: Option<usize>,
+    /// Whether verdicts are coloured.
+    pub colored: bool,
+    /// Whether there are headings.
+    pub headings: bool,
+}
+
+/// The width of the terminal at stdout.
+#[must_use]
+pub fn terminal_width() -> Option<usize> {
+    terminal_size::terminal_size().map(|(width, _)| usize::from(width.0))
+}
+
+/// Writes `rows` as a table. Names are never cut; the reason takes what is left of the line.
+///
+/// # Errors
+/// Whatever writing failed with.
+pub fn write(
+    out: &mut dyn Write,
+    rows: &[Row<'_>],
+    columns: &[&Column],
+    look: Look,
+) -> io::Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let widths = widths(rows, columns, look);
+    let mut first = look.headings;
+    for chunk in rows.chunks(CHUNK) {
+        let mut table = Table::new();
+        table.load_style(comfy_table::presets::NOTHING);
+        if look.colored {
+            table.enforce_styling();
+        } else {
+            table.force_no_tty();
+        }
+        if first {
+            table.add_row(columns.iter().zip(&widths).map(|(column, width)| {
+                align(Cell::new(cut(column.heading, *width)).add_attribute(Attribute::Bold), column)
+            }));
+            first = false;
+        }
+        for row in chunk {
+            table.add_row(
+                columns.iter().zip(&widths).map(|(column, width)| cell(row, column, *width)),
+            );
+        }
+        for (index, width) in widths.iter().enumerate() {
+            if let Some(column) = table.column_mut(index) {
+                let gap = if index + 1 == widths.len() { 0 } else { GAP };
+                column.set_padding((0, u16::try_from(gap).unwrap_or(0)));
+                let width = u16::try_from(width + gap).unwrap_or(u16::MAX);
+                column.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width)));
+            }
+        }
+        for line in table.lines() {
+            writeln!(out, "{}", line.trim_end())?;
+        }
+    }
+    Ok(())
+}
+
+fn widths(rows: &[Row<'_>], columns: &[&Column], look: Look) -> Vec<usize> {
+    let mut widths: Vec<usize> = columns
+        .iter()
+        .map(|column| {
+            let heading = if look.headings { column.heading.width() } else { 1 };
+            rows.iter().map(|row| (column.text)(row).width()).max().unwrap_or(0).max(heading)
+        })
+        .collect();
+    let Some(terminal) = look.width else { return widths };
+    let total: usize = widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1);
+    if let Some(place) =
+        columns.iter().position(|column| column.key == SHRINKS || column.key == "says")
+        && let Some(width) = widths.get_mut(place)
+    {
+        let rest = total - *width;
+        *width = terminal.saturating_sub(rest).max(NARROWEST).min(*width);
+    }
+    widths
+}
+
+fn cell(row: &Row<'_>, column: &Column, width: usize) -> Cell {
+    let cell = align(Cell::new(cut(&(column.text)(row), width)), column);
+    if column.key != "verdict" {
+        return cell;
+    }
+    match row.judgement.verdict {
+        Verdict::Held => cell.fg(Color::Green),
+        Verdict::Claimed => cell.fg(Color::Cyan),
+        Verdict::Unknown => cell.fg(Color::Magenta),
+        Verdict::Unclaimed => cell.fg(Color::Yellow),
+        Verdict::Orphaned => cell.fg(Color::Red),
+    }
+}
+
+fn align(cell: Cell, column: &Column) -> Cell {
+    if column.right { cell.set_alignment(CellAlignment::Right) } else { cell }
+}
+
+/// `text` in at most `width` columns of the terminal.
+fn cut(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    let mut kept = String::new();
+    let mut used = 0;
+    for c in text.chars() {
+        used += c.width().unwrap_or(0);
+        if used + 1 > width {
+            break;
+        }
+        kept.push(c);
+    }
+    kept.push('…');
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cuts_by_columns_of_the_terminal() {
+        assert_eq!(cut("abcdef", 6), "abcdef");
+        assert_eq!(cut("abcdefg", 6), "abcde…");
+        assert_eq!(cut("日本語日本語", 6), "日本…");
+    }
+}

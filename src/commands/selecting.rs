@@ -1,0 +1,150 @@
+//! The options by which `list` and `reap` select objects.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use super::error::{CommandError, Kind as ErrorKind};
+use super::values;
+use crate::tracker::inventory::posix::Object;
+use crate::tracker::resource::Kind;
+use crate::tracker::select::{self, Filter, SelectError};
+use crate::tracker::survey::Judging;
+
+/// Which objects, and how they are judged.
+#[derive(Debug, clap::Args)]
+pub struct SelectArgs {
+    /// Names: psm_x, /psm_x, /dev/shm/psm_x, shm:psm_x, or globs of these; all objects if none
+    #[arg(value_name = "NAME", allow_hyphen_values = false)]
+    pub names: Vec<OsString>,
+
+    /// Only these kinds
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND")]
+    pub kind: Vec<Kind>,
+
+    /// Only what belongs to these users (names or uids)
+    #[arg(long, value_delimiter = ',', value_name = "USER")]
+    pub user: Vec<String>,
+
+    /// Only what these producers make (ids, as in JSON)
+    #[arg(long, value_delimiter = ',', value_name = "ID")]
+    pub producer: Vec<String>,
+
+    /// Only what was born at least so long ago, e.g. 2h30m
+    #[arg(long, value_parser = values::duration, value_name = "AGE")]
+    pub older_than: Option<Duration>,
+
+    /// Only what has at least this size, e.g. 1MiB
+    #[arg(long, value_parser = values::size, value_name = "SIZE")]
+    pub min_size: Option<u64>,
+
+    /// The order
+    #[arg(long, value_enum, default_value_t, value_name = "KEY")]
+    pub sort: SortKey,
+
+    /// The other way round
+    #[arg(long)]
+    pub reverse: bool,
+
+    /// What was born or changed less than this ago is claimed
+    #[arg(long, value_parser = values::duration, default_value = "60s", value_name = "AGE")]
+    pub grace: Duration,
+
+    /// In a container: assert that nothing outside of it uses its /dev/shm
+    #[arg(long)]
+    pub assume_complete: bool,
+}
+
+/// What `--sort` sorts by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum SortKey {
+    /// Largest first
+    #[default]
+    Size,
+    /// By name
+    Name,
+    /// Oldest first
+    Age,
+    /// By owner
+    User,
+    /// By kind
+    Kind,
+    /// Most removable first
+    Verdict,
+}
+
+impl SelectArgs {
+    /// How objects are judged.
+    #[must_use]
+    pub fn judging(&self) -> Judging {
+        Judging { grace: self.grace, assume_complete: self.assume_complete }
+    }
+
+    /// Keeps what was selected, at `now` in nanoseconds since 1970.
+    ///
+    /// # Errors
+    /// An exact name that does not exist is status 1, one that fits several objects or a user that
+    /// is unknown status 2.
+    pub fn select(&self, mut objects: Vec<Object>, now: i128) -> Result<Vec<Object>, CommandError> {
+        let filter = self.filter()?;
+        let chosen = select::by_names(&objects, &self.names).map_err(explain)?;
+        let mut index = 0;
+        objects.retain(|object| {
+            index += 1;
+            chosen.contains(&(index - 1)) && filter.passes(object, now)
+        });
+        Ok(objects)
+    }
+
+    /// What can be wrong with the options, before anything is read.
+    ///
+    /// # Errors
+    /// An unknown user: status 2.
+    pub fn filter(&self) -> Result<Filter, CommandError> {
+        let uids = self.user.iter().map(|user| uid_of(user)).collect::<Result<_, _>>()?;
+        Ok(Filter {
+            kinds: self.kind.clone(),
+            uids,
+            older_than: self.older_than,
+            min_size: self.min_size,
+        })
+    }
+
+    /// Whether the producer passes `--producer`.
+    #[must_use]
+    pub fn passes_producer(&self, id: Option<&str>) -> bool {
+        self.producer.is_empty() || id.is_some_and(|id| self.producer.iter().any(|p| p == id))
+    }
+}
+
+fn uid_of(user: &str) -> Result<u32, CommandError> {
+    if let Ok(uid) = user.parse() {
+        return Ok(uid);
+    }
+    match nix::unistd::User::from_name(user) {
+        Ok(Some(found)) => Ok(found.uid.as_raw()),
+        _ => Err(CommandError::usage(format_args!(
+            "--user {}: no such user",
+            crate::tracker::resource::escape(user.as_bytes())
+        ))),
+    }
+}
+
+/// The exit status and the hint of a selector that means nothing, or too much.
+pub fn explain(error: SelectError) -> CommandError {
+    match &error {
+        SelectError::Missing { nearest, .. } => {
+            let hint = if nearest.is_empty() {
+                "rtrack list shows what is there".to_owned()
+            } else {
+                format!("did you mean {}?", nearest.join(" or "))
+            };
+            CommandError::new(ErrorKind::No, error).hint(hint)
+        }
+        SelectError::Ambiguous { ids, .. } => {
+            let hint =
+                format!("name it with its kind, e.g. {}", ids.first().map_or("", String::as_str));
+            CommandError::new(ErrorKind::Usage, error).hint(hint)
+        }
+        SelectError::Glob { .. } => CommandError::new(ErrorKind::Usage, error),
+    }
+}

@@ -1,0 +1,405 @@
+//! Who holds an object: mappings, descriptors, working and root directories, by device and inode.
+//!
+//! Never by path: a path says something only within its mount namespace, and glibc's semaphores
+//! are mapped under a name that they no longer have. `maps` is read as bytes, because any user can
+//! map a file whose name is not UTF-8. A descriptor is looked at through `fdinfo` (inode number
+//! and mount id, since Linux 5.14) and never followed: a hung network mount behind it would hang
+//! the scan.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+
+use super::deadline;
+use super::mounts::{Mounts, number};
+use super::processes::{Process, Processes, words};
+use crate::tracker::host::Host;
+use crate::tracker::sys;
+
+/// How a process holds an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum How {
+    /// A mapping, shared or private.
+    Map,
+    /// A descriptor, `O_PATH` included.
+    Fd,
+    /// Its working directory.
+    Cwd,
+    /// Its root directory.
+    Root,
+}
+
+/// One process that holds an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its pid here.
+    pub pid: i32,
+    /// Its name.
+    pub comm: Vec<u8>,
+    /// Its effective uid.
+    pub uid: u32,
+    /// The ways it holds the object.
+    pub how: BTreeSet<How>,
+}
+
+/// What to look for.
+#[derive(Debug, Default)]
+pub struct Targets {
+    /// The objects by device and inode. A directory is there with every inode below it.
+    pub by_inode: HashMap<(u64, u64), usize>,
+    /// Their file names, by the same index.
+    pub names: Vec<Vec<u8>>,
+}
+
+/// What one pass over the processes found.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// The holders of each target, by its index.
+    pub holders: HashMap<usize, Vec<Holder>>,
+    /// Pids whose mappings or descriptors could not all be read, or not in time.
+    pub unreadable: HashSet<i32>,
+    /// File names that each process has mapped, where they match what was asked for.
+    pub mapped_names: HashMap<i32, BTreeSet<Vec<u8>>>,
+    /// Processes whose mappings could be read whole.
+    pub maps_read: HashSet<i32>,
+    /// The mounts of every mount namespace that could be seen, ours first.
+    pub mounts: Vec<Arc<Mounts>>,
+}
+
+/// Tells which mapped file names are worth remembering.
+pub type NameFilter = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
+/// Mount namespaces met so far, by the inode of `/proc/PID/ns/mnt`.
+type Namespaces = Arc<Mutex<HashMap<Vec<u8>, Arc<Mounts>>>>;
+
+/// Looks through every running process for holders of `targets`. With `threads` every thread's
+/// descriptors are read too: a thread can have a table of its own.
+#[must_use]
+pub fn scan(
+    host: &Host,
+    processes: &mut Processes,
+    targets: &Arc<Targets>,
+    remember: &NameFilter,
+    threads: bool,
+) -> Scan {
+    let namespaces: Namespaces = Arc::default();
+    let own = host.read_proc("self/mountinfo").map(|text| Arc::new(Mounts::parse(&text)));
+    let mut scan = Scan::default();
+    let mut new: HashSet<i32> = processes.seen.keys().copied().collect();
+    for _round in 0..ROUNDS {
+        let jobs: Vec<(i32, bool)> = processes
+            .running()
+            .filter(|process| new.contains(&process.pid))
+            .map(|process| (process.pid, threads || process.leaderless))
+            .collect();
+        let order: Vec<i32> = jobs.iter().map(|(pid, _)| *pid).collect();
+        let work = {
+            let (root, targets) = (host.proc.clone(), Arc::clone(targets));
+            let (remember, namespaces) = (Arc::clone(remember), Arc::clone(&namespaces));
+            move |(pid, threads)| {
+                Reader { root: &root, targets: &targets, remember: &remember }.read(
+                    pid,
+                    threads,
+                    &namespaces,
+                )
+            }
+        };
+        for (pid, found) in order.into_iter().zip(deadline::map(jobs, work)) {
+            if let Some(process) = processes.seen.get(&pid) {
+                scan.add(process, found);
+            }
+        }
+        new = processes.read_more(host).into_iter().collect();
+        if new.is_empty() {
+            break;
+        }
+    }
+    for holders in scan.holders.values_mut() {
+        holders.sort_by_key(|holder| holder.pid);
+    }
+    scan.mounts.extend(own.ok());
+    let seen = namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+    scan.mounts.extend(seen.values().cloned());
+    scan
+}
+
+impl Scan {
+    fn add(&mut self, process: &Process, found: Option<Found>) {
+        let Some(found) = found else {
+            self.unreadable.insert(process.pid);
+            return;
+        };
+        if found.incomplete {
+            self.unreadable.insert(process.pid);
+        }
+        if found.maps_read {
+            self.maps_read.insert(process.pid);
+        }
+        if !found.mapped_names.is_empty() {
+            self.mapped_names.insert(process.pid, found.mapped_names);
+        }
+        for (target, how) in found.holds {
+            self.holders.entry(target).or_default().push(Holder {
+                pid: process.pid,
+                comm: process.comm.clone(),
+                uid: process.uids[1],
+                how,
+            });
+        }
+    }
+}
+
+/// How often the list of processes is looked at again for new ones.
+const ROUNDS: usize = 4;
+
+/// What one process showed.
+#[derive(Default)]
+struct Found {
+    holds: HashMap<usize, BTreeSet<How>>,
+    mapped_names: BTreeSet<Vec<u8>>,
+    maps_read: bool,
+    incomplete: bool,
+}
+
+struct Reader<'a> {
+    root: &'a Path,
+    targets: &'a Targets,
+    remember: &'a NameFilter,
+}
+
+impl Reader<'_> {
+    fn read(&self, pid: i32, threads: bool, namespaces: &Namespaces) -> Found {
+        let mut found = Found::default();
+        let own = self.root.join(pid.to_string());
+        let mounts = namespace_of(&own, namespaces);
+        let mut roots = vec![own.clone()];
+        if threads {
+            match std::fs::read_dir(own.join("task")) {
+                Ok(tasks) => roots.extend(tasks.flatten().map(|task| task.path())),
+                Err(error) if gone(&error) => {}
+                Err(_) => found.incomplete = true,
+            }
+        }
+        for root in &roots {
+            self.maps(root, &mut found);
+            if self.targets.by_inode.is_empty() {
+                continue;
+            }
+            self.descriptors(root, mounts.as_deref(), &mut found);
+            for (name, how) in [("cwd", How::Cwd), ("root", How::Root)] {
+                self.directory(root, name, how, mounts.as_deref(), &mut found);
+            }
+        }
+        found
+    }
+
+    fn maps(&self, root: &Path, found: &mut Found) {
+        let text = match std::fs::read(root.join("maps")) {
+            Ok(text) => text,
+            // A process that is gone maps nothing; what it was is known by its executable.
+            Err(error) if gone(&error) => Vec::new(),
+            Err(_) => {
+                found.incomplete = true;
+                return;
+            }
+        };
+        found.maps_read = true;
+        let mut last: &[u8] = b"";
+        for line in text.split(|b| *b == b'\n') {
+            let Some(map) = parse_map(line) else { continue };
+            if let Some(target) = self.targets.by_inode.get(&(map.dev, map.ino)) {
+                found.holds.entry(*target).or_default().insert(How::Map);
+            }
+            let name = map.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
+            if name != last {
+                last = name;
+                if !name.is_empty() && (self.remember)(name) {
+                    found.mapped_names.insert(name.to_vec());
+                }
+            }
+        }
+    }
+
+    fn descriptors(&self, root: &Path, mounts: Option<&Mounts>, found: &mut Found) {
+        let entries = match std::fs::read_dir(root.join("fd")) {
+            Ok(entries) => entries,
+            Err(error) if gone(&error) => return,
+            Err(_) => {
+                found.incomplete = true;
+                return;
+            }
+        };
+        for entry in entries {
+            let Ok(entry) = entry else {
+                found.incomplete = true;
+                return;
+            };
+            // Sockets, pipes and their like name no path; a file does, whatever its mount.
+            let link = match std::fs::read_link(entry.path()) {
+                Ok(link) if !link.as_os_str().as_bytes().starts_with(b"/") => continue,
+                Ok(link) => link.into_os_string().into_vec(),
+                Err(error) if gone(&error) => continue,
+                Err(_) => {
+                    found.incomplete = true;
+                    continue;
+                }
+            };
+            match self.descriptor(root, &entry.file_name(), &link, mounts) {
+                Ok(Some(target)) => {
+                    found.holds.entry(target).or_default().insert(How::Fd);
+                }
+                Ok(None) => {}
+                Err(error) if gone(&error) => {}
+                Err(_) => found.incomplete = true,
+            }
+        }
+    }
+
+    /// The target that a descriptor refers to. A mount that the process's namespace does not list
+    /// may be the kernel's own (memfd, System V) or ours, detached: then the name has to fit too.
+    fn descriptor(
+        &self,
+        root: &Path,
+        fd: &OsStr,
+        link: &[u8],
+        mounts: Option<&Mounts>,
+    ) -> io::Result<Option<usize>> {
+        let info = std::fs::read(root.join("fdinfo").join(fd))?;
+        let field = |key: &[u8]| {
+            info.split(|b| *b == b'\n')
+                .find_map(|line| number(words(line.strip_prefix(key)?).next()?))
+        };
+        let Some(ino) = field(b"ino:") else {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "fdinfo has no inode number"));
+        };
+        let dev = field(b"mnt_id:").and_then(|id| mounts?.dev_of(id));
+        Ok(match dev {
+            Some(dev) => self.targets.by_inode.get(&(dev, ino)).copied(),
+            None => {
+                let link = link.strip_suffix(b" (deleted)").unwrap_or(link);
+                let name = link.rsplit(|b| *b == b'/').next().unwrap_or_default();
+                let fits = |target: usize| {
+                    self.targets.names.get(target).is_some_and(|own| {
+                        own == name || (own.starts_with(b"sem.") && name.starts_with(b"sem."))
+                    })
+                };
+                let same_inode = self.targets.by_inode.iter().filter(|((_, i), _)| *i == ino);
+                same_inode.map(|(_, target)| *target).find(|target| fits(*target))
+            }
+        })
+    }
+
+    /// A working or root directory is followed only where the namespace's own mounts say that it
+    /// lies on the file system of a target: tmpfs never hangs.
+    fn directory(
+        &self,
+        root: &Path,
+        name: &str,
+        how: How,
+        mounts: Option<&Mounts>,
+        found: &mut Found,
+    ) {
+        let link: PathBuf = root.join(name);
+        let target = match std::fs::read_link(&link) {
+            Ok(target) => target,
+            Err(error) if gone(&error) => return,
+            Err(_) => {
+                found.incomplete = true;
+                return;
+            }
+        };
+        let Some(mount) = mounts.and_then(|m| m.containing(target.as_os_str().as_bytes())) else {
+            return;
+        };
+        if !self.targets.by_inode.keys().any(|(dev, _)| *dev == mount.dev) {
+            return;
+        }
+        let directory = nix::fcntl::open(
+            &link,
+            nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC,
+            nix::sys::stat::Mode::empty(),
+        );
+        if let Ok(stat) = directory.map_err(io::Error::from).and_then(|fd| sys::stat(&fd, c""))
+            && let Some(target) = self.targets.by_inode.get(&(stat.dev, stat.ino))
+        {
+            found.holds.entry(*target).or_default().insert(how);
+        }
+    }
+}
+
+/// The mounts of the process's mount namespace, read once for each namespace.
+fn namespace_of(process: &Path, namespaces: &Namespaces) -> Option<Arc<Mounts>> {
+    let key = std::fs::read_link(process.join("ns/mnt")).ok()?.as_os_str().as_bytes().to_vec();
+    if let Some(known) = namespaces.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+        return Some(Arc::clone(known));
+    }
+    let mounts = Arc::new(Mounts::parse(&std::fs::read(process.join("mountinfo")).ok()?));
+    let mut known = namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+    Some(Arc::clone(known.entry(key).or_insert(mounts)))
+}
+
+fn gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
+/// One line of `maps`.
+#[derive(Debug, PartialEq, Eq)]
+struct Map<'a> {
+    dev: u64,
+    ino: u64,
+    path: &'a [u8],
+}
+
+/// `start-end perms offset major:minor inode path`, numbers in hexadecimal but for the inode.
+fn parse_map(line: &[u8]) -> Option<Map<'_>> {
+    let mut rest = line;
+    let mut field = || {
+        let start = rest.iter().position(|b| *b != b' ')?;
+        let text = rest.get(start..)?;
+        let end = text.iter().position(|b| *b == b' ').unwrap_or(text.len());
+        let (field, tail) = text.split_at(end);
+        rest = tail;
+        Some(field)
+    };
+    let (_range, _perms, _offset) = (field()?, field()?, field()?);
+    let (dev, ino) = (field()?, number(field()?)?);
+    if ino == 0 {
+        return None;
+    }
+    let mut dev = dev.split(|b| *b == b':').map(|part| {
+        std::str::from_utf8(part).ok().and_then(|part| u32::from_str_radix(part, 16).ok())
+    });
+    let (major, minor) = (dev.next()??, dev.next()??);
+    let path = rest.iter().position(|b| *b != b' ').and_then(|at| rest.get(at..));
+    Some(Map { dev: libc::makedev(major, minor), ino, path: path.unwrap_or_default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_lines_as_bytes() {
+        let line =
+            b"7f00-7f01 rw-s 00001000 00:1b 4242                       /dev/shm/a b\xff (deleted)";
+        assert_eq!(
+            parse_map(line),
+            Some(Map {
+                dev: libc::makedev(0, 0x1b),
+                ino: 4242,
+                path: b"/dev/shm/a b\xff (deleted)"
+            })
+        );
+        assert_eq!(parse_map(b"7f00-7f01 rw-p 00000000 00:00 0 [heap]"), None);
+        assert_eq!(parse_map(b"7f00-7f01 rw-p 00000000 103:02 7").map(|m| m.ino), Some(7));
+        for rubbish in [&b""[..], b"x", b"a b c d e", b"a b c 1:2:3 9 /x", b"a b c zz:1 9"] {
+            let _ignored: Option<Map<'_>> = parse_map(rubbish);
+        }
+    }
+}

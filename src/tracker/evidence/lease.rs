@@ -1,0 +1,301 @@
+//! The kernel's own answer: is any other open file description of this inode left, anywhere?
+//!
+//! A write lease is granted only if none is: no descriptor, no mapping (which keeps its file
+//! open), in no process, thread, mount or PID namespace, not even in flight over a unix socket. It
+//! does not see `O_PATH` descriptors, bind mounts of the file, `open_tree` mounts, file handles,
+//! inotify watches, pages in a pipe, and directories.
+//!
+//! A lease is felt by others: while it is held a blocking opener waits and an `O_NONBLOCK` one
+//! (musl's `shm_open` is one) fails with `EAGAIN`. So between grant and release there is nothing
+//! but a few system calls on the file itself.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, openat};
+use nix::sys::stat::Mode;
+
+use crate::tracker::host::Host;
+use crate::tracker::resource::{Identity, Name};
+use crate::tracker::sys::{self, LeaseState, Stat};
+
+/// What asking for a lease showed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lease {
+    /// Nobody else has the file open or mapped.
+    Granted,
+    /// Somebody has.
+    Refused,
+    /// Neither the owner nor `CAP_LEASE`, or the file may not be opened.
+    NoPermission,
+    /// The kernel has no leases on this file system.
+    Unsupported,
+    /// Not asked: the answer would not change the verdict, or the kind has no lease.
+    NotAsked,
+}
+
+/// What a look at one object found.
+#[derive(Debug)]
+pub enum Look {
+    /// It is there and is what was expected.
+    Seen {
+        /// What the lease showed.
+        lease: Lease,
+        /// The first 32 bytes, for a semaphore's value.
+        head: Option<Vec<u8>>,
+    },
+    /// Its name is gone.
+    Gone,
+    /// Its name belongs to another inode now.
+    Changed,
+}
+
+/// A leased file: nobody else has it open, and who opens it now waits until this is dropped.
+///
+/// Dropping it gives the lease back by closing the only descriptor.
+#[derive(Debug)]
+pub struct Leased {
+    file: OwnedFd,
+}
+
+impl Leased {
+    /// Whether nobody has tried to open the file since.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        // An unanswered question counts as somebody's opening.
+        matches!(sys::lease_state(&self.file), Ok(LeaseState::Write))
+    }
+
+    /// What the leased inode is now.
+    ///
+    /// # Errors
+    /// The errno of statx(2).
+    pub fn stat(&self) -> io::Result<Stat> {
+        sys::stat(&self.file, c"")
+    }
+}
+
+impl Drop for Leased {
+    fn drop(&mut self) {
+        // `F_UNLCK` first: openers wake now and not when the last reference goes. A failure
+        // leaves the release to the close that follows.
+        sys::release_lease(self.file.as_fd()).unwrap_or(());
+    }
+}
+
+/// Why a file could not be leased.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// Its name is gone.
+    #[error("it is gone")]
+    Gone,
+    /// Its name belongs to another inode, or another kind of file.
+    #[error("it was replaced")]
+    Changed,
+    /// Somebody else has it open or mapped, or has a lease on it.
+    #[error("somebody has it open or mapped")]
+    Held,
+    /// Neither owner nor `CAP_LEASE`, or no permission to open it.
+    #[error("no permission to ask the kernel")]
+    NoPermission,
+    /// The file system has no leases.
+    #[error("no lease support")]
+    Unsupported,
+    /// Anything else.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Opens what `name` in `dir` is, if it is the regular file `expected`, without ever opening
+/// anything else: an `O_PATH` descriptor is looked at first and reopened through procfs.
+///
+/// # Errors
+/// [`LeaseError`]; `Held` when somebody else's lease is in the way.
+pub fn open_expected(
+    host: &Host,
+    dir: BorrowedFd<'_>,
+    name: &Name,
+    expected: &Identity,
+) -> Result<OwnedFd, LeaseError> {
+    let path = match openat(
+        dir,
+        name.as_os_str(),
+        OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    ) {
+        Ok(fd) => fd,
+        Err(nix::Error::ENOENT) => return Err(LeaseError::Gone),
+        Err(nix::Error::EACCES) => return Err(LeaseError::NoPermission),
+        Err(errno) => return Err(io::Error::from(errno).into()),
+    };
+    let stat = sys::stat(&path, c"")?;
+    if !stat.is_file() || !expected.is(&stat) {
+        return Err(LeaseError::Changed);
+    }
+    let link: PathBuf = host.proc.join(format!("self/fd/{}", path.as_raw_fd()));
+    match openat(
+        AT_FDCWD,
+        &link,
+        OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY,
+        Mode::empty(),
+    ) {
+        Ok(fd) => Ok(fd),
+        Err(nix::Error::EAGAIN) => Err(LeaseError::Held),
+        Err(nix::Error::EACCES | nix::Error::EPERM) => Err(LeaseError::NoPermission),
+        Err(errno) => Err(io::Error::from(errno).into()),
+    }
+}
+
+/// Leases the regular file `expected` that `name` in `dir` is.
+///
+/// # Errors
+/// [`LeaseError`].
+pub fn take(
+    host: &Host,
+    dir: BorrowedFd<'_>,
+    name: &Name,
+    expected: &Identity,
+) -> Result<Leased, LeaseError> {
+    lease(open_expected(host, dir, name, expected)?)
+}
+
+fn lease(file: OwnedFd) -> Result<Leased, LeaseError> {
+    match sys::take_write_lease(&file) {
+        Ok(()) => Ok(Leased { file }),
+        Err(error) => Err(match error.raw_os_error() {
+            Some(libc::EAGAIN) => LeaseError::Held,
+            Some(libc::EACCES | libc::EPERM) => LeaseError::NoPermission,
+            Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS) => LeaseError::Unsupported,
+            _ => LeaseError::Io(error),
+        }),
+    }
+}
+
+/// Asks about one object and gives the lease back at once. With `head` its first 32 bytes are
+/// read too, before the lease is asked for.
+///
+/// # Errors
+/// What opening or reading failed with, other than the answers that [`Look`] and [`Lease`] name.
+pub fn look(
+    host: &Host,
+    dir: BorrowedFd<'_>,
+    name: &Name,
+    expected: &Identity,
+    ask: bool,
+    head: bool,
+) -> io::Result<Look> {
+    let seen = |lease, head| Ok(Look::Seen { lease, head });
+    let file = match open_expected(host, dir, name, expected) {
+        Ok(file) => file,
+        Err(LeaseError::Gone) => return Ok(Look::Gone),
+        Err(LeaseError::Changed) => return Ok(Look::Changed),
+        Err(LeaseError::Held) => return seen(Lease::Refused, None),
+        Err(LeaseError::NoPermission) => return seen(Lease::NoPermission, None),
+        Err(LeaseError::Unsupported) => return seen(Lease::Unsupported, None),
+        Err(LeaseError::Io(error)) => return Err(error),
+    };
+    let file = File::from(file);
+    let head = if head {
+        let mut bytes = vec![0; 32];
+        let length = file.read_at(&mut bytes, 0)?;
+        bytes.truncate(length);
+        Some(bytes)
+    } else {
+        None
+    };
+    if !ask {
+        return seen(Lease::NotAsked, head);
+    }
+    let answer = match lease(file.into()) {
+        Ok(leased) => {
+            drop(leased);
+            Lease::Granted
+        }
+        Err(LeaseError::Held) => Lease::Refused,
+        Err(LeaseError::NoPermission) => Lease::NoPermission,
+        Err(LeaseError::Unsupported) => Lease::Unsupported,
+        Err(LeaseError::Io(error)) => return Err(error),
+        Err(LeaseError::Gone | LeaseError::Changed) => return Ok(Look::Changed),
+    };
+    seen(answer, head)
+}
+
+/// Whether leases tell the truth on this mount, found out on a file of our own: granted when it is
+/// open once, refused when it is open a second time. Newer kernels make leases opt-in for each
+/// file system; gVisor and old kernels lack this one.
+///
+/// The file has no name (`O_TMPFILE`); where the mount has no room for it (no bytes or inodes
+/// left, read-only, not ours to write in) it is a memfd, which lives on a tmpfs of the kernel's.
+#[must_use]
+pub fn calibrate(host: &Host) -> bool {
+    let open = |how: OFlag| {
+        openat(
+            host.shm(),
+            c".",
+            how | OFlag::O_TMPFILE | OFlag::O_CLOEXEC,
+            Mode::S_IRUSR | Mode::S_IWUSR,
+        )
+    };
+    let Ok(file) = open(OFlag::O_RDWR).or_else(|_| {
+        nix::sys::memfd::memfd_create(c"rtrack-calibration", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
+    }) else {
+        return false;
+    };
+    // The descriptor that made a memfd is not counted as one that has it open, and objects are
+    // asked about by read-only descriptors: so two of those are compared.
+    let reopen = || {
+        openat(
+            AT_FDCWD,
+            &host.proc.join(format!("self/fd/{}", file.as_raw_fd())),
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+    };
+    let (Ok(first), Ok(second), Ok(third)) = (reopen(), reopen(), reopen()) else { return false };
+    drop(file);
+    let refused = matches!(lease(first), Err(LeaseError::Held));
+    drop(second);
+    let granted = lease(third).is_ok();
+    refused && granted
+}
+
+/// Keeps two rtracks from seeing each other's probes: a lock on the directory itself, held while
+/// probing. A courtesy only: any user can hold that lock, so it delays us by `patience` at most
+/// and nothing relies on it.
+#[must_use]
+pub fn courtesy_lock(host: &Host, patience: Duration) -> Option<Flock<File>> {
+    let own = openat(
+        host.shm(),
+        c".",
+        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+    .ok()?;
+    let mut file = File::from(own);
+    let step = Duration::from_millis(10);
+    let mut waited = Duration::ZERO;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Some(lock),
+            Err((back, nix::Error::EAGAIN)) if waited < patience => {
+                file = back;
+                std::thread::sleep(step);
+                waited += step;
+            }
+            Err(_) => return None,
+        }
+    }
+}
+
+/// `name` for a system call.
+///
+/// # Errors
+/// `EINVAL` when it holds a NUL, which no directory entry does.
+pub fn c_name(name: &Name) -> io::Result<CString> {
+    CString::new(name.as_bytes()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}

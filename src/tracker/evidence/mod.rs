@@ -1,0 +1,10 @@
+//! What is known about the objects: leases, holders, processes, mounts, producers, clocks, sight.
+
+pub mod clock;
+pub mod deadline;
+pub mod holders;
+pub mod lease;
+pub mod mounts;
+pub mod processes;
+pub mod producers;
+pub mod sight;

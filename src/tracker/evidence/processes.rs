@@ -1,0 +1,291 @@
+//! Which processes exist: identities, executables, and where asked for, command lines.
+//!
+//! `stat` comes from the procfs crate. `status` is read as bytes here: a process can put any bytes
+//! into its own name, and one that the crate cannot read must not be overlooked.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+
+use super::deadline;
+use super::mounts::number;
+use crate::tracker::host::Host;
+
+/// The kernel's flag for its own threads (`PF_KTHREAD`, linux/sched.h).
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+/// What `/proc/PID/exe` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Executable {
+    /// A path; ` (deleted)` is already taken off.
+    Path(Vec<u8>),
+    /// A kernel thread, or a process that is dead but for its entry.
+    None,
+    /// Not for us to see.
+    Unreadable,
+}
+
+impl Executable {
+    /// The last component of the path.
+    #[must_use]
+    pub fn file_name(&self) -> Option<&[u8]> {
+        match self {
+            Self::Path(path) => path.rsplit(|b| *b == b'/').next(),
+            Self::None | Self::Unreadable => None,
+        }
+    }
+}
+
+/// One process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its pid here.
+    pub pid: i32,
+    /// Its parent's.
+    pub ppid: i32,
+    /// When it started, in clock ticks since boot.
+    pub start_ticks: u64,
+    /// The name that the kernel has for it (`comm`): 15 bytes that the process may change.
+    pub comm: Vec<u8>,
+    /// Real, effective, saved and file-system uid.
+    pub uids: [u32; 4],
+    /// Its pid in each PID namespace that it is in, outermost first.
+    pub ns_pids: Vec<i32>,
+    /// Its executable.
+    pub exe: Executable,
+    /// A thread of the kernel's.
+    pub kernel: bool,
+    /// Dead but for its entry, with no thread left that runs.
+    pub dead: bool,
+    /// The first thread has exited while others go on: its own `maps` and `fd` are empty.
+    pub leaderless: bool,
+}
+
+impl Process {
+    /// Whether any of its uids is `uid`, or cannot be known here: in a user namespace a uid from
+    /// outside reads as the overflow uid.
+    #[must_use]
+    pub fn may_be_of(&self, uid: u32, overflow: Option<u32>) -> bool {
+        overflow == Some(uid) || self.uids.iter().any(|own| *own == uid || overflow == Some(*own))
+    }
+}
+
+/// The processes that were seen, and those that were not.
+#[derive(Debug, Clone, Default)]
+pub struct Processes {
+    /// By pid.
+    pub seen: HashMap<i32, Process>,
+    /// Pids whose `stat` or `status` could not be read.
+    pub unreadable: HashSet<i32>,
+    /// Why the whole list could not be read, if so.
+    pub missing: Option<String>,
+    /// The uid that stands for those from outside this user namespace; `None` in the first one.
+    pub overflow: Option<u32>,
+}
+
+impl Processes {
+    /// Reads `/proc`.
+    #[must_use]
+    pub fn read(host: &Host) -> Self {
+        let mut list = Self { overflow: overflow_uid(host), ..Self::default() };
+        list.read_more(host);
+        list
+    }
+
+    /// Adds the processes that are not in the list yet, and says which. A process that forks and
+    /// exits while the list is read is in it, and its child is not, unless one looks again.
+    pub fn read_more(&mut self, host: &Host) -> Vec<i32> {
+        let all = match procfs::process::all_processes_with_root(&host.proc) {
+            Ok(all) => all,
+            Err(error) => {
+                self.missing = Some(format!("{}: {error}", host.proc.display()));
+                return Vec::new();
+            }
+        };
+        let mut new = Vec::new();
+        for process in all {
+            match process {
+                Ok(process) if self.seen.contains_key(&process.pid()) => {}
+                Ok(process) => match read_one(&process, &host.proc) {
+                    Ok(read) => {
+                        new.push(read.pid);
+                        self.seen.insert(read.pid, read);
+                    }
+                    // It ended while it was looked at.
+                    Err(error) if gone(&error) => {}
+                    Err(_) => {
+                        self.unreadable.insert(process.pid());
+                    }
+                },
+                Err(procfs::ProcError::NotFound(_)) => {}
+                Err(error) => {
+                    // One whose directory cannot even be opened has no pid to be known by.
+                    self.missing = Some(format!("{}: {error}", host.proc.display()));
+                }
+            }
+        }
+        new
+    }
+
+    /// Every process that runs and is not the kernel's.
+    pub fn running(&self) -> impl Iterator<Item = &Process> {
+        self.seen.values().filter(|process| !process.kernel && !process.dead)
+    }
+
+    /// The command lines of `pids`, NUL-separated as the kernel has them. One that did not answer
+    /// in time, or may not be read, is missing.
+    #[must_use]
+    pub fn command_lines(host: &Host, pids: Vec<i32>) -> HashMap<i32, Vec<u8>> {
+        let root = host.proc.clone();
+        let keys = pids.clone();
+        let lines =
+            deadline::map(pids, move |pid| std::fs::read(root.join(format!("{pid}/cmdline"))).ok());
+        keys.into_iter().zip(lines).filter_map(|(pid, line)| Some((pid, line??))).collect()
+    }
+}
+
+fn gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
+fn read_one(process: &procfs::process::Process, root: &Path) -> io::Result<Process> {
+    let stat = process.stat().map_err(io_error)?;
+    let mut status = Vec::new();
+    let mut file = process.open_relative("status").map_err(io_error)?;
+    io::Read::read_to_end(&mut file, &mut status)?;
+    let (uids, ns_pids, comm) = parse_status(&status)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "status is not of its form"))?;
+    let kernel = stat.flags & PF_KTHREAD != 0;
+    let zombie = matches!(stat.state, 'Z' | 'X' | 'x');
+    let leaderless = zombie && stat.num_threads > 1;
+    let exe = match executable(process, root, leaderless) {
+        Ok(path) => Executable::Path(path),
+        Err(_) if kernel || (zombie && !leaderless) => Executable::None,
+        // A process on its way out has no executable any more; one that started meanwhile under
+        // its pid would be a new line in the next list.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Err(error),
+        Err(_) => Executable::Unreadable,
+    };
+    Ok(Process {
+        pid: stat.pid,
+        ppid: stat.ppid,
+        start_ticks: stat.starttime,
+        comm,
+        uids,
+        ns_pids,
+        exe,
+        kernel,
+        dead: zombie && !leaderless,
+        leaderless,
+    })
+}
+
+fn io_error(error: procfs::ProcError) -> io::Error {
+    match error {
+        procfs::ProcError::NotFound(_) => io::Error::from_raw_os_error(libc::ENOENT),
+        procfs::ProcError::PermissionDenied(_) => io::Error::from_raw_os_error(libc::EACCES),
+        procfs::ProcError::Io(error, _) => error,
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+/// The executable of the process or, if its first thread has exited, of a thread that has not.
+fn executable(
+    process: &procfs::process::Process,
+    root: &Path,
+    leaderless: bool,
+) -> io::Result<Vec<u8>> {
+    let read = |path: String| -> io::Result<Vec<u8>> {
+        let mut target = std::fs::read_link(root.join(path))?.into_os_string().into_vec();
+        if target.ends_with(b" (deleted)") {
+            target.truncate(target.len() - b" (deleted)".len());
+        }
+        Ok(target)
+    };
+    let pid = process.pid();
+    if !leaderless {
+        return read(format!("{pid}/exe"));
+    }
+    let mut last = io::Error::from_raw_os_error(libc::ENOENT);
+    for task in process.tasks().map_err(io_error)?.flatten() {
+        match read(format!("{pid}/task/{}/exe", task.tid)) {
+            Ok(target) => return Ok(target),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Uids, namespaced pids and name of a `status` file. The name is the first line, in which the
+/// kernel escapes newlines, so no name can pretend to be another line.
+fn parse_status(status: &[u8]) -> Option<([u32; 4], Vec<i32>, Vec<u8>)> {
+    let mut uids = None;
+    let mut ns_pids = Vec::new();
+    let mut comm = Vec::new();
+    for line in status.split(|b| *b == b'\n') {
+        if let Some(name) = line.strip_prefix(b"Name:\t") {
+            comm = name.to_vec();
+        } else if let Some(rest) = line.strip_prefix(b"Uid:") {
+            let mut fields = words(rest).filter_map(|word| u32::try_from(number(word)?).ok());
+            uids = Some([fields.next()?, fields.next()?, fields.next()?, fields.next()?]);
+        } else if let Some(rest) = line.strip_prefix(b"NSpid:") {
+            ns_pids = words(rest).filter_map(|word| i32::try_from(number(word)?).ok()).collect();
+        }
+    }
+    Some((uids?, ns_pids, comm))
+}
+
+/// The blank-separated words of `text`.
+pub(crate) fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|b| b.is_ascii_whitespace()).filter(|word| !word.is_empty())
+}
+
+/// The overflow uid, unless this is the first user namespace, where every uid is itself.
+fn overflow_uid(host: &Host) -> Option<u32> {
+    let identity = host.read_proc("self/uid_map").is_ok_and(|map| {
+        let fields: Vec<&[u8]> = words(&map).collect();
+        fields == [&b"0"[..], b"0", b"4294967295"]
+    });
+    if identity {
+        return None;
+    }
+    let text = host.read_proc("sys/kernel/overflowuid").unwrap_or_default();
+    // 65534 is the kernel's default where the setting cannot be read.
+    Some(std::str::from_utf8(&text).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(65534))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_status_with_any_name() {
+        let status = b"Name:\tp\xff\\nUid:\t0\nUmask:\t0022\nState:\tS (sleeping)\nPid:\t7\n\
+            Uid:\t1000\t0\t1001\t4294967294\nGid:\t1\t1\t1\t1\nNSpid:\t700\t7\n";
+        let (uids, pids, comm) = parse_status(status).unwrap();
+        assert_eq!(uids, [1000, 0, 1001, 4_294_967_294]);
+        assert_eq!(pids, [700, 7]);
+        assert_eq!(comm, b"p\xff\\nUid:\t0");
+        assert!(parse_status(b"Name:\tx\nUid:\t1 2\n").is_none());
+    }
+
+    #[test]
+    fn a_uid_from_outside_may_be_anybodys() {
+        let process = Process {
+            pid: 1,
+            ppid: 0,
+            start_ticks: 0,
+            comm: Vec::new(),
+            uids: [0, 65534, 0, 0],
+            ns_pids: Vec::new(),
+            exe: Executable::None,
+            kernel: false,
+            dead: false,
+            leaderless: false,
+        };
+        assert!(process.may_be_of(1000, Some(65534)));
+        assert!(!process.may_be_of(1000, None));
+        assert!(process.may_be_of(0, None));
+    }
+}

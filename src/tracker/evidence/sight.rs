@@ -1,0 +1,132 @@
+//! What could be seen at all. A verdict must never be made bolder by what nobody could look at.
+
+use serde::Serialize;
+
+use super::mounts::Mounts;
+use super::processes::{Processes, words};
+use crate::tracker::host::Host;
+
+/// The first PID namespace (`PROC_PID_INIT_INO` of linux/proc_ns.h).
+const FIRST_PID_NAMESPACE: &[u8] = b"pid:[4026531836]";
+
+/// The bit of `CAP_SYS_PTRACE` in a capability set.
+const CAP_SYS_PTRACE: u64 = 1 << 19;
+
+/// Why sight is partial. The text is part of the JSON interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Blind {
+    /// /proc could not be read.
+    NoProc,
+    /// /proc hides other users' processes.
+    Hidepid,
+    /// This is not the first PID namespace: there may be processes outside it.
+    PidNamespace,
+    /// Some processes could not be read.
+    UnreadableProcesses,
+}
+
+impl Blind {
+    /// For people.
+    #[must_use]
+    pub const fn says(self) -> &'static str {
+        match self {
+            Self::NoProc => "/proc cannot be read",
+            Self::Hidepid => "/proc is mounted with hidepid",
+            Self::PidNamespace => "processes outside this PID namespace are not visible",
+            Self::UnreadableProcesses => "some processes could not be read",
+        }
+    }
+}
+
+/// What of the processes was visible.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sight {
+    /// Why the list of processes is not complete; empty when it is.
+    pub processes: Vec<Blind>,
+    /// Why their mappings and descriptors are not all known; empty when they are.
+    pub holders: Vec<Blind>,
+    /// How many processes were seen.
+    pub seen: usize,
+    /// Of how many the mappings or descriptors could not be read.
+    pub unreadable: usize,
+    /// The operator asserted that nothing outside this PID namespace uses the mount, and it
+    /// mattered.
+    pub assumed_complete: bool,
+}
+
+impl Sight {
+    /// Works out what was visible; `unreadable` counts processes whose holdings could not be read.
+    #[must_use]
+    pub fn new(
+        host: &Host,
+        mounts: &Mounts,
+        processes: &Processes,
+        unreadable: usize,
+        assume_complete: bool,
+    ) -> Self {
+        let mut blind = Vec::new();
+        if processes.missing.is_some() {
+            blind.push(Blind::NoProc);
+        }
+        if hides_processes(host, mounts) {
+            blind.push(Blind::Hidepid);
+        }
+        let mut assumed_complete = false;
+        if !in_first_pid_namespace(host) {
+            if assume_complete {
+                assumed_complete = true;
+            } else {
+                blind.push(Blind::PidNamespace);
+            }
+        }
+        if !processes.unreadable.is_empty() {
+            blind.push(Blind::UnreadableProcesses);
+        }
+        let mut holders = blind.clone();
+        if unreadable > 0 && !holders.contains(&Blind::UnreadableProcesses) {
+            holders.push(Blind::UnreadableProcesses);
+        }
+        Self {
+            processes: blind,
+            holders,
+            seen: processes.seen.len(),
+            unreadable: unreadable + processes.unreadable.len(),
+            assumed_complete,
+        }
+    }
+}
+
+fn in_first_pid_namespace(host: &Host) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    std::fs::read_link(host.proc.join("self/ns/pid"))
+        .is_ok_and(|link| link.as_os_str().as_bytes() == FIRST_PID_NAMESPACE)
+}
+
+/// hidepid does not bind who may trace every process: `CAP_SYS_PTRACE` in the first user
+/// namespace.
+fn hides_processes(host: &Host, mounts: &Mounts) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let Some(mount) = mounts.at(host.proc.as_os_str().as_bytes()) else { return false };
+    let hides = mount
+        .options
+        .split(|b| *b == b',')
+        .filter_map(|option| option.strip_prefix(b"hidepid="))
+        .any(|value| value != b"0" && value != b"off");
+    hides && !(can_trace_all(host))
+}
+
+fn can_trace_all(host: &Host) -> bool {
+    let capable = host.read_proc("self/status").is_ok_and(|status| {
+        status
+            .split(|b| *b == b'\n')
+            .find_map(|line| line.strip_prefix(b"CapEff:"))
+            .and_then(|rest| words(rest).next())
+            .and_then(|hex| u64::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok())
+            .is_some_and(|set| set & CAP_SYS_PTRACE != 0)
+    });
+    capable
+        && host
+            .read_proc("self/uid_map")
+            .is_ok_and(|map| words(&map).eq([&b"0"[..], b"0", b"4294967295"]))
+}

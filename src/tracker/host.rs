@@ -1,0 +1,171 @@
+//! The world as one plain struct: where /proc and /dev/shm are, and what time it is. Tests build
+//! one over a tree of their own.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statvfs::fstatvfs;
+
+use super::sys::{self, Nanoseconds};
+
+/// Why there is nothing to look at.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The directory cannot be opened.
+    #[error("open {path}: {source}")]
+    Open {
+        /// Which directory.
+        path: PathBuf,
+        /// The errno.
+        source: io::Error,
+    },
+    /// The directory is not on tmpfs, where alone POSIX shared memory and semaphores live.
+    #[error("{path}: not a tmpfs (file system type {magic:#x})")]
+    NotTmpfs {
+        /// Which directory.
+        path: PathBuf,
+        /// `f_type` of statfs(2).
+        magic: i64,
+    },
+}
+
+/// Where things are and what time it is.
+#[derive(Debug)]
+pub struct Host {
+    /// The root of procfs, normally `/proc`.
+    pub proc: PathBuf,
+    /// The mount of POSIX objects, normally `/dev/shm`, for messages.
+    pub shm_path: PathBuf,
+    /// The same, open: every object is reached through this descriptor.
+    shm: OwnedFd,
+    /// The clocks.
+    pub clock: Clock,
+}
+
+/// The clocks, replaceable in tests where the clock is the matter.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    /// Wall time in nanoseconds since 1970 (`CLOCK_REALTIME`).
+    pub wall: fn() -> Nanoseconds,
+    /// Nanoseconds since the machine booted, suspend included (`CLOCK_BOOTTIME`), the clock that
+    /// the start times in `/proc/PID/stat` count by.
+    pub since_boot: fn() -> Nanoseconds,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self {
+            wall: || read_clock(nix::time::ClockId::CLOCK_REALTIME),
+            since_boot: || read_clock(nix::time::ClockId::CLOCK_BOOTTIME),
+        }
+    }
+}
+
+fn read_clock(id: nix::time::ClockId) -> Nanoseconds {
+    // Both clocks exist on every Linux that this program runs on; were one missing, its zero
+    // would make every object look too young, which is the safe side.
+    nix::time::clock_gettime(id)
+        .map_or(0, |t| i128::from(t.tv_sec()) * 1_000_000_000 + i128::from(t.tv_nsec()))
+}
+
+impl Host {
+    /// The machine as it is: `/proc` and `/dev/shm`.
+    ///
+    /// # Errors
+    /// /dev/shm is missing, unreadable or not a tmpfs.
+    pub fn real() -> Result<Self, HostError> {
+        Self::open(Path::new("/proc"), Path::new("/dev/shm"), Clock::default())
+    }
+
+    /// A host with roots of its own.
+    ///
+    /// # Errors
+    /// As [`Host::real`].
+    pub fn open(proc: &Path, shm: &Path, clock: Clock) -> Result<Self, HostError> {
+        let open_error = |source| HostError::Open { path: shm.into(), source };
+        let dir = File::options()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY)
+            .open(shm)
+            .map_err(open_error)?;
+        let magic = nix::sys::statfs::fstatfs(&dir)
+            .map_err(|errno| open_error(errno.into()))?
+            .filesystem_type();
+        if magic != nix::sys::statfs::TMPFS_MAGIC {
+            #[allow(
+                clippy::unnecessary_cast,
+                reason = "the field's type differs by architecture"
+            )]
+            return Err(HostError::NotTmpfs { path: shm.into(), magic: magic.0 as i64 });
+        }
+        Ok(Self { proc: proc.into(), shm_path: shm.into(), shm: dir.into(), clock })
+    }
+
+    /// The directory of the POSIX objects.
+    #[must_use]
+    pub fn shm(&self) -> BorrowedFd<'_> {
+        self.shm.as_fd()
+    }
+
+    /// The device number of the mount.
+    ///
+    /// # Errors
+    /// The errno of statx(2).
+    pub fn shm_dev(&self) -> io::Result<u64> {
+        sys::stat(&self.shm, c"").map(|stat| stat.dev)
+    }
+
+    /// How full the mount is.
+    ///
+    /// # Errors
+    /// The errno of fstatvfs(3).
+    pub fn usage(&self) -> io::Result<Usage> {
+        let s = fstatvfs(&self.shm)?;
+        let unit = s.fragment_size();
+        Ok(Usage {
+            size: s.blocks().saturating_mul(unit),
+            used: s.blocks().saturating_sub(s.blocks_free()).saturating_mul(unit),
+            inodes: s.files(),
+            inodes_free: s.files_free(),
+        })
+    }
+
+    /// A file of procfs, whole; `name` is relative to its root.
+    ///
+    /// # Errors
+    /// The errno of reading it.
+    pub fn read_proc(&self, name: &str) -> io::Result<Vec<u8>> {
+        std::fs::read(self.proc.join(name))
+    }
+
+    /// The boot id, by which a plan knows the boot it was made in; empty when it cannot be read.
+    #[must_use]
+    pub fn boot_id(&self) -> String {
+        self.read_proc("sys/kernel/random/boot_id")
+            .map(|id| String::from_utf8_lossy(&id).trim().to_owned())
+            .unwrap_or_default()
+    }
+
+    /// The host name.
+    #[must_use]
+    pub fn name(&self) -> String {
+        nix::unistd::gethostname()
+            .map_or_else(|_| String::new(), |name| super::resource::Name::from(name).to_lossy())
+    }
+}
+
+/// How full a mount is. A size of 0 means without limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes it may hold.
+    pub size: u64,
+    /// Bytes in use, deleted files that are still open included.
+    pub used: u64,
+    /// Inodes it may hold.
+    pub inodes: u64,
+    /// Inodes left.
+    pub inodes_free: u64,
+}

@@ -1,0 +1,260 @@
+//! /dev/shm: memory objects, named semaphores, directories, and whatever else lies there.
+//!
+//! Nothing is opened here but directories: opening a FIFO, even without blocking, can kill the
+//! writer that waits at it.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::dir::Dir;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+
+use crate::tracker::evidence::lease::c_name;
+use crate::tracker::host::Host;
+use crate::tracker::resource::{Identity, Kind, Name};
+use crate::tracker::sys::{self, Stat};
+
+/// At most so many entries of one directory are counted: a directory is as large as its owner
+/// likes.
+pub const MOST_ENTRIES: usize = 100_000;
+
+/// At most so many levels.
+const MOST_LEVELS: usize = 64;
+
+/// The size of a semaphore (`sem_t`) on this architecture.
+const SEMAPHORE_SIZE: u64 = size_of::<libc::sem_t>() as u64;
+
+/// One entry of /dev/shm.
+#[derive(Debug, Clone)]
+pub struct Object {
+    /// What it is.
+    pub kind: Kind,
+    /// Its name as its users know it: a semaphore's without `sem.`.
+    pub name: Name,
+    /// Its name in the directory.
+    pub file: Name,
+    /// What statx(2) said.
+    pub stat: Stat,
+    /// For [`Kind::Other`]: symlink, fifo, socket, device.
+    pub file_type: Option<&'static str>,
+    /// For a directory: what is in it.
+    pub directory: Option<Tree>,
+    /// For a semaphore, once it was looked at.
+    pub semaphore: Option<Semaphore>,
+}
+
+/// What a directory holds.
+#[derive(Debug, Clone, Default)]
+pub struct Tree {
+    /// Entries, at all levels.
+    pub entries: usize,
+    /// Apparent bytes of the files.
+    pub size: u64,
+    /// Bytes really used.
+    pub allocated: u64,
+    /// Not all of it was counted: too many entries or levels, unreadable, or on another mount.
+    pub truncated: bool,
+    /// Device and inode of the directory and everything counted in it.
+    pub inodes: HashSet<(u64, u64)>,
+}
+
+/// The state of a named semaphore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Semaphore {
+    /// Its value.
+    pub value: u32,
+    /// How many threads wait for it.
+    pub waiters: u32,
+}
+
+impl Object {
+    /// `kind:name`. What is not UTF-8 in the name is escaped as `\xff`, so that ids stay apart.
+    #[must_use]
+    pub fn id(&self) -> String {
+        let mut id = format!("{}:", self.kind);
+        for chunk in self.name.as_bytes().utf8_chunks() {
+            id.push_str(chunk.valid());
+            for byte in chunk.invalid() {
+                id.push_str(&format!("\\x{byte:02x}"));
+            }
+        }
+        id
+    }
+
+    /// `kind:name`, safe on a terminal.
+    #[must_use]
+    pub fn shown_id(&self) -> String {
+        format!("{}:{}", self.kind, self.name)
+    }
+
+    /// The exact bytes of `kind:name`.
+    #[must_use]
+    pub fn id_bytes(&self) -> Vec<u8> {
+        let mut id = format!("{}:", self.kind).into_bytes();
+        id.extend_from_slice(self.name.as_bytes());
+        id
+    }
+
+    /// What makes it this object.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        Identity::of(&self.stat)
+    }
+
+    /// Apparent size in bytes; of a directory, that of the files in it.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.directory.as_ref().map_or(self.stat.size, |tree| tree.size)
+    }
+
+    /// Memory used, in bytes.
+    #[must_use]
+    pub fn allocated(&self) -> u64 {
+        self.directory.as_ref().map_or(self.stat.allocated, |tree| tree.allocated)
+    }
+
+    /// Whether it is a file that has the size of a semaphore and may be one.
+    #[must_use]
+    pub fn may_be_semaphore(&self) -> bool {
+        self.kind == Kind::Sem && self.stat.size == SEMAPHORE_SIZE
+    }
+}
+
+impl Semaphore {
+    /// Reads the state from the first bytes of a semaphore. glibc and musl keep the value in the
+    /// first word and the number of waiters in the second, on 64-bit machines.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        if cfg!(not(target_pointer_width = "64")) || bytes.len() as u64 != SEMAPHORE_SIZE {
+            return None;
+        }
+        let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        // musl marks waiters by the sign bit of the value, which itself is at most INT_MAX.
+        Some(Self { value: word(0)? & 0x7fff_ffff, waiters: word(4)? })
+    }
+}
+
+/// Reads the directory of the POSIX objects.
+///
+/// # Errors
+/// The directory itself could not be read. What vanishes meanwhile is not there.
+pub fn read(host: &Host) -> io::Result<Vec<Object>> {
+    let mut objects = Vec::new();
+    for name in entries(host.shm())? {
+        match read_one(host, &name) {
+            Ok(object) => objects.push(object),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(objects)
+}
+
+/// Reads one entry.
+///
+/// # Errors
+/// The errno of statx(2); `ENOENT` when there is no such name.
+pub fn read_one(host: &Host, file: &Name) -> io::Result<Object> {
+    let stat = sys::stat(host.shm(), &c_name(file)?)?;
+    let semaphore = file.as_bytes().strip_prefix(b"sem.").filter(|rest| !rest.is_empty());
+    let (kind, name, file_type) = match (stat.file_type(), semaphore) {
+        (libc::S_IFREG, Some(name)) => (Kind::Sem, Name::new(name), None),
+        (libc::S_IFREG, None) => (Kind::Shm, file.clone(), None),
+        (libc::S_IFDIR, _) => (Kind::Dir, file.clone(), None),
+        (libc::S_IFLNK, _) => (Kind::Other, file.clone(), Some("symlink")),
+        (libc::S_IFIFO, _) => (Kind::Other, file.clone(), Some("fifo")),
+        (libc::S_IFSOCK, _) => (Kind::Other, file.clone(), Some("socket")),
+        _ => (Kind::Other, file.clone(), Some("device")),
+    };
+    let directory = (kind == Kind::Dir).then(|| {
+        let mut tree = Tree::default();
+        tree.inodes.insert((stat.dev, stat.ino));
+        match open_directory(host.shm(), file) {
+            Ok(dir) => walk(&dir, stat.dev, &mut tree, 0),
+            Err(_) => tree.truncated = true,
+        }
+        tree
+    });
+    Ok(Object { kind, name, file: file.clone(), stat, file_type, directory, semaphore: None })
+}
+
+/// Opens a directory without following a symlink.
+///
+/// # Errors
+/// The errno of openat(2).
+pub fn open_directory(parent: BorrowedFd<'_>, name: &Name) -> io::Result<Dir> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let fd = openat(parent, name.as_os_str(), flags, Mode::empty())?;
+    Ok(Dir::from_fd(fd)?)
+}
+
+/// The names in a directory, without `.` and `..`.
+///
+/// # Errors
+/// The errno of opening or reading it.
+pub fn entries(dir: BorrowedFd<'_>) -> io::Result<Vec<Name>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    // A descriptor of its own, whose position nobody else moves.
+    let mut own = Dir::from_fd(openat(dir, c".", flags, Mode::empty())?)?;
+    let mut names = Vec::new();
+    for entry in own.iter() {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(Name::new(name));
+        }
+    }
+    Ok(names)
+}
+
+fn walk(dir: &Dir, dev: u64, tree: &mut Tree, level: usize) {
+    let Ok(names) = entries(dir.as_fd()) else {
+        tree.truncated = true;
+        return;
+    };
+    for name in names {
+        if tree.entries >= MOST_ENTRIES {
+            tree.truncated = true;
+            return;
+        }
+        let stat = match c_name(&name).and_then(|name| sys::stat(dir.as_fd(), &name)) {
+            Ok(stat) => stat,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            Err(_) => {
+                tree.truncated = true;
+                continue;
+            }
+        };
+        tree.entries += 1;
+        // A file with several names inside is there once.
+        if stat.dev != dev {
+            tree.truncated = true;
+        } else if tree.inodes.insert((stat.dev, stat.ino)) && !stat.is_dir() {
+            tree.size = tree.size.saturating_add(stat.size);
+            tree.allocated = tree.allocated.saturating_add(stat.allocated);
+        }
+        if stat.is_dir() && stat.dev == dev {
+            match open_directory(dir.as_fd(), &name) {
+                Ok(sub) if level < MOST_LEVELS => walk(&sub, dev, tree, level + 1),
+                _ => tree.truncated = true,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn semaphores_as_both_libraries_lay_them_out() {
+        let mut bytes = [0u8; 32];
+        bytes[0] = 3;
+        bytes[4] = 2;
+        assert_eq!(Semaphore::parse(&bytes), Some(Semaphore { value: 3, waiters: 2 }));
+        bytes[3] = 0x80;
+        assert_eq!(Semaphore::parse(&bytes).map(|s| s.value), Some(3));
+        assert_eq!(Semaphore::parse(&bytes[..31]), None);
+    }
+}

@@ -1,0 +1,108 @@
+//! What `reap` would do with each object: a pure function of its verdict.
+
+use super::evidence::lease::Lease;
+use super::reap::Manner;
+use super::resource::Kind;
+use super::verdict::{Judgement, Verdict};
+
+/// What is to be done with one object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Remove it so.
+    Remove(Manner),
+    /// It was asked for, and will not be done: why.
+    Refuse(Verdict, String),
+    /// Nothing: its verdict is not among those to reap.
+    Leave,
+}
+
+/// Plans one object. `verdicts` are those to reap; with `force` the operator has named it and
+/// overrides everything but `held`.
+#[must_use]
+pub fn step(
+    kind: Kind,
+    lease: Lease,
+    judgement: &Judgement,
+    verdicts: &[Verdict],
+    force: bool,
+) -> Step {
+    if judgement.verdict == Verdict::Held {
+        return if force {
+            Step::Refuse(Verdict::Held, judgement.says().to_owned())
+        } else {
+            Step::Leave
+        };
+    }
+    let asked = judgement.verdict.reapability() > 0 && verdicts.contains(&judgement.verdict);
+    if !asked && !force {
+        return Step::Leave;
+    }
+    match kind {
+        Kind::Dir => Step::Refuse(
+            judgement.verdict,
+            "this version of rtrack does not remove directories".into(),
+        ),
+        Kind::Other => Step::Remove(Manner::Unleased),
+        Kind::Shm | Kind::Sem => Step::Remove(match lease {
+            // Not asked means that the answer did not matter to a claim: now it does.
+            Lease::Granted | Lease::Refused | Lease::NotAsked => Manner::Leased,
+            Lease::NoPermission | Lease::Unsupported => Manner::Unleased,
+        }),
+    }
+}
+
+/// Whether an object of this new verdict may still go, as it was planned for `planned`.
+///
+/// # Errors
+/// Why not.
+pub fn still_goes(planned: Verdict, now: &Judgement, force: bool) -> Result<(), String> {
+    let goes = if force {
+        now.verdict != Verdict::Held
+    } else {
+        now.verdict.reapability() >= planned.reapability()
+    };
+    if goes { Ok(()) } else { Err(format!("{} now: {}", now.verdict, now.says())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tracker::verdict::Code;
+
+    fn judged(verdict: Verdict) -> Judgement {
+        Judgement { verdict, reason: Code::UnknownProducer, evidence: Vec::new() }
+    }
+
+    #[test]
+    fn nothing_held_goes_and_force_is_needed_for_what_is_claimed() {
+        let default = [Verdict::Orphaned];
+        let both = [Verdict::Orphaned, Verdict::Unclaimed];
+        let removes = |verdict, verdicts: &[Verdict], force| {
+            matches!(
+                step(Kind::Shm, Lease::Granted, &judged(verdict), verdicts, force),
+                Step::Remove(_)
+            )
+        };
+        for (verdict, by_default, when_asked, by_force) in [
+            (Verdict::Held, false, false, false),
+            (Verdict::Claimed, false, false, true),
+            (Verdict::Unknown, false, false, true),
+            (Verdict::Unclaimed, false, true, true),
+            (Verdict::Orphaned, true, true, true),
+        ] {
+            assert_eq!(removes(verdict, &default, false), by_default, "{verdict}");
+            assert_eq!(removes(verdict, &both, false), when_asked, "{verdict}");
+            assert_eq!(removes(verdict, &Verdict::ALL, false), when_asked, "{verdict}");
+            assert_eq!(removes(verdict, &default, true), by_force, "{verdict}");
+        }
+    }
+
+    #[test]
+    fn a_verdict_that_became_weaker_stops_it() {
+        assert!(still_goes(Verdict::Orphaned, &judged(Verdict::Orphaned), false).is_ok());
+        assert!(still_goes(Verdict::Orphaned, &judged(Verdict::Unclaimed), false).is_err());
+        assert!(still_goes(Verdict::Unclaimed, &judged(Verdict::Orphaned), false).is_ok());
+        assert!(still_goes(Verdict::Claimed, &judged(Verdict::Claimed), true).is_ok());
+        assert!(still_goes(Verdict::Claimed, &judged(Verdict::Held), true).is_err());
+    }
+}

@@ -1,0 +1,109 @@
+//! What a reaper that was killed left behind: a private directory that nobody has locked.
+
+use std::io;
+
+use super::quarantine::{Quarantine, counts_as_unlinked, is_quarantine_name};
+use crate::tracker::evidence::lease::{self, LeaseError, c_name};
+use crate::tracker::host::Host;
+use crate::tracker::inventory::posix::entries;
+use crate::tracker::resource::{Identity, Name};
+use crate::tracker::sys;
+
+/// What was done with a leftover.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// The directory.
+    pub directory: Option<Name>,
+    /// Objects that somebody holds, or that cannot be asked about: back under their names.
+    pub put_back: Vec<Name>,
+    /// Objects that nobody holds: removed, as had been begun.
+    pub finished: Vec<Name>,
+    /// Objects that stay in the directory, each with the reason.
+    pub left: Vec<(Name, String)>,
+}
+
+/// Settles every leftover of our own: what is held now goes back if its name is free, the rest is
+/// finished. Directories of other users, of other modes, or that somebody has locked, are not
+/// touched.
+///
+/// # Errors
+/// The directory of the objects could not be read.
+pub fn settle(host: &Host) -> io::Result<Vec<Settled>> {
+    let mut all = Vec::new();
+    for name in entries(host.shm())? {
+        if !is_quarantine_name(&name) {
+            continue;
+        }
+        let Some(quarantine) = Quarantine::open(host, &name)? else { continue };
+        let settled = if counts_as_unlinked(&name) {
+            finish_unlinked(host, &quarantine)
+        } else {
+            settle_one(host, &quarantine)
+        };
+        // Not empty: what is left in it is in the report.
+        quarantine.close(host).unwrap_or(());
+        all.push(Settled { directory: Some(name), ..settled });
+    }
+    Ok(all)
+}
+
+fn settle_one(host: &Host, quarantine: &Quarantine) -> Settled {
+    let mut settled = Settled::default();
+    for file in entries(quarantine.fd()).unwrap_or_default() {
+        match finish(host, quarantine, &file) {
+            Ok(()) => settled.finished.push(file),
+            Err(why) => match quarantine.put_back(host, &file) {
+                Ok(()) => settled.put_back.push(file),
+                // It must not return when that name is free again one day.
+                Err(nix::Error::EEXIST) => {
+                    let why = match set_aside(host, quarantine, &file) {
+                        Ok(place) => format!("{why}, its name is taken, and it is in {place} now"),
+                        Err(error) => format!("{why}, its name is taken, and moving it: {error}"),
+                    };
+                    settled.left.push((file, why));
+                }
+                Err(errno) => settled.left.push((file, io::Error::from(errno).to_string())),
+            },
+        }
+    }
+    settled
+}
+
+/// Moves an object to where it counts as unlinked; the directory's name.
+///
+/// # Errors
+/// The errno of making that directory or of the move.
+pub(super) fn set_aside(host: &Host, quarantine: &Quarantine, file: &Name) -> io::Result<Name> {
+    let unlinked = Quarantine::make(host, true)?;
+    match unlinked.take_in(quarantine.fd(), file) {
+        Ok(()) => Ok(unlinked.name().clone()),
+        Err(errno) => {
+            // Empty, and no use to anybody.
+            unlinked.close(host).unwrap_or(());
+            Err(errno.into())
+        }
+    }
+}
+
+/// Removes what counts as unlinked and nobody holds; the rest stays, and never returns.
+pub(super) fn finish_unlinked(host: &Host, quarantine: &Quarantine) -> Settled {
+    let mut settled = Settled::default();
+    for file in entries(quarantine.fd()).unwrap_or_default() {
+        match finish(host, quarantine, &file) {
+            Ok(()) => settled.finished.push(file),
+            Err(why) => settled.left.push((file, format!("{why}, and it counts as unlinked"))),
+        }
+    }
+    settled
+}
+
+/// Removes an object of the quarantine if nobody holds it.
+fn finish(host: &Host, quarantine: &Quarantine, file: &Name) -> Result<(), LeaseError> {
+    let stat = sys::stat(quarantine.fd(), &c_name(file)?)?;
+    let leased = lease::take(host, quarantine.fd(), file, &Identity::of(&stat))?;
+    if !leased.is_whole() {
+        return Err(LeaseError::Held);
+    }
+    quarantine.unlink(file).map_err(io::Error::from)?;
+    Ok(())
+}

@@ -1,0 +1,277 @@
+//! Removing objects that were judged.
+
+use std::io;
+use std::time::Duration;
+
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use super::quarantine::Quarantine;
+use super::{Outcome, Report};
+use crate::tracker::evidence::lease::{self, LeaseError, Leased, c_name};
+use crate::tracker::host::Host;
+use crate::tracker::resource::{Identity, Name};
+use crate::tracker::sys::{self, Stat};
+
+/// How an object is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// Under a write lease: the kernel tells of anybody who opens it.
+    Leased,
+    /// Without one, for what has none or where the kernel grants none: by complete holder sight,
+    /// or because the operator forces it.
+    Unleased,
+}
+
+/// One object to remove.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// Its name in the directory.
+    pub file: &'a Name,
+    /// What it has to be.
+    pub identity: Identity,
+    /// How.
+    pub manner: Manner,
+    /// Whether it may go without the quarantine when the mount has no inode left for one.
+    pub may_go_directly: bool,
+}
+
+/// Removes objects one by one; the private directory is made for the first and removed at the end.
+#[derive(Debug)]
+pub struct Reaper<'a> {
+    host: &'a Host,
+    quarantine: Option<Quarantine>,
+    unlinked: Option<Quarantine>,
+}
+
+impl<'a> Reaper<'a> {
+    /// A reaper of the host's objects.
+    #[must_use]
+    pub fn new(host: &'a Host) -> Self {
+        Self { host, quarantine: None, unlinked: None }
+    }
+
+    /// Removes one object. `judge` is the second judgement: it is asked under the lease, with what
+    /// the object is now, answers with the reason why it may not go after all, and must not block,
+    /// read /proc, print, or open the object.
+    pub fn remove(
+        &mut self,
+        target: &Target<'_>,
+        judge: &mut dyn FnMut(&Stat) -> Result<(), String>,
+    ) -> Report {
+        // Made before the lease, which holds openers up.
+        let made = self.make_quarantine();
+        match target.manner {
+            Manner::Leased => self.remove_leased(target, judge, made),
+            Manner::Unleased => self.remove_unleased(target, judge, made),
+        }
+    }
+
+    /// Finishes what counts as unlinked and nobody holds any more, and removes the private
+    /// directories. What is still held stays for a later reaper; its directories are returned.
+    #[must_use]
+    pub fn finish(mut self) -> Vec<Name> {
+        let mut left = Vec::new();
+        if let Some(unlinked) = self.unlinked.take() {
+            // Whoever was opening it had microseconds to go; waiting long for one that keeps it
+            // would gain nothing.
+            for _attempt in 0..10 {
+                super::leftovers::finish_unlinked(self.host, &unlinked);
+                match entries_left(&unlinked) {
+                    Ok(0) | Err(_) => break,
+                    Ok(_) => std::thread::sleep(Duration::from_millis(10)),
+                }
+            }
+            close(self.host, unlinked, &mut left);
+        }
+        if let Some(quarantine) = self.quarantine.take() {
+            close(self.host, quarantine, &mut left);
+        }
+        left
+    }
+
+    fn make_quarantine(&mut self) -> io::Result<()> {
+        if self.quarantine.is_none() {
+            self.quarantine = Some(Quarantine::make(self.host, false)?);
+        }
+        Ok(())
+    }
+
+    fn remove_leased(
+        &mut self,
+        target: &Target<'_>,
+        judge: &mut dyn FnMut(&Stat) -> Result<(), String>,
+        made: io::Result<()>,
+    ) -> Report {
+        let leased = match lease::take(self.host, self.host.shm(), target.file, &target.identity) {
+            Ok(leased) => leased,
+            Err(error) => return refusal(error),
+        };
+        let stat = match leased.stat() {
+            Ok(stat) => stat,
+            Err(error) => return Report::failed("statx", &error),
+        };
+        if let Err(why) = judge(&stat) {
+            return Report::new(Outcome::Refused, why);
+        }
+        if let Err(error) = made {
+            return if error.raw_os_error() == Some(libc::ENOSPC) && target.may_go_directly {
+                self.unlink_directly(target, &leased)
+            } else {
+                Report::failed("make a private directory", &error)
+            };
+        }
+        self.remove_by_quarantine(target, Some(&leased))
+    }
+
+    fn remove_unleased(
+        &mut self,
+        target: &Target<'_>,
+        judge: &mut dyn FnMut(&Stat) -> Result<(), String>,
+        made: io::Result<()>,
+    ) -> Report {
+        let stat = match c_name(target.file).and_then(|name| sys::stat(self.host.shm(), &name)) {
+            Ok(stat) => stat,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return gone(),
+            Err(error) => return Report::failed("statx", &error),
+        };
+        if !target.identity.is(&stat) {
+            return changed();
+        }
+        if let Err(why) = judge(&stat) {
+            return Report::new(Outcome::Refused, why);
+        }
+        if let Err(error) = made {
+            return Report::failed("make a private directory", &error);
+        }
+        self.remove_by_quarantine(target, None)
+    }
+
+    /// Moves the object away, makes sure that it is the right one and that nobody has tried to
+    /// open it since, and only then removes it.
+    fn remove_by_quarantine(&mut self, target: &Target<'_>, leased: Option<&Leased>) -> Report {
+        let whole = || leased.is_none_or(Leased::is_whole);
+        let Some(quarantine) = &self.quarantine else {
+            return Report::failed(
+                "make a private directory",
+                &io::Error::from_raw_os_error(libc::ENOENT),
+            );
+        };
+        if !whole() {
+            return Report::new(Outcome::OpenedMeanwhile, "somebody is opening it");
+        }
+        match quarantine.take_in(self.host.shm(), target.file) {
+            Ok(()) => {}
+            Err(nix::Error::ENOENT) => return gone(),
+            Err(errno) => return Report::failed("move it away", &errno.into()),
+        }
+        // Leases do not see renames: between the look and the move somebody may have put another
+        // object under this name.
+        let moved = c_name(target.file).and_then(|name| sys::stat(quarantine.fd(), &name));
+        if !moved.is_ok_and(|stat| target.identity.is(&stat)) {
+            return self.put_back(target.file, changed());
+        }
+        if !whole() {
+            let report = Report::new(
+                Outcome::OpenedMeanwhile,
+                "somebody opened it; it is back under its name",
+            );
+            return self.put_back(target.file, report);
+        }
+        if let Err(errno) = quarantine.unlink(target.file) {
+            return self.put_back(target.file, Report::failed("unlink", &errno.into()));
+        }
+        removed(whole())
+    }
+
+    /// With no inode left for a directory: lease, identity and unlink follow each other directly.
+    fn unlink_directly(&self, target: &Target<'_>, leased: &Leased) -> Report {
+        match c_name(target.file).and_then(|name| sys::stat(self.host.shm(), &name)) {
+            Ok(stat) if target.identity.is(&stat) => {}
+            Ok(_) => return changed(),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return gone(),
+            Err(error) => return Report::failed("statx", &error),
+        }
+        if !leased.is_whole() {
+            return Report::new(Outcome::OpenedMeanwhile, "somebody is opening it");
+        }
+        match unlinkat(self.host.shm(), target.file.as_os_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) => removed(leased.is_whole()),
+            Err(nix::Error::ENOENT) => gone(),
+            Err(errno) => Report::failed("unlink", &errno.into()),
+        }
+    }
+
+    /// Gives an object its name back. If that was taken again, the object counts as unlinked: it
+    /// stays where nobody finds it until nobody holds it.
+    fn put_back(&mut self, file: &Name, mut report: Report) -> Report {
+        let Some(quarantine) = &self.quarantine else { return report };
+        match quarantine.put_back(self.host, file) {
+            Ok(()) => report,
+            Err(nix::Error::EEXIST) => {
+                if self.unlinked.is_none() {
+                    self.unlinked = Quarantine::make(self.host, true).ok();
+                }
+                let moved =
+                    self.unlinked.as_ref().map(|unlinked| unlinked.take_in(quarantine.fd(), file));
+                let place = match (moved, &self.unlinked) {
+                    (Some(Ok(())), Some(unlinked)) => unlinked.name(),
+                    _ => quarantine.name(),
+                };
+                report.says = format!(
+                    "a new object has taken its name meanwhile, so the old one counts as unlinked; it is in {place} until nobody holds it"
+                );
+                report
+            }
+            Err(errno) => Report {
+                outcome: Outcome::Failed,
+                says: format!("put it back from {}: {}", quarantine.name(), io::Error::from(errno)),
+                errno: Some(errno as i32),
+            },
+        }
+    }
+}
+
+fn entries_left(quarantine: &Quarantine) -> io::Result<usize> {
+    crate::tracker::inventory::posix::entries(quarantine.fd()).map(|names| names.len())
+}
+
+fn close(host: &Host, quarantine: Quarantine, left: &mut Vec<Name>) {
+    let name = quarantine.name().clone();
+    if quarantine.close(host).is_err() {
+        left.push(name);
+    }
+}
+
+fn removed(whole: bool) -> Report {
+    if whole {
+        Report::new(Outcome::Reaped, "removed")
+    } else {
+        Report::new(
+            Outcome::OpenedAtRemoval,
+            "removed, and somebody opened it in that very moment: that process has an object without a name",
+        )
+    }
+}
+
+fn gone() -> Report {
+    Report::new(Outcome::Gone, "it was gone already")
+}
+
+fn changed() -> Report {
+    Report::new(Outcome::Changed, "another object has its name now")
+}
+
+fn refusal(error: LeaseError) -> Report {
+    match error {
+        LeaseError::Gone => gone(),
+        LeaseError::Changed => changed(),
+        LeaseError::Held => Report::new(Outcome::Held, "somebody has it open or mapped"),
+        LeaseError::NoPermission => {
+            Report::failed("lease", &io::Error::from_raw_os_error(libc::EACCES))
+        }
+        LeaseError::Unsupported => {
+            Report::failed("lease", &io::Error::from_raw_os_error(libc::EINVAL))
+        }
+        LeaseError::Io(error) => Report::failed("lease", &error),
+    }
+}

@@ -1,0 +1,145 @@
+//! The private directory in which an object is between its name and its end.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::fcntl::{Flock, FlockArg, OFlag, RenameFlags, openat, renameat2};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::tracker::host::Host;
+use crate::tracker::inventory::posix::Object;
+use crate::tracker::resource::Name;
+use crate::tracker::sys;
+
+const PREFIX: &[u8] = b".rtrack.";
+
+/// What is in a directory of this name counts as unlinked: its name was taken by a new object
+/// before it could be put back, and a stale object under an old name is worse than none.
+const UNLINKED_PREFIX: &[u8] = b".rtrack.unlinked.";
+
+/// Whether this is a directory that [`settle`](super::settle) would settle, unless a reaper that
+/// works has it locked.
+#[must_use]
+pub fn is_our_leftover(object: &Object) -> bool {
+    is_quarantine_name(&object.file) && is_ours(&object.stat)
+}
+
+/// Whether a directory of this name is, by its name, a quarantine.
+pub(super) fn is_quarantine_name(name: &Name) -> bool {
+    name.as_bytes().starts_with(PREFIX)
+}
+
+/// Whether what is in a quarantine of this name counts as unlinked.
+pub(super) fn counts_as_unlinked(name: &Name) -> bool {
+    name.as_bytes().starts_with(UNLINKED_PREFIX)
+}
+
+/// A private directory beside the objects, locked by this reaper for as long as it exists.
+#[derive(Debug)]
+pub(super) struct Quarantine {
+    name: Name,
+    dir: Flock<File>,
+}
+
+impl Quarantine {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// The errno of mkdirat(2): `ENOSPC` when the mount has no inode left, `EROFS`, `EACCES`.
+    pub(super) fn make(host: &Host, unlinked: bool) -> io::Result<Self> {
+        for _attempt in 0..16 {
+            let mut random = [0u8; 8];
+            io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut random)?;
+            let prefix = if unlinked { UNLINKED_PREFIX } else { PREFIX };
+            let mut bytes = prefix.to_vec();
+            bytes.extend(format!("{:016x}", u64::from_ne_bytes(random)).into_bytes());
+            let name = Name::new(bytes);
+            match mkdirat(host.shm(), name.as_os_str(), Mode::S_IRWXU) {
+                Ok(()) => {}
+                Err(nix::Error::EEXIST) => continue,
+                Err(errno) => return Err(errno.into()),
+            }
+            // Another reaper may take a directory without a lock for a leftover and remove it.
+            if let Some(own) = Self::open(host, &name)? {
+                return Ok(own);
+            }
+        }
+        Err(io::Error::other("no private directory could be made and locked"))
+    }
+
+    /// Opens and locks the quarantine of this name, if it is one of ours: a directory, not a
+    /// symlink, owned by our effective uid, mode 0700, still there, and nobody has it locked.
+    ///
+    /// # Errors
+    /// The errno of a step that failed for another reason.
+    pub(super) fn open(host: &Host, name: &Name) -> io::Result<Option<Self>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = match openat(host.shm(), name.as_os_str(), flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(
+                nix::Error::ENOENT | nix::Error::ELOOP | nix::Error::ENOTDIR | nix::Error::EACCES,
+            ) => {
+                return Ok(None);
+            }
+            Err(errno) => return Err(errno.into()),
+        };
+        if !is_ours(&sys::stat(&fd, c"")?) {
+            return Ok(None);
+        }
+        let dir = match Flock::lock(File::from(fd), FlockArg::LockExclusiveNonblock) {
+            Ok(dir) => dir,
+            Err((_, nix::Error::EAGAIN)) => return Ok(None),
+            Err((_, errno)) => return Err(errno.into()),
+        };
+        let still_there = sys::stat(&*dir, c"")?.nlink > 0;
+        Ok(still_there.then(|| Self { name: name.clone(), dir }))
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    pub(super) fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Moves an object in, under its own name.
+    ///
+    /// # Errors
+    /// The errno of renameat2(2).
+    pub(super) fn take_in(&self, from: BorrowedFd<'_>, file: &Name) -> nix::Result<()> {
+        let name = file.as_os_str();
+        renameat2(from, name, self.fd(), name, RenameFlags::RENAME_NOREPLACE)
+    }
+
+    /// Gives an object its name back, unless that is taken.
+    ///
+    /// # Errors
+    /// `EEXIST`: the name was taken meanwhile. Else the errno of renameat2(2).
+    pub(super) fn put_back(&self, host: &Host, file: &Name) -> nix::Result<()> {
+        let name = file.as_os_str();
+        renameat2(self.fd(), name, host.shm(), name, RenameFlags::RENAME_NOREPLACE)
+    }
+
+    /// Removes an object that is in it.
+    ///
+    /// # Errors
+    /// The errno of unlinkat(2).
+    pub(super) fn unlink(&self, file: &Name) -> nix::Result<()> {
+        unlinkat(self.fd(), file.as_os_str(), UnlinkatFlags::NoRemoveDir)
+    }
+
+    /// Removes the directory itself, if it is empty.
+    ///
+    /// # Errors
+    /// `ENOTEMPTY`: something in it is left for the next reaper.
+    pub(super) fn close(self, host: &Host) -> nix::Result<()> {
+        unlinkat(host.shm(), self.name.as_os_str(), UnlinkatFlags::RemoveDir)
+    }
+}
+
+fn is_ours(stat: &sys::Stat) -> bool {
+    stat.is_dir() && stat.uid == nix::unistd::geteuid().as_raw() && stat.mode & 0o7777 == 0o700
+}

@@ -1,0 +1,289 @@
+//! Which objects the operator means: names, globs, kinds, owners, producers, ages and sizes.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use globset::{GlobBuilder, GlobMatcher};
+
+use super::inventory::posix::Object;
+use super::resource::{Kind, escape};
+
+/// What stands before a name in its path.
+const MOUNT: &[u8] = b"/dev/shm/";
+
+/// How many names are suggested.
+const HINTS: usize = 3;
+
+/// A selector that means nothing, or too much.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SelectError {
+    /// No object has this name.
+    #[error("{name}: no such object")]
+    Missing {
+        /// As it was given, escaped.
+        name: String,
+        /// The nearest ids.
+        nearest: Vec<String>,
+    },
+    /// The name fits several objects.
+    #[error("{name}: fits {}", ids.join(" and "))]
+    Ambiguous {
+        /// As it was given, escaped.
+        name: String,
+        /// Their ids.
+        ids: Vec<String>,
+    },
+    /// A glob that is none.
+    #[error("{name}: {what}")]
+    Glob {
+        /// As it was given, escaped.
+        name: String,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// What is asked of an object before its verdict is known.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// One of these kinds; any if empty.
+    pub kinds: Vec<Kind>,
+    /// One of these owners; any if empty.
+    pub uids: Vec<u32>,
+    /// At least this long since birth.
+    pub older_than: Option<Duration>,
+    /// At least this many bytes.
+    pub min_size: Option<u64>,
+}
+
+impl Filter {
+    /// Whether `object`, seen at `now` (nanoseconds since 1970), passes.
+    #[must_use]
+    pub fn passes(&self, object: &Object, now: i128) -> bool {
+        let age = now - object.stat.born.unwrap_or(object.stat.changed);
+        (self.kinds.is_empty() || self.kinds.contains(&object.kind))
+            && (self.uids.is_empty() || self.uids.contains(&object.stat.uid))
+            && self
+                .older_than
+                .is_none_or(|least| age >= 0 && age.unsigned_abs() >= least.as_nanos())
+            && self.min_size.is_none_or(|least| object.size() >= least)
+    }
+}
+
+/// The indices of the objects that `names` mean; all of them when there is no name.
+///
+/// A name is `psm_x`, `/psm_x`, `/dev/shm/psm_x`, `shm:psm_x`, the same with what `list` shows for
+/// bytes that a terminal cannot be shown, or a glob of these. An exact name has to exist; a glob
+/// may match nothing.
+///
+/// # Errors
+/// [`SelectError`], for the first name that has one.
+pub fn by_names<N: AsRef<OsStr>>(
+    objects: &[Object],
+    names: &[N],
+) -> Result<BTreeSet<usize>, SelectError> {
+    if names.is_empty() {
+        return Ok((0..objects.len()).collect());
+    }
+    let mut chosen = BTreeSet::new();
+    for name in names {
+        chosen.extend(one(objects, name.as_ref().as_bytes())?);
+    }
+    Ok(chosen)
+}
+
+/// Whether a name is a glob, unless an object has exactly this name.
+#[must_use]
+pub fn is_glob(name: &OsStr) -> bool {
+    name.as_bytes().iter().any(|b| b"*?[{".contains(b))
+}
+
+fn one(objects: &[Object], text: &[u8]) -> Result<Vec<usize>, SelectError> {
+    let exact = exactly(objects, text);
+    match exact.as_slice() {
+        [_] => return Ok(exact),
+        [] => {}
+        several => {
+            let ids =
+                several.iter().filter_map(|i| objects.get(*i)).map(Object::shown_id).collect();
+            return Err(SelectError::Ambiguous { name: escape(text), ids });
+        }
+    }
+    if is_glob(OsStr::from_bytes(text)) {
+        return by_glob(objects, text);
+    }
+    Err(SelectError::Missing { name: escape(text), nearest: nearest(objects, text) })
+}
+
+/// The objects of exactly this name. The first reading that fits anything is taken: a path, a
+/// name with its kind, a name, a file name, the escaped form of a name.
+fn exactly(objects: &[Object], text: &[u8]) -> Vec<usize> {
+    let (kind, plain) = split(text);
+    let all = |test: &dyn Fn(&Object) -> bool| -> Vec<usize> {
+        objects.iter().enumerate().filter(|(_, object)| test(object)).map(|(i, _)| i).collect()
+    };
+    if let Some(file) = text.strip_prefix(MOUNT) {
+        return all(&|object| object.file.as_bytes() == file);
+    }
+    let of_kind = |object: &Object| kind.is_none_or(|kind| kind == object.kind);
+    let readings: [&dyn Fn(&Object) -> bool; 4] = [
+        &|object| of_kind(object) && object.name.as_bytes() == plain,
+        &|object| of_kind(object) && object.file.as_bytes() == plain,
+        &|object| object.file.as_bytes() == text,
+        &|object| {
+            object.id().as_bytes() == text
+                || object.shown_id().as_bytes() == text
+                || object.name.to_string().as_bytes() == plain && of_kind(object)
+        },
+    ];
+    readings.into_iter().map(all).find(|found| !found.is_empty()).unwrap_or_default()
+}
+
+/// The kind before the colon, if it is one, and the name without leading slashes.
+fn split(text: &[u8]) -> (Option<Kind>, &[u8]) {
+    let (kind, name) = match text.iter().position(|b| *b == b':') {
+        Some(colon) => match (text.get(..colon).and_then(Kind::from_prefix), text.get(colon + 1..))
+        {
+            (Some(kind), Some(name)) => (Some(kind), name),
+            _ => (None, text),
+        },
+        None => (None, text),
+    };
+    let slashes = name.iter().take_while(|b| **b == b'/').count();
+    (kind, name.get(slashes..).unwrap_or_default())
+}
+
+fn by_glob(objects: &[Object], text: &[u8]) -> Result<Vec<usize>, SelectError> {
+    let (by_file, kind, pattern) = match text.strip_prefix(MOUNT) {
+        Some(file) => (true, None, file),
+        None => {
+            let (kind, pattern) = split(text);
+            (false, kind, pattern)
+        }
+    };
+    let refuse = |what: String| SelectError::Glob { name: escape(text), what };
+    let pattern =
+        std::str::from_utf8(pattern).map_err(|_| refuse("a glob has to be UTF-8".into()))?;
+    let glob: GlobMatcher = GlobBuilder::new(pattern)
+        .literal_separator(false)
+        .build()
+        .map_err(|error| refuse(error.kind().to_string()))?
+        .compile_matcher();
+    let matches = |object: &Object| {
+        kind.is_none_or(|kind| kind == object.kind)
+            && (glob.is_match(object.file.as_os_str())
+                || !by_file && glob.is_match(object.name.as_os_str()))
+    };
+    Ok(objects.iter().enumerate().filter(|(_, object)| matches(object)).map(|(i, _)| i).collect())
+}
+
+fn nearest(objects: &[Object], text: &[u8]) -> Vec<String> {
+    let (_, plain) = split(text.strip_prefix(MOUNT).unwrap_or(text));
+    let wanted = String::from_utf8_lossy(plain);
+    let mut near: Vec<(f64, String)> = objects
+        .iter()
+        .map(|object| {
+            let name = strsim::jaro_winkler(&object.name.to_lossy(), &wanted);
+            let file = strsim::jaro_winkler(&object.file.to_lossy(), &wanted);
+            (name.max(file), object.shown_id())
+        })
+        .filter(|(score, _)| *score > 0.75)
+        .collect();
+    near.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+    near.into_iter().take(HINTS).map(|(_, id)| id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tracker::resource::Name;
+    use crate::tracker::sys::Stat;
+
+    fn object(kind: Kind, name: &[u8], file: &[u8]) -> Object {
+        let stat = Stat {
+            dev: 1,
+            ino: 1,
+            mode: 0o100_600,
+            uid: 7,
+            gid: 0,
+            nlink: 1,
+            size: 10,
+            allocated: 0,
+            born: Some(100),
+            modified: 100,
+            changed: 100,
+        };
+        Object {
+            kind,
+            name: Name::new(name),
+            file: Name::new(file),
+            stat,
+            file_type: None,
+            directory: None,
+            semaphore: None,
+        }
+    }
+
+    fn world() -> Vec<Object> {
+        vec![
+            object(Kind::Shm, b"psm_1", b"psm_1"),
+            object(Kind::Sem, b"x", b"sem.x"),
+            object(Kind::Shm, b"x", b"x"),
+            object(Kind::Shm, b"sem:x", b"sem:x"),
+            object(Kind::Shm, b"a\nb\xff", b"a\nb\xff"),
+            object(Kind::Shm, b"odd[1]", b"odd[1]"),
+        ]
+    }
+
+    #[test]
+    fn every_way_to_name_an_object() {
+        let world = world();
+        for (text, expected) in [
+            (&b"psm_1"[..], Ok(vec![0])),
+            (b"/psm_1", Ok(vec![0])),
+            (b"/dev/shm/psm_1", Ok(vec![0])),
+            (b"shm:psm_1", Ok(vec![0])),
+            (b"shm:/psm_1", Ok(vec![0])),
+            (b"sem:x", Ok(vec![1])),
+            (b"sem.x", Ok(vec![1])),
+            (b"/dev/shm/sem.x", Ok(vec![1])),
+            (b"shm:x", Ok(vec![2])),
+            (b"shm:sem:x", Ok(vec![3])),
+            (b"a\nb\xff", Ok(vec![4])),
+            (b"shm:a\nb\\xff", Ok(vec![4])),
+            (b"shm:a\\nb\\xff", Ok(vec![4])),
+            (b"odd[1]", Ok(vec![5])),
+            (b"odd*", Ok(vec![5])),
+            (b"psm_*", Ok(vec![0])),
+            (b"sem:*", Ok(vec![1])),
+            (b"sem.*", Ok(vec![1])),
+            (b"nothing*", Ok(vec![])),
+            (b"/dev/shm/*x", Ok(vec![1, 2, 3])),
+        ] {
+            assert_eq!(one(&world, text), expected, "{}", escape(text));
+        }
+        assert!(
+            matches!(one(&world, b"x"), Err(SelectError::Ambiguous { ids, .. }) if ids == ["sem:x", "shm:x"])
+        );
+        assert!(
+            matches!(one(&world, b"psm_2"), Err(SelectError::Missing { nearest, .. }) if nearest == ["shm:psm_1"])
+        );
+        assert!(matches!(one(&world, b"sem:psm_1"), Err(SelectError::Missing { .. })));
+        assert!(matches!(one(&world, b"a[*"), Err(SelectError::Glob { .. })));
+    }
+
+    #[test]
+    fn filters() {
+        let object = object(Kind::Shm, b"a", b"a");
+        let passes = |filter: Filter| filter.passes(&object, 2_000_000_100);
+        assert!(passes(Filter::default()));
+        assert!(passes(Filter { older_than: Some(Duration::from_secs(2)), ..Filter::default() }));
+        assert!(!passes(Filter { older_than: Some(Duration::from_secs(3)), ..Filter::default() }));
+        assert!(passes(Filter { min_size: Some(10), ..Filter::default() }));
+        assert!(!passes(Filter { min_size: Some(11), ..Filter::default() }));
+        assert!(!passes(Filter { uids: vec![8], ..Filter::default() }));
+        assert!(!passes(Filter { kinds: vec![Kind::Sem], ..Filter::default() }));
+    }
+}

@@ -1,0 +1,597 @@
+//! From evidence to verdict: one pure function.
+//!
+//! The verdicts are ordered by how much may be removed: *held*, *claimed* and *unknown* never
+//! (only by name and force), *unclaimed* when asked, *orphaned* by default. More evidence of life
+//! never makes an object more removable, and neither does seeing less.
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::evidence::holders::How;
+use super::evidence::lease::Lease;
+use super::evidence::producers::HeldWhileAlive;
+use super::resource::escape;
+
+/// May the object go?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Something in the kernel refers to it now.
+    Held,
+    /// Nobody holds it, but something alive, or its own design, may come back for it by name.
+    Claimed,
+    /// It could not be probed.
+    Unknown,
+    /// Nobody holds it; nothing shows that it is still wanted, nothing proves that it is not.
+    Unclaimed,
+    /// Nobody holds it, and nothing that could come back for it exists.
+    Orphaned,
+}
+
+impl Verdict {
+    /// All, in the order in which `list` counts them.
+    pub const ALL: [Self; 5] =
+        [Self::Held, Self::Claimed, Self::Unknown, Self::Unclaimed, Self::Orphaned];
+
+    /// The word that tables, JSON and `--verdict` use.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Claimed => "claimed",
+            Self::Unknown => "unknown",
+            Self::Unclaimed => "unclaimed",
+            Self::Orphaned => "orphaned",
+        }
+    }
+
+    /// How removable: 0 never without force, 1 if asked, 2 by default.
+    #[must_use]
+    pub const fn reapability(self) -> u8 {
+        match self {
+            Self::Held | Self::Claimed | Self::Unknown => 0,
+            Self::Unclaimed => 1,
+            Self::Orphaned => 2,
+        }
+    }
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// The codes of evidence: a closed list, part of the JSON interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "each is explained where it is produced, and in rtrack-verdicts(7)")]
+pub enum Code {
+    LeaseRefused,
+    LeaseGranted,
+    MappedBy,
+    OpenBy,
+    Attached,
+    Mounted,
+    NoPermission,
+    NoLease,
+    Persistent,
+    CreatorAlive,
+    CreatorDead,
+    PidRecycled,
+    GuardianAlive,
+    Registered,
+    Unread,
+    TooYoung,
+    Locked,
+    AlwaysHeldProducer,
+    NoFamily,
+    FamilyAlive,
+    NoKin,
+    KinAlive,
+    SharedMode,
+    PartialProcessSight,
+    PartialHolderSight,
+    AssumedComplete,
+    UnknownProducer,
+    WeakProducer,
+}
+
+impl Code {
+    /// All of them.
+    pub const ALL: [Self; 28] = [
+        Self::LeaseRefused,
+        Self::LeaseGranted,
+        Self::MappedBy,
+        Self::OpenBy,
+        Self::Attached,
+        Self::Mounted,
+        Self::NoPermission,
+        Self::NoLease,
+        Self::Persistent,
+        Self::CreatorAlive,
+        Self::CreatorDead,
+        Self::PidRecycled,
+        Self::GuardianAlive,
+        Self::Registered,
+        Self::Unread,
+        Self::TooYoung,
+        Self::Locked,
+        Self::AlwaysHeldProducer,
+        Self::NoFamily,
+        Self::FamilyAlive,
+        Self::NoKin,
+        Self::KinAlive,
+        Self::SharedMode,
+        Self::PartialProcessSight,
+        Self::PartialHolderSight,
+        Self::AssumedComplete,
+        Self::UnknownProducer,
+        Self::WeakProducer,
+    ];
+
+    /// The code as tables and JSON have it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::LeaseRefused => "lease-refused",
+            Self::LeaseGranted => "lease-granted",
+            Self::MappedBy => "mapped-by",
+            Self::OpenBy => "open-by",
+            Self::Attached => "attached",
+            Self::Mounted => "mounted",
+            Self::NoPermission => "no-permission",
+            Self::NoLease => "no-lease",
+            Self::Persistent => "persistent",
+            Self::CreatorAlive => "creator-alive",
+            Self::CreatorDead => "creator-dead",
+            Self::PidRecycled => "pid-recycled",
+            Self::GuardianAlive => "guardian-alive",
+            Self::Registered => "registered",
+            Self::Unread => "unread",
+            Self::TooYoung => "too-young",
+            Self::Locked => "locked",
+            Self::AlwaysHeldProducer => "always-held-producer",
+            Self::NoFamily => "no-family",
+            Self::FamilyAlive => "family-alive",
+            Self::NoKin => "no-kin",
+            Self::KinAlive => "kin-alive",
+            Self::SharedMode => "shared-mode",
+            Self::PartialProcessSight => "partial-process-sight",
+            Self::PartialHolderSight => "partial-holder-sight",
+            Self::AssumedComplete => "assumed-complete",
+            Self::UnknownProducer => "unknown-producer",
+            Self::WeakProducer => "weak-producer",
+        }
+    }
+}
+
+/// One piece of evidence: a code for programs, a sentence for people, fields for machines.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Evidence {
+    /// What kind of evidence.
+    pub code: Code,
+    /// One sentence.
+    pub says: String,
+    /// What the sentence is made of.
+    #[serde(flatten)]
+    pub fields: Map<String, Value>,
+}
+
+/// The verdict, the code that decided it, and everything that is known.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Judgement {
+    /// May it go?
+    pub verdict: Verdict,
+    /// The deciding reason.
+    pub reason: Code,
+    /// All the evidence, in the order of the rule.
+    pub evidence: Vec<Evidence>,
+}
+
+impl Judgement {
+    /// The sentence of the deciding reason.
+    #[must_use]
+    pub fn says(&self) -> &str {
+        self.evidence.iter().find(|e| e.code == self.reason).map_or("", |e| e.says.as_str())
+    }
+}
+
+/// A live process, for a sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Who {
+    /// Its pid.
+    pub pid: i32,
+    /// Its name.
+    pub comm: Vec<u8>,
+}
+
+impl std::fmt::Display for Who {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}[{}]", escape(&self.comm), self.pid)
+    }
+}
+
+/// What became of the pid in a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CreatorState {
+    /// A process has it, and did not provably start after the object was born.
+    Alive(Who),
+    /// Only processes that provably started after the object was born have it.
+    Recycled(Who),
+    /// No process has it, and all processes are visible.
+    Dead,
+    /// No visible process has it.
+    NotVisible,
+}
+
+/// Whether anything of the producer's family lives that could open the object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FamilyState {
+    /// The catalogue names no family for this producer.
+    NotDefined,
+    /// None lives, as far as process sight reaches.
+    Gone,
+    /// This one does, among so many.
+    Alive(Who, usize),
+    /// This process may be one: it could not be looked into.
+    Unseen(Who),
+}
+
+/// What the catalogue says of the producer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProducerFacts {
+    /// Which one.
+    pub id: String,
+    /// For people.
+    pub software: String,
+    /// What live owners do.
+    pub held: HeldWhileAlive,
+    /// Meant to outlive them.
+    pub persistent: bool,
+    /// Whether a verdict may rest on the entry.
+    pub proof: bool,
+}
+
+/// Everything a verdict depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// A kind that can be judged: not a symlink, FIFO, socket or device.
+    pub known_kind: bool,
+    /// A directory: it has no lease, and its proofs are not established.
+    pub directory: bool,
+    /// The kernel's answer.
+    pub lease: Lease,
+    /// Who was found, and how they hold it.
+    pub holders: Vec<(Who, std::collections::BTreeSet<How>)>,
+    /// Mounts that it is part of.
+    pub mounted: Vec<String>,
+    /// Nanoseconds since birth or last change, whichever is shorter; negative when in the future.
+    pub quiet: i128,
+    /// The grace period in nanoseconds.
+    pub grace: i128,
+    /// Who makes objects of this name.
+    pub producer: Option<ProducerFacts>,
+    /// The pid in the name.
+    pub creator: Option<(i32, CreatorState)>,
+    /// A process that comes back for it or cleans it, and what it is.
+    pub guardian: Option<(Who, String)>,
+    /// What lives of the family.
+    pub family: FamilyState,
+    /// The mode grants something to group or others.
+    pub shared_mode: bool,
+    /// Name of the owner, for sentences.
+    pub owner: String,
+    /// Why the processes are not all known; empty when they are.
+    pub process_blind: Vec<&'static str>,
+    /// Why their mappings and descriptors are not all known; empty when they are.
+    pub holder_blind: Vec<&'static str>,
+    /// The operator asserted that nothing outside uses the mount, and it mattered.
+    pub assumed_complete: bool,
+}
+
+/// The rule, in order: held, claimed, unknown, orphaned, unclaimed.
+#[must_use]
+pub fn judge(facts: &Facts) -> Judgement {
+    let mut found = Vec::new();
+    holding(facts, &mut found);
+    let held = first_of(
+        &found,
+        &[Code::LeaseRefused, Code::MappedBy, Code::OpenBy, Code::Attached, Code::Mounted],
+    );
+    claims(facts, &mut found);
+    let claimed = first_of(
+        &found,
+        &[
+            Code::Persistent,
+            Code::CreatorAlive,
+            Code::GuardianAlive,
+            Code::Registered,
+            Code::Unread,
+            Code::TooYoung,
+            Code::Locked,
+        ],
+    );
+    let probed = probing(facts, &mut found);
+    let proof = proving(facts, &mut found);
+
+    let (verdict, reason) = if let Some(code) = held {
+        (Verdict::Held, code)
+    } else if let Some(code) = claimed {
+        (Verdict::Claimed, code)
+    } else if let Err(code) = probed {
+        (Verdict::Unknown, code)
+    } else {
+        match proof {
+            Ok(code) => (Verdict::Orphaned, code),
+            Err(code) => (Verdict::Unclaimed, code),
+        }
+    };
+    Judgement { verdict, reason, evidence: found }
+}
+
+fn first_of(found: &[Evidence], codes: &[Code]) -> Option<Code> {
+    codes.iter().copied().find(|code| found.iter().any(|evidence| evidence.code == *code))
+}
+
+fn evidence(code: Code, says: impl Into<String>, fields: &[(&str, Value)]) -> Evidence {
+    let fields = fields.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+    Evidence { code, says: says.into(), fields }
+}
+
+fn list_of(who: &[&Who]) -> String {
+    let mut text = who.iter().take(3).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if who.len() > 3 {
+        text.push_str(&format!(" and {} more", who.len() - 3));
+    }
+    text
+}
+
+/// What in the kernel refers to it.
+fn holding(facts: &Facts, found: &mut Vec<Evidence>) {
+    match facts.lease {
+        Lease::Refused if facts.holders.is_empty() => found.push(evidence(
+            Code::LeaseRefused,
+            "the kernel says that it is open or mapped, by a process not visible here",
+            &[],
+        )),
+        Lease::Refused => found.push(evidence(
+            Code::LeaseRefused,
+            "the kernel says that somebody has it open or mapped",
+            &[],
+        )),
+        Lease::Granted => found.push(evidence(
+            Code::LeaseGranted,
+            "no process anywhere has it open or mapped",
+            &[],
+        )),
+        Lease::NoPermission | Lease::Unsupported | Lease::NotAsked => {}
+    }
+    let by = |wanted: fn(&How) -> bool| -> Vec<&Who> {
+        facts.holders.iter().filter(|(_, how)| how.iter().any(wanted)).map(|(who, _)| who).collect()
+    };
+    let pids = |who: &[&Who]| json!(who.iter().map(|who| who.pid).collect::<Vec<_>>());
+    let mappers = by(|how| *how == How::Map);
+    if !mappers.is_empty() {
+        let says = format!("mapped by {}", list_of(&mappers));
+        found.push(evidence(Code::MappedBy, says, &[("pids", pids(&mappers))]));
+    }
+    let openers = by(|how| *how != How::Map);
+    if !openers.is_empty() {
+        let says = format!("open in {}", list_of(&openers));
+        found.push(evidence(Code::OpenBy, says, &[("pids", pids(&openers))]));
+    }
+    for mount in &facts.mounted {
+        found.push(evidence(Code::Mounted, mount.clone(), &[]));
+    }
+}
+
+/// What may come back for it.
+fn claims(facts: &Facts, found: &mut Vec<Evidence>) {
+    if let Some(producer) = facts.producer.as_ref().filter(|producer| producer.persistent) {
+        let says = format!("{} keeps it by design", producer.software);
+        found.push(evidence(Code::Persistent, says, &[("producer", json!(producer.id))]));
+    }
+    match &facts.creator {
+        Some((pid, CreatorState::Alive(who))) => found.push(evidence(
+            Code::CreatorAlive,
+            format!("process {pid}, which its name names, is alive: {who}"),
+            &[("pid", json!(pid))],
+        )),
+        Some((pid, CreatorState::Recycled(who))) => found.push(evidence(
+            Code::PidRecycled,
+            format!("process {pid} is another one now: {who} started after the object was born"),
+            &[("pid", json!(pid))],
+        )),
+        Some((pid, CreatorState::Dead)) => found.push(evidence(
+            Code::CreatorDead,
+            format!("process {pid}, which its name names, is gone"),
+            &[("pid", json!(pid))],
+        )),
+        Some((_, CreatorState::NotVisible)) | None => {}
+    }
+    if let Some((who, what)) = &facts.guardian {
+        found.push(evidence(
+            Code::GuardianAlive,
+            format!("{what} is alive and may clean it: {who}"),
+            &[("pid", json!(who.pid))],
+        ));
+    }
+    if facts.quiet < facts.grace || facts.quiet < 0 {
+        let says = if facts.quiet < 0 {
+            "born or changed in the future, by the clock".to_owned()
+        } else {
+            format!(
+                "born or changed {} ago, less than the grace period of {}",
+                seconds_text(facts.quiet),
+                seconds_text(facts.grace)
+            )
+        };
+        let fields =
+            [("quiet_s", json!(seconds(facts.quiet))), ("grace_s", json!(seconds(facts.grace)))];
+        found.push(evidence(Code::TooYoung, says, &fields));
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a display of seconds needs no 53 bits")]
+fn seconds(nanoseconds: i128) -> f64 {
+    (nanoseconds / 1_000_000) as f64 / 1000.0
+}
+
+fn seconds_text(nanoseconds: i128) -> String {
+    format!("{} s", nanoseconds / 1_000_000_000)
+}
+
+/// Whether it could be found out that nobody holds it; if not, the reason.
+fn probing(facts: &Facts, found: &mut Vec<Evidence>) -> Result<(), Code> {
+    let partial = |found: &mut Vec<Evidence>| {
+        if !facts.holder_blind.is_empty() {
+            found.push(evidence(
+                Code::PartialHolderSight,
+                format!("not all holders can be seen: {}", facts.holder_blind.join("; ")),
+                &[],
+            ));
+        }
+    };
+    if !facts.known_kind {
+        // What such a file is for, and who waits at it, no lease and no scan can tell.
+        found.push(evidence(
+            Code::NoLease,
+            "neither memory, semaphore nor directory: the kernel cannot be asked who uses it",
+            &[],
+        ));
+        return Err(Code::NoLease);
+    }
+    let reason = match facts.lease {
+        Lease::Granted | Lease::Refused => return Ok(()),
+        Lease::NoPermission => {
+            found.push(evidence(
+                Code::NoPermission,
+                "the kernel lets only its owner and root ask who uses it",
+                &[],
+            ));
+            Code::NoPermission
+        }
+        Lease::Unsupported | Lease::NotAsked => {
+            let says = if facts.directory {
+                "the kernel cannot be asked who uses a directory"
+            } else {
+                "the kernel was not asked, or cannot be asked, who uses it"
+            };
+            found.push(evidence(Code::NoLease, says, &[]));
+            Code::NoLease
+        }
+    };
+    partial(found);
+    if facts.holder_blind.is_empty() { Ok(()) } else { Err(reason) }
+}
+
+/// The proof that nothing can come back for it; if there is none, what stands in its way.
+fn proving(facts: &Facts, found: &mut Vec<Evidence>) -> Result<Code, Code> {
+    if facts.assumed_complete {
+        found.push(evidence(
+            Code::AssumedComplete,
+            "the operator asserts that nothing outside this PID namespace uses the mount",
+            &[],
+        ));
+    }
+    let Some(producer) = facts.producer.as_ref().filter(|_| facts.known_kind) else {
+        found.push(evidence(
+            Code::UnknownProducer,
+            "no known program makes objects of this name",
+            &[],
+        ));
+        return Err(Code::UnknownProducer);
+    };
+    let fields = [("producer", json!(producer.id))];
+    if !producer.proof {
+        found.push(evidence(
+            Code::WeakProducer,
+            format!("the name fits {}, but that proves nothing", producer.software),
+            &fields,
+        ));
+        return Err(Code::WeakProducer);
+    }
+    if facts.directory {
+        found.push(evidence(
+            Code::WeakProducer,
+            format!("made by {}; no proof is known for directories", producer.software),
+            &fields,
+        ));
+        return Err(Code::WeakProducer);
+    }
+    if matches!(producer.held, HeldWhileAlive::Mapped | HeldWhileAlive::Open) {
+        found.push(evidence(
+            Code::AlwaysHeldProducer,
+            format!(
+                "made by {}, whose live owners always have it {}",
+                producer.software,
+                if producer.held == HeldWhileAlive::Mapped { "mapped" } else { "open" }
+            ),
+            &fields,
+        ));
+        return Ok(Code::AlwaysHeldProducer);
+    }
+    let owners = if facts.shared_mode {
+        found.push(evidence(
+            Code::SharedMode,
+            "its mode lets other users open it, so their processes count too",
+            &[],
+        ));
+        "any user".to_owned()
+    } else {
+        facts.owner.clone()
+    };
+    match &facts.family {
+        FamilyState::NotDefined => {
+            found.push(evidence(
+                Code::WeakProducer,
+                format!(
+                    "made by {}, which may need it while nobody has it open",
+                    producer.software
+                ),
+                &fields,
+            ));
+            Err(Code::WeakProducer)
+        }
+        FamilyState::Alive(who, count) => {
+            let more = if *count > 1 { format!(" and {} more", count - 1) } else { String::new() };
+            found.push(evidence(
+                Code::FamilyAlive,
+                format!(
+                    "made by {}, and such a program of {owners} is alive: {who}{more}",
+                    producer.software
+                ),
+                &[("pid", json!(who.pid)), ("count", json!(count))],
+            ));
+            Err(Code::FamilyAlive)
+        }
+        FamilyState::Unseen(who) => {
+            found.push(evidence(
+                Code::PartialProcessSight,
+                format!("{who} could not be looked into and may be of its family"),
+                &[("pid", json!(who.pid))],
+            ));
+            Err(Code::PartialProcessSight)
+        }
+        FamilyState::Gone if !facts.process_blind.is_empty() => {
+            found.push(evidence(
+                Code::PartialProcessSight,
+                format!("not all processes can be seen: {}", facts.process_blind.join("; ")),
+                &[],
+            ));
+            Err(Code::PartialProcessSight)
+        }
+        FamilyState::Gone => {
+            found.push(evidence(
+                Code::NoFamily,
+                format!("made by {}, and no such program of {owners} is alive", producer.software),
+                &fields,
+            ));
+            Ok(Code::NoFamily)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

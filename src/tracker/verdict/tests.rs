@@ -1,0 +1,371 @@
+//! A test for each row of the rule, for pairs of rows that could conflict, and properties.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const SECOND: i128 = 1_000_000_000;
+
+fn who(pid: i32) -> Who {
+    Who { pid, comm: b"python3".to_vec() }
+}
+
+fn producer(held: HeldWhileAlive) -> ProducerFacts {
+    ProducerFacts { id: "p".into(), software: "P".into(), held, persistent: false, proof: true }
+}
+
+/// An old object of an unknown producer that nobody holds, with complete sight.
+fn free() -> Facts {
+    Facts {
+        known_kind: true,
+        directory: false,
+        lease: Lease::Granted,
+        holders: Vec::new(),
+        mounted: Vec::new(),
+        quiet: 3600 * SECOND,
+        grace: 60 * SECOND,
+        producer: None,
+        creator: None,
+        guardian: None,
+        family: FamilyState::NotDefined,
+        shared_mode: false,
+        owner: "alice".into(),
+        process_blind: Vec::new(),
+        holder_blind: Vec::new(),
+        assumed_complete: false,
+    }
+}
+
+/// One whose producer's owners always map it: orphaned unless something else is known.
+fn always_held() -> Facts {
+    Facts { producer: Some(producer(HeldWhileAlive::Mapped)), ..free() }
+}
+
+/// One that is opened by name, and of whose family nothing lives.
+fn by_name() -> Facts {
+    Facts { producer: Some(producer(HeldWhileAlive::ByName)), family: FamilyState::Gone, ..free() }
+}
+
+fn held_by(how: How) -> Vec<(Who, BTreeSet<How>)> {
+    vec![(who(7), BTreeSet::from([how]))]
+}
+
+#[test]
+fn each_row_of_the_rule() {
+    use Code as C;
+    use Verdict as V;
+    let blind = || vec!["somewhere"];
+    let rows: Vec<(&str, Facts, Verdict, Code)> = vec![
+        ("refused", Facts { lease: Lease::Refused, ..always_held() }, V::Held, C::LeaseRefused),
+        ("mapped", Facts { holders: held_by(How::Map), ..always_held() }, V::Held, C::MappedBy),
+        ("open", Facts { holders: held_by(How::Fd), ..always_held() }, V::Held, C::OpenBy),
+        (
+            "cwd",
+            Facts { holders: held_by(How::Cwd), directory: true, ..free() },
+            V::Held,
+            C::OpenBy,
+        ),
+        ("mounted", Facts { mounted: vec!["at /x".into()], ..always_held() }, V::Held, C::Mounted),
+        (
+            "persistent",
+            Facts {
+                producer: Some(ProducerFacts {
+                    persistent: true,
+                    ..producer(HeldWhileAlive::Mapped)
+                }),
+                ..free()
+            },
+            V::Claimed,
+            C::Persistent,
+        ),
+        (
+            "creator alive",
+            Facts { creator: Some((7, CreatorState::Alive(who(7)))), ..always_held() },
+            V::Claimed,
+            C::CreatorAlive,
+        ),
+        (
+            "pid recycled is no claim",
+            Facts { creator: Some((7, CreatorState::Recycled(who(7)))), ..always_held() },
+            V::Orphaned,
+            C::AlwaysHeldProducer,
+        ),
+        (
+            "a dead creator is no proof",
+            Facts { creator: Some((7, CreatorState::Dead)), ..free() },
+            V::Unclaimed,
+            C::UnknownProducer,
+        ),
+        (
+            "guardian",
+            Facts { guardian: Some((who(8), "a tracker".into())), ..always_held() },
+            V::Claimed,
+            C::GuardianAlive,
+        ),
+        ("young", Facts { quiet: 59 * SECOND, ..always_held() }, V::Claimed, C::TooYoung),
+        (
+            "just old enough",
+            Facts { quiet: 60 * SECOND, ..always_held() },
+            V::Orphaned,
+            C::AlwaysHeldProducer,
+        ),
+        (
+            "born in the future, whatever the grace",
+            Facts { quiet: -1, grace: 0, ..always_held() },
+            V::Claimed,
+            C::TooYoung,
+        ),
+        (
+            "no grace",
+            Facts { quiet: 0, grace: 0, ..always_held() },
+            V::Orphaned,
+            C::AlwaysHeldProducer,
+        ),
+        (
+            "no permission, partial sight",
+            Facts { lease: Lease::NoPermission, holder_blind: blind(), ..always_held() },
+            V::Unknown,
+            C::NoPermission,
+        ),
+        (
+            "no permission, complete sight",
+            Facts { lease: Lease::NoPermission, ..always_held() },
+            V::Orphaned,
+            C::AlwaysHeldProducer,
+        ),
+        (
+            "no leases, partial sight",
+            Facts { lease: Lease::Unsupported, holder_blind: blind(), ..always_held() },
+            V::Unknown,
+            C::NoLease,
+        ),
+        (
+            "a fifo",
+            Facts { known_kind: false, lease: Lease::NotAsked, ..free() },
+            V::Unknown,
+            C::NoLease,
+        ),
+        (
+            "a directory, partial sight",
+            Facts { directory: true, lease: Lease::NotAsked, holder_blind: blind(), ..by_name() },
+            V::Unknown,
+            C::NoLease,
+        ),
+        (
+            "a directory, complete sight",
+            Facts { directory: true, lease: Lease::NotAsked, ..by_name() },
+            V::Unclaimed,
+            C::WeakProducer,
+        ),
+        ("always held", always_held(), V::Orphaned, C::AlwaysHeldProducer),
+        (
+            "always open",
+            Facts { producer: Some(producer(HeldWhileAlive::Open)), ..free() },
+            V::Orphaned,
+            C::AlwaysHeldProducer,
+        ),
+        (
+            "always held needs no sight of processes",
+            Facts { process_blind: blind(), holder_blind: blind(), ..always_held() },
+            V::Orphaned,
+            C::AlwaysHeldProducer,
+        ),
+        ("no family", by_name(), V::Orphaned, C::NoFamily),
+        (
+            "no family seen, partial sight",
+            Facts { process_blind: blind(), ..by_name() },
+            V::Unclaimed,
+            C::PartialProcessSight,
+        ),
+        (
+            "a family that could not be looked into",
+            Facts { family: FamilyState::Unseen(who(9)), ..by_name() },
+            V::Unclaimed,
+            C::PartialProcessSight,
+        ),
+        (
+            "family alive",
+            Facts { family: FamilyState::Alive(who(9), 2), ..by_name() },
+            V::Unclaimed,
+            C::FamilyAlive,
+        ),
+        (
+            "by name without a family",
+            Facts { family: FamilyState::NotDefined, ..by_name() },
+            V::Unclaimed,
+            C::WeakProducer,
+        ),
+        (
+            "how it is held is not known",
+            Facts { producer: Some(producer(HeldWhileAlive::Unknown)), ..free() },
+            V::Unclaimed,
+            C::WeakProducer,
+        ),
+        (
+            "an entry that proves nothing",
+            Facts {
+                producer: Some(ProducerFacts { proof: false, ..producer(HeldWhileAlive::Mapped) }),
+                ..free()
+            },
+            V::Unclaimed,
+            C::WeakProducer,
+        ),
+        ("nobody knows", free(), V::Unclaimed, C::UnknownProducer),
+    ];
+    for (what, facts, verdict, reason) in rows {
+        let judged = judge(&facts);
+        assert_eq!((judged.verdict, judged.reason), (verdict, reason), "{what}");
+        assert!(!judged.says().is_empty(), "{what}: the reason has a sentence");
+    }
+}
+
+#[test]
+fn where_rows_conflict_the_earlier_one_wins() {
+    let claims = |facts| Facts { guardian: Some((who(8), "a tracker".into())), quiet: 0, ..facts };
+    let held = judge(&Facts { lease: Lease::Refused, ..claims(always_held()) });
+    assert_eq!((held.verdict, held.reason), (Verdict::Held, Code::LeaseRefused));
+    let mounted =
+        judge(&Facts { mounted: vec!["m".into()], lease: Lease::NoPermission, ..claims(free()) });
+    assert_eq!(mounted.verdict, Verdict::Held);
+    let claimed = judge(&Facts {
+        lease: Lease::NoPermission,
+        holder_blind: vec!["x"],
+        ..claims(always_held())
+    });
+    assert_eq!((claimed.verdict, claimed.reason), (Verdict::Claimed, Code::GuardianAlive));
+    let fifo = judge(&Facts { known_kind: false, lease: Lease::NotAsked, quiet: 0, ..free() });
+    assert_eq!((fifo.verdict, fifo.reason), (Verdict::Claimed, Code::TooYoung));
+    let unknown =
+        judge(&Facts { lease: Lease::NoPermission, holder_blind: vec!["x"], ..always_held() });
+    assert_eq!(unknown.verdict, Verdict::Unknown);
+}
+
+#[test]
+fn every_code_is_listed_once() {
+    let words: BTreeSet<&str> = Code::ALL.iter().map(|code| code.as_str()).collect();
+    assert_eq!(words.len(), Code::ALL.len());
+    for code in Code::ALL {
+        assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
+    }
+}
+
+fn leases() -> impl Strategy<Value = Lease> {
+    prop_oneof![
+        Just(Lease::Granted),
+        Just(Lease::Refused),
+        Just(Lease::NoPermission),
+        Just(Lease::Unsupported),
+        Just(Lease::NotAsked),
+    ]
+}
+
+fn producers() -> impl Strategy<Value = Option<ProducerFacts>> {
+    let held = prop_oneof![
+        Just(HeldWhileAlive::Mapped),
+        Just(HeldWhileAlive::Open),
+        Just(HeldWhileAlive::ByName),
+        Just(HeldWhileAlive::Unknown),
+    ];
+    proptest::option::of((held, any::<bool>(), any::<bool>()).prop_map(
+        |(held, persistent, proof)| ProducerFacts { persistent, proof, ..producer(held) },
+    ))
+}
+
+fn families() -> impl Strategy<Value = FamilyState> {
+    prop_oneof![
+        Just(FamilyState::NotDefined),
+        Just(FamilyState::Gone),
+        Just(FamilyState::Alive(who(9), 1)),
+        Just(FamilyState::Unseen(who(9))),
+    ]
+}
+
+fn creators() -> impl Strategy<Value = Option<(i32, CreatorState)>> {
+    proptest::option::of(prop_oneof![
+        Just((7, CreatorState::Alive(who(7)))),
+        Just((7, CreatorState::Recycled(who(7)))),
+        Just((7, CreatorState::Dead)),
+        Just((7, CreatorState::NotVisible)),
+    ])
+}
+
+prop_compose! {
+    fn facts()(
+        lease in leases(),
+        producer in producers(),
+        family in families(),
+        creator in creators(),
+        quiet in -2i128..120,
+        flags in any::<[bool; 7]>(),
+    ) -> Facts {
+        Facts {
+            known_kind: flags[0],
+            directory: flags[1],
+            lease,
+            holders: if flags[2] { held_by(How::Map) } else { Vec::new() },
+            mounted: if flags[3] { vec!["m".into()] } else { Vec::new() },
+            quiet: quiet * SECOND,
+            producer,
+            creator,
+            family,
+            process_blind: if flags[4] { vec!["p"] } else { Vec::new() },
+            holder_blind: if flags[5] { vec!["h"] } else { Vec::new() },
+            shared_mode: flags[6],
+            ..free()
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn more_evidence_of_life_never_raises_it(facts in facts()) {
+        let before = judge(&facts).verdict.reapability();
+        let livelier = [
+            Facts { lease: Lease::Refused, ..facts.clone() },
+            Facts { holders: held_by(How::Fd), ..facts.clone() },
+            Facts { mounted: vec!["m".into()], ..facts.clone() },
+            Facts { creator: Some((7, CreatorState::Alive(who(7)))), ..facts.clone() },
+            Facts { guardian: Some((who(8), "g".into())), ..facts.clone() },
+            Facts { family: FamilyState::Alive(who(9), 1), ..facts.clone() },
+            Facts { quiet: 0, ..facts.clone() },
+        ];
+        for more in livelier {
+            prop_assert!(judge(&more).verdict.reapability() <= before, "{:?}", more);
+        }
+    }
+
+    #[test]
+    fn less_sight_never_raises_it(facts in facts()) {
+        let before = judge(&facts).verdict.reapability();
+        let dimmer = [
+            Facts { process_blind: vec!["p"], ..facts.clone() },
+            Facts { holder_blind: vec!["h"], ..facts.clone() },
+            Facts { lease: Lease::NoPermission, holder_blind: vec!["h"], ..facts.clone() },
+            Facts { lease: Lease::Unsupported, holder_blind: vec!["h"], ..facts.clone() },
+            Facts { family: FamilyState::Unseen(who(9)), ..facts.clone() },
+            Facts { producer: None, family: FamilyState::NotDefined, ..facts.clone() },
+        ];
+        for less in dimmer {
+            // A producer that is persistent by design is a claim; not to know it is less evidence
+            // of life, not less sight.
+            if less.producer.is_none() && facts.producer.as_ref().is_some_and(|p| p.persistent) {
+                continue;
+            }
+            // A refused lease is evidence of life, and no lease at all is less of it.
+            if facts.lease == Lease::Refused && less.lease != Lease::Refused {
+                continue;
+            }
+            prop_assert!(judge(&less).verdict.reapability() <= before, "{:?}", less);
+        }
+    }
+
+    #[test]
+    fn what_is_held_is_never_removable(facts in facts()) {
+        let held = !facts.holders.is_empty() || facts.lease == Lease::Refused || !facts.mounted.is_empty();
+        let judged = judge(&facts);
+        prop_assert_eq!(held, judged.verdict == Verdict::Held);
+        prop_assert!(judged.evidence.iter().any(|e| e.code == judged.reason));
+    }
+}
