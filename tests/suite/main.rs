@@ -13,8 +13,10 @@ mod hostile;
 mod leaks;
 mod lease;
 mod race;
+mod reaping;
 mod support;
 mod vectors;
+mod verdicts;
 
 use std::process::ExitCode;
 
@@ -30,7 +32,9 @@ const MODULES: &[Module] = &[
     ("leaks", leaks::tests),
     ("lease", lease::tests),
     ("race", race::tests),
+    ("reaping", reaping::tests),
     ("vectors", vectors::tests),
+    ("verdicts", verdicts::tests),
 ];
 
 fn main() -> ExitCode {
