@@ -3,17 +3,20 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, chown, symlink};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::pty::openpty;
+use serde_json::Value;
 
 use crate::support::{
     Case, Finish, Need, SOMEBODY, case, check, hold, identity, inventory, listed, names, object,
-    path, reap_all, rtrack, scratch, verdict,
+    path, reap_all, rtrack, scratch, validate, verdict,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -26,6 +29,8 @@ pub(crate) fn tests() -> Vec<Case> {
         case("leftover_whose_name_is_taken", leftover_whose_name_is_taken),
         case("what_looks_like_a_leftover", what_looks_like_a_leftover),
         case("leftover_of_a_stranger", leftover_of_a_stranger).needs(&[Need::RealRoot]),
+        case("changed_since_the_plan", changed_since_the_plan),
+        case("answer_at_the_prompt", answer_at_the_prompt),
         case("reapers_at_the_same_time", reapers_at_the_same_time),
         case("killed_again_and_again", killed_again_and_again),
         case("interrupted", interrupted),
@@ -173,7 +178,7 @@ fn what_looks_like_a_leftover() {
         quarantine(name, mode);
         object().make(format!("{name}/{}", orphan(0)));
     }
-    let locked = fs::File::open(path(".rtrack.00000000000000cc")).unwrap();
+    let locked = File::open(path(".rtrack.00000000000000cc")).unwrap();
     let _lock = Flock::lock(locked, FlockArg::LockExclusiveNonblock).unwrap();
     object().make(".rtrack.00000000000000dd");
     inventory();
@@ -195,6 +200,84 @@ fn leftover_of_a_stranger() {
     let mut reap = rtrack(["reap", "--yes", "--grace", "0s"]);
     reap.as_user(SOMEBODY).finish().expect(0);
     exactly(&[]);
+}
+
+/// Runs `rtrack reap` at a terminal. When it has printed its plan and asks, `disturb` happens,
+/// and then `answer` is typed. Its status, its report, and what the terminal showed.
+fn at_the_prompt(disturb: impl FnOnce(), answer: &str) -> (Option<i32>, Value, String) {
+    let pty = openpty(None, None).unwrap();
+    let mut command = rtrack(["reap", "--json", "--grace", "0s"]);
+    command.stdin(pty.slave.try_clone().unwrap()).stderr(pty.slave).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // The command has copies of the terminal: only the child's may stay open.
+    drop(command);
+    let mut terminal = File::from(pty.master);
+    let mut shown = Vec::new();
+    let mut disturb = Some(disturb);
+    let mut chunk = [0; 4096];
+    // A terminal that nobody has open any more fails with EIO.
+    while let Ok(length @ 1..) = terminal.read(&mut chunk) {
+        shown.extend_from_slice(&chunk[..length]);
+        if shown.ends_with(b"[y/N] ") {
+            if let Some(disturb) = disturb.take() {
+                disturb();
+                terminal.write_all(answer.as_bytes()).unwrap();
+            }
+        }
+    }
+    let mut report = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut report).unwrap();
+    let report = serde_json::from_str(&report).unwrap_or(Value::Null);
+    let shown = String::from_utf8_lossy(&shown).into_owned();
+    assert!(disturb.is_none(), "nobody was asked: {shown}");
+    (child.wait().unwrap().code(), report, shown)
+}
+
+/// Between the plan and its execution everything can happen to an object.
+fn changed_since_the_plan() {
+    make_orphans(6);
+    let target = scratch().join("precious");
+    fs::write(&target, "precious").unwrap();
+    let mut holders = Vec::new();
+    let mut replaced = None;
+    let disturb = || {
+        holders.push(hold("map-shared", path(orphan(1))));
+        fs::remove_file(path(orphan(2))).unwrap();
+        fs::remove_file(path(orphan(3))).unwrap();
+        replaced = Some(object().size(1).make(orphan(3)));
+        fs::remove_file(path(orphan(4))).unwrap();
+        symlink(&target, path(orphan(4))).unwrap();
+        fs::remove_file(path(orphan(5))).unwrap();
+        fs::create_dir(path(orphan(5))).unwrap();
+        object().make(orphan(6));
+    };
+    let (code, report, shown) = at_the_prompt(disturb, "y\n");
+    assert_eq!(code, Some(1), "{shown}{report:#}");
+    validate(&report);
+    for (number, outcome) in
+        [(0, "reaped"), (1, "held"), (2, "gone"), (3, "changed"), (4, "changed"), (5, "changed")]
+    {
+        assert_eq!(listed(&report, &orphan(number))["outcome"], outcome, "{number}: {report:#}");
+    }
+    let left: Vec<_> = [1, 3, 4, 5, 6].map(orphan).into();
+    exactly(&left.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(identity(orphan(3)), replaced);
+    assert_eq!(fs::read(&target).unwrap(), b"precious");
+}
+
+fn answer_at_the_prompt() {
+    make_orphans(2);
+    object().make("unheard_of");
+    for answer in ["n\n", "\n", "yikes\n", "\x04"] {
+        let (code, _, shown) = at_the_prompt(|| {}, answer);
+        assert_eq!(code, Some(1), "{shown}");
+        assert!(shown.contains(&orphan(0)) && shown.contains(&orphan(1)), "{shown}");
+        assert!(!shown.contains("unheard_of"), "{shown}");
+        assert_eq!(names().len(), 3);
+    }
+    let (code, report, shown) = at_the_prompt(|| {}, "y\n");
+    assert_eq!((code, &report["dry_run"]), (Some(0), &false.into()), "{shown}");
+    exactly(&["unheard_of"]);
 }
 
 fn reapers_at_the_same_time() {
