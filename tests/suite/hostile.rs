@@ -387,7 +387,7 @@ fn sight_is_partial(list: impl Fn(&[&str]) -> Finished, reason: &str) {
     let reasons = document["sight"]["reasons"].as_array().unwrap();
     assert!(reasons.iter().any(|given| given == reason), "{reasons:?}");
     assert_eq!(verdict(&document, NEEDS_SIGHT).0, "unclaimed", "{document:#}");
-    assert!(evidence(&document, NEEDS_SIGHT).contains(&"partial-process-sight"));
+    assert!(evidence(&document, NEEDS_SIGHT).contains(&"partial-process-sight"), "{document:#}");
     // The kernel's word needs no sight of processes.
     assert_eq!(verdict(&document, ORPHAN), ("orphaned", "always-held-producer"));
     list(&["--strict", "--grace", "0s"]).expect(3);
@@ -432,7 +432,8 @@ fn process_that_cannot_be_read() {
     let _silent = fuse::process_without_cmdline();
     let document = inventory();
     assert_eq!(verdict(&document, ORPHAN), ("orphaned", "always-held-producer"));
-    assert_ne!(verdict(&document, NEEDS_SIGHT).0, "held");
+    // It may be a Python: nobody can say that there is none.
+    assert_eq!(verdict(&document, NEEDS_SIGHT).0, "unclaimed", "{document:#}");
     reap().expect(0);
     assert!(identity(ORPHAN).is_none());
 }

@@ -15,9 +15,11 @@ mod leaks;
 mod lease;
 mod probe;
 mod race;
+mod reaping;
 mod send;
 mod support;
 mod vectors;
+mod verdicts;
 
 use std::process::ExitCode;
 
@@ -35,8 +37,10 @@ const MODULES: &[Module] = &[
     ("lease", lease::tests),
     ("probe", probe::tests),
     ("race", race::tests),
+    ("reaping", reaping::tests),
     ("send", send::tests),
     ("vectors", vectors::tests),
+    ("verdicts", verdicts::tests),
 ];
 
 fn main() -> ExitCode {
