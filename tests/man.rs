@@ -41,16 +41,20 @@ fn page_name(command: &Command) -> String {
     format!("{}.1", command.get_display_name().unwrap_or_else(|| command.get_name()))
 }
 
+/// The first line of a page. It has no date: the version says how old it is.
+fn title(page: &str) -> String {
+    let (name, section) = page.rsplit_once('.').unwrap();
+    let (name, version) = (name.replace('-', "\\-"), env!("CARGO_PKG_VERSION"));
+    format!(".TH {name} {section} \"\" \"rtrack {version}\" rtrack\n")
+}
+
 /// A page: what the command line says, then what is written by hand. A DESCRIPTION written by
 /// hand replaces the one of `--help`.
 fn generate(command: &Command) -> String {
     let name = page_name(command);
     let by_hand = read(format!("man/src/{}.roff", name.trim_end_matches(".1")));
-    let man = Man::new(command.clone())
-        .source(concat!("rtrack ", env!("CARGO_PKG_VERSION")))
-        .manual("rtrack");
-    let mut page = Vec::new();
-    man.render_title(&mut page).unwrap();
+    let man = Man::new(command.clone());
+    let mut page = title(&name).into_bytes();
     man.render_name_section(&mut page).unwrap();
     man.render_synopsis_section(&mut page).unwrap();
     let (description, rest) = match by_hand.split_once(".\\\" OPTIONS\n") {
@@ -124,6 +128,10 @@ fn every_page_belongs_to_something() {
         .filter(|name| name != "src")
         .collect();
     assert_eq!(pages, expected, "the pages in man/ and the commands differ");
+    for page in BY_HAND {
+        let text = read(Path::new("man").join(page));
+        assert!(text.contains(&title(page)), "{page} does not have {}", title(page));
+    }
     let main = plain(&read("man/rtrack.1"));
     for page in expected.iter().filter(|page| *page != "rtrack.1") {
         let (name, section) = page.rsplit_once('.').unwrap();
@@ -172,10 +180,7 @@ fn enumerated(value: &serde_json::Value, found: &mut BTreeMap<String, usize>) {
 fn verdicts_and_evidence_are_documented() {
     let page = plain(&read("man/rtrack-verdicts.7"));
     let mut schema = BTreeMap::new();
-    enumerated(
-        &serde_json::from_str(&read("schema/inventory.schema.json")).unwrap(),
-        &mut schema,
-    );
+    enumerated(&serde_json::from_str(&read("schema/inventory.schema.json")).unwrap(), &mut schema);
     let codes = Code::ALL.map(Code::as_str);
     let verdicts = Verdict::ALL.map(Verdict::as_str);
     for word in codes.iter().chain(&verdicts) {
