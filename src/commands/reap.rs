@@ -79,7 +79,7 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     let all = Survey::inventory(&host)?;
     let visible = visible(&all);
     let usage = host.usage()?;
-    let leftovers = all.iter().filter(|object| reap::is_quarantine_name(&object.file)).count();
+    let leftovers = all.iter().filter(|object| reap::is_our_leftover(object)).count();
     let objects = choose(args, &host, all)?;
     let mut survey = Survey::take(&host, args.select.judging(), objects)?;
     let looked = Instant::now();
@@ -292,8 +292,18 @@ impl Worker<'_> {
     }
 }
 
-/// SIGINT and SIGTERM wait until the object in hand is done with.
-struct Signals(SignalFd);
+/// SIGINT, SIGTERM and SIGHUP wait until the object in hand is done with.
+struct Signals {
+    set: SigSet,
+    fd: SignalFd,
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        // A second one, while the report is written, ends the program as usual.
+        self.set.thread_unblock().unwrap_or(());
+    }
+}
 
 impl Signals {
     fn block() -> Result<Self, CommandError> {
@@ -302,11 +312,12 @@ impl Signals {
         set.add(Signal::SIGTERM);
         set.add(Signal::SIGHUP);
         set.thread_block()?;
-        Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?))
+        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        Ok(Self { set, fd })
     }
 
     fn came(&self) -> bool {
-        matches!(self.0.read_signal(), Ok(Some(_)))
+        matches!(self.fd.read_signal(), Ok(Some(_)))
     }
 }
 

@@ -61,6 +61,8 @@ pub struct Snapshot {
     clocks: Clocks,
     guardians: HashMap<String, Vec<i32>>,
     families: HashMap<String, Members>,
+    /// This process and those that it was started by.
+    ancestors: HashSet<i32>,
     /// Running processes by each pid that they have in any namespace.
     by_any_pid: HashMap<i32, Vec<i32>>,
     uses: HashMap<Vec<u8>, Vec<String>>,
@@ -91,7 +93,7 @@ pub struct Survey {
     pub troubles: Vec<(String, io::Error)>,
     judging: Judging,
     catalogue: Catalogue,
-    owners: HashMap<u32, String>,
+    owners: HashMap<u32, Owner>,
 }
 
 impl Survey {
@@ -129,7 +131,7 @@ impl Survey {
         survey.probe_unexplained_again(host);
         // Looked up once, and never under a lease: a name service may take its time.
         let uids: HashSet<u32> = survey.objects.iter().map(|object| object.stat.uid).collect();
-        survey.owners = uids.into_iter().map(|uid| (uid, owner_name(uid))).collect();
+        survey.owners = uids.into_iter().map(|uid| (uid, Owner::look_up(uid))).collect();
         Ok(survey)
     }
 
@@ -147,7 +149,7 @@ impl Survey {
     /// The user name of an owner.
     #[must_use]
     pub fn owner(&self, uid: u32) -> &str {
-        self.owners.get(&uid).map_or("", String::as_str)
+        self.owners.get(&uid).map_or("", |owner| owner.name.as_str())
     }
 
     /// The catalogue's entry for the object at `index`.
@@ -297,7 +299,18 @@ impl Survey {
                 by_any_pid.entry(pid).or_default().push(process.pid);
             }
         }
-        Snapshot { processes, scan, sight, clocks, guardians, families, by_any_pid, uses }
+        let ancestors = ancestors(&processes);
+        Snapshot {
+            processes,
+            scan,
+            sight,
+            clocks,
+            guardians,
+            families,
+            ancestors,
+            by_any_pid,
+            uses,
+        }
     }
 
     /// An object that the kernel calls held and nobody was found for may have been opened for a
@@ -428,8 +441,27 @@ impl Survey {
         }
     }
 
-    /// A guardian that may clean the object: one of its owner or of root, or of anybody if the
-    /// mode lets others in. One does not count only if it and its parent provably started after
+    /// Whether a process could open the object: it is its owner's, or the mode lets others in.
+    ///
+    /// A root daemon that took the owner's uid to make the object and gave it back leaves no trace
+    /// of that uid, but it leaves its group: then root's processes count too, but for those that
+    /// this rtrack itself was started by.
+    fn may_open(&self, process: &Process, object: &Object) -> bool {
+        let overflow = self.snapshot.processes.overflow;
+        is_shared(object.stat.mode)
+            || process.may_be_of(object.stat.uid, overflow)
+            || self.bears_roots_group(object)
+                && process.may_be_of(0, overflow)
+                && !self.snapshot.ancestors.contains(&process.pid)
+    }
+
+    fn bears_roots_group(&self, object: &Object) -> bool {
+        object.stat.uid != 0
+            && object.stat.gid == 0
+            && self.owners.get(&object.stat.uid).and_then(|owner| owner.gid) != Some(0)
+    }
+
+    /// A guardian that may clean the object, of those that could open it. One does not count only if it and its parent provably started after
     /// the object was born, and always counts once its own parent is gone.
     fn guardian(&self, object: &Object, name: &str) -> Option<(Who, String)> {
         let what = &self.catalogue.guardian(name)?.what;
@@ -442,11 +474,7 @@ impl Survey {
             .get(name)?
             .iter()
             .filter_map(|pid| snapshot.processes.seen.get(pid))
-            .filter(|process| {
-                is_shared(object.stat.mode)
-                    || process.may_be_of(object.stat.uid, snapshot.processes.overflow)
-                    || process.may_be_of(0, snapshot.processes.overflow)
-            })
+            .filter(|process| self.may_open(process, object))
             .find(|process| {
                 let parent = snapshot.processes.seen.get(&process.ppid);
                 // Reparented means: the parent is none that could have started it.
@@ -462,14 +490,13 @@ impl Survey {
 
     fn family(&self, object: &Object, name: &str) -> FamilyState {
         let processes = &self.snapshot.processes;
-        let shared = is_shared(object.stat.mode);
         let Some(members) = self.snapshot.families.get(name) else {
             return FamilyState::NotDefined;
         };
         let could_open = |pids: &[i32]| -> Vec<Who> {
             pids.iter()
                 .filter_map(|pid| processes.seen.get(pid))
-                .filter(|p| shared || p.may_be_of(object.stat.uid, processes.overflow))
+                .filter(|process| self.may_open(process, object))
                 .map(who)
                 .collect()
         };
@@ -482,6 +509,18 @@ impl Survey {
             .next()
             .map_or(FamilyState::Gone, FamilyState::Unseen)
     }
+}
+
+/// This process, its parent, and so on.
+fn ancestors(processes: &Processes) -> HashSet<i32> {
+    let mut line = HashSet::new();
+    let mut pid = nix::unistd::getpid().as_raw();
+    while let Some(process) = processes.seen.get(&pid)
+        && line.insert(pid)
+    {
+        pid = process.ppid;
+    }
+    line
 }
 
 /// The members of a family among the running processes, lowest pid first.
@@ -512,6 +551,7 @@ impl Snapshot {
             clocks: Clocks::read(host, &Mounts::default()),
             guardians: HashMap::new(),
             families: HashMap::new(),
+            ancestors: HashSet::new(),
             by_any_pid: HashMap::new(),
             uses: HashMap::new(),
         }
@@ -553,11 +593,22 @@ pub fn quiet(host: &Host, stat: &Stat) -> Nanoseconds {
     (host.clock.wall)() - stat.born.unwrap_or(stat.changed).max(stat.changed)
 }
 
-/// The user name of a uid, or the number.
-#[must_use]
-pub fn owner_name(uid: u32) -> String {
-    nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid))
-        .ok()
-        .flatten()
-        .map_or_else(|| format!("uid {uid}"), |user| Name::new(user.name).to_string())
+/// What the user database says of an owner.
+#[derive(Debug)]
+struct Owner {
+    /// The name, or `uid N` where there is none.
+    name: String,
+    /// The primary group.
+    gid: Option<u32>,
+}
+
+impl Owner {
+    fn look_up(uid: u32) -> Self {
+        match nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)) {
+            Ok(Some(user)) => {
+                Self { name: Name::new(user.name).to_string(), gid: Some(user.gid.as_raw()) }
+            }
+            _ => Self { name: format!("uid {uid}"), gid: None },
+        }
+    }
 }

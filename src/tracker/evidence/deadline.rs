@@ -48,6 +48,9 @@ where
             .name("reader".into())
             .stack_size(256 << 10)
             .spawn(move || {
+                // Signals are for the thread that acts on them; one that is left behind here must
+                // not take a SIGINT that the main thread holds back. It cannot fail.
+                nix::sys::signal::SigSet::all().thread_block().unwrap_or(());
                 loop {
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                     let Some((index, job)) = next else { return };

@@ -13,7 +13,7 @@ pub mod registered;
 
 pub use leftovers::{Settled, settle};
 pub use objects::{Manner, Reaper, Target};
-pub use quarantine::is_quarantine_name;
+pub use quarantine::is_our_leftover;
 
 use serde::Serialize;
 

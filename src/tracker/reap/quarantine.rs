@@ -9,6 +9,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::tracker::host::Host;
+use crate::tracker::inventory::posix::Object;
 use crate::tracker::resource::Name;
 use crate::tracker::sys;
 
@@ -18,9 +19,15 @@ const PREFIX: &[u8] = b".rtrack.";
 /// before it could be put back, and a stale object under an old name is worse than none.
 const UNLINKED_PREFIX: &[u8] = b".rtrack.unlinked.";
 
-/// Whether a directory of this name is, by its name, a quarantine.
+/// Whether this is a directory that [`settle`](super::settle) would settle, unless a reaper that
+/// works has it locked.
 #[must_use]
-pub fn is_quarantine_name(name: &Name) -> bool {
+pub fn is_our_leftover(object: &Object) -> bool {
+    is_quarantine_name(&object.file) && is_ours(&object.stat)
+}
+
+/// Whether a directory of this name is, by its name, a quarantine.
+pub(super) fn is_quarantine_name(name: &Name) -> bool {
     name.as_bytes().starts_with(PREFIX)
 }
 
