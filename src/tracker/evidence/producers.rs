@@ -343,7 +343,7 @@ mod tests {
     #[test]
     fn every_example_matches_its_own_entry_first() {
         let catalogue = Catalogue::built_in().unwrap();
-        assert_eq!(catalogue.producers().len(), 121);
+        assert_eq!(catalogue.producers().len(), 131);
         for producer in catalogue.producers() {
             assert!(
                 compile(&producer.id, &producer.pattern)
