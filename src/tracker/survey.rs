@@ -17,7 +17,7 @@ use self::owners::Owners;
 use self::snapshot::Matter;
 use super::evidence::holders::Holder;
 use super::evidence::lease::{self, Lease, Look};
-use super::evidence::producers::{Catalogue, Match, operator_directories};
+use super::evidence::producers::{Catalogue, Match, Producer, operator_directories};
 use super::host::Host;
 use super::inventory::posix::{self, Object, Semaphore};
 use super::resource::Kind;
@@ -294,7 +294,7 @@ impl Survey {
                 software: producer.software.clone(),
                 held: producer.held_while_alive,
                 persistent: producer.persistent_by_design,
-                proof: producer.proof,
+                proof: producer.proof && fits(producer, object),
             }),
             creator: self.creator(object),
             guardian: producer.and_then(|producer| {
@@ -321,6 +321,12 @@ impl Survey {
             }),
         })
     }
+}
+
+/// Whether the object can be what the entry is about. Without glibc's prefix, as musl names them,
+/// only its size tells a semaphore from somebody's file.
+fn fits(producer: &Producer, object: &Object) -> bool {
+    producer.kind != "sem" || object.kind == Kind::Sem || object.stat.size == posix::SEMAPHORE_SIZE
 }
 
 /// Whether a mode grants anything to group or others.
