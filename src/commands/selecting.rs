@@ -76,7 +76,7 @@ impl SelectArgs {
     /// How objects are judged.
     #[must_use]
     pub fn judging(&self) -> Judging {
-        Judging { grace: self.grace, assume_complete: self.assume_complete }
+        Judging { grace: self.grace, assume_complete: self.assume_complete, thorough: false }
     }
 
     /// Keeps what was selected, at `now` in nanoseconds since 1970.

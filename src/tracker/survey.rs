@@ -34,6 +34,8 @@ pub struct Judging {
     pub grace: Duration,
     /// Nothing outside this PID namespace uses the mount.
     pub assume_complete: bool,
+    /// Ask the kernel also about what would be claimed anyway, and look into every thread.
+    pub thorough: bool,
 }
 
 /// Why there is no survey.
@@ -181,7 +183,7 @@ impl Survey {
             // What would be claimed anyway is left in peace: a lease is felt by who opens.
             let young = quiet(host, &object.stat) < nanoseconds(self.judging.grace);
             let persistent = self.producer(object).is_some_and(|m| m.producer.persistent_by_design);
-            let ask = self.lease_works && !young && !persistent;
+            let ask = self.lease_works && (self.judging.thorough || !young && !persistent);
             let head = object.may_be_semaphore();
             if !ask && !head {
                 let unsupported =
@@ -233,8 +235,8 @@ impl Survey {
         let matter = Matter {
             objects: &self.objects,
             leases: &self.leases,
-            lease_works: self.lease_works,
             assume_complete: self.judging.assume_complete,
+            threads: self.judging.thorough || !self.lease_works,
         };
         Snapshot::take(host, &self.catalogue, matter)
     }

@@ -35,6 +35,29 @@ pub enum How {
     Root,
 }
 
+/// One mapping or descriptor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Detail {
+    /// Which of the two, or a directory.
+    pub how: How,
+    /// What it may do: of a mapping its permissions (`rw-`), of a descriptor `r`, `w`, `rw` or
+    /// `path`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub access: String,
+    /// Of a mapping: shared, or private (copy-on-write).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared: Option<bool>,
+    /// Of a mapping: its length.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Of a descriptor: its number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fd: Option<u64>,
+}
+
+/// More mappings and descriptors of one object in one process than this are not told one by one.
+const MOST_DETAILS: usize = 64;
+
 /// One process that holds an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
@@ -46,6 +69,8 @@ pub struct Holder {
     pub uid: u32,
     /// The ways it holds the object.
     pub how: BTreeSet<How>,
+    /// Each mapping and descriptor, the first 64.
+    pub details: Vec<Detail>,
 }
 
 /// What to look for.
@@ -151,12 +176,13 @@ impl Scan {
         if !found.mapped_names.is_empty() {
             self.mapped_names.insert(process.pid, found.mapped_names);
         }
-        for (target, how) in found.holds {
+        for (target, details) in found.holds {
             self.holders.entry(target).or_default().push(Holder {
                 pid: process.pid,
                 comm: process.comm.clone(),
                 uid: process.uids[1],
-                how,
+                how: details.iter().map(|detail| detail.how).collect(),
+                details,
             });
         }
     }
@@ -168,11 +194,22 @@ const ROUNDS: usize = 4;
 /// What one process showed.
 #[derive(Default)]
 struct Found {
-    holds: HashMap<usize, BTreeSet<How>>,
+    holds: HashMap<usize, Vec<Detail>>,
     mapped_names: BTreeSet<Vec<u8>>,
     maps_read: bool,
     elsewhere: bool,
     incomplete: bool,
+}
+
+impl Found {
+    fn note(&mut self, target: usize, detail: Detail) {
+        let details = self.holds.entry(target).or_default();
+        // One of each way is always noted: the holder's `how` is made of them.
+        let known = details.iter().any(|other| other.how == detail.how);
+        if !details.contains(&detail) && (details.len() < MOST_DETAILS || !known) {
+            details.push(detail);
+        }
+    }
 }
 
 struct Reader<'a> {
@@ -231,7 +268,7 @@ impl Reader<'_> {
         for line in text.split(|b| *b == b'\n') {
             let Some(map) = parse_map(line) else { continue };
             if let Some(target) = self.targets.by_inode.get(&(map.dev, map.ino)) {
-                found.holds.entry(*target).or_default().insert(How::Map);
+                found.note(*target, map.detail());
             }
             let name = map.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
             if name != last {
@@ -268,9 +305,7 @@ impl Reader<'_> {
                 }
             };
             match self.descriptor(root, &entry.file_name(), &link, mounts) {
-                Ok(Some(target)) => {
-                    found.holds.entry(target).or_default().insert(How::Fd);
-                }
+                Ok(Some((target, detail))) => found.note(target, detail),
                 Ok(None) => {}
                 Err(error) if gone(&error) => {}
                 Err(_) => found.incomplete = true,
@@ -286,7 +321,7 @@ impl Reader<'_> {
         fd: &OsStr,
         link: &[u8],
         mounts: Option<&Mounts>,
-    ) -> io::Result<Option<usize>> {
+    ) -> io::Result<Option<(usize, Detail)>> {
         let info = std::fs::read(root.join("fdinfo").join(fd))?;
         let field = |key: &[u8]| {
             info.split(|b| *b == b'\n')
@@ -296,7 +331,7 @@ impl Reader<'_> {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "fdinfo has no inode number"));
         };
         let dev = field(b"mnt_id:").and_then(|id| mounts?.dev_of(id));
-        Ok(match dev {
+        let target = match dev {
             Some(dev) => self.targets.by_inode.get(&(dev, ino)).copied(),
             None => {
                 let link = link.strip_suffix(b" (deleted)").unwrap_or(link);
@@ -309,7 +344,29 @@ impl Reader<'_> {
                 let same_inode = self.targets.by_inode.iter().filter(|((_, i), _)| *i == ino);
                 same_inode.map(|(_, target)| *target).find(|target| fits(*target))
             }
-        })
+        };
+        let flags = info
+            .split(|b| *b == b'\n')
+            .find_map(|line| words(line.strip_prefix(b"flags:")?).next())
+            .and_then(|octal| i32::from_str_radix(std::str::from_utf8(octal).ok()?, 8).ok());
+        let access = match flags {
+            Some(flags) if flags & libc::O_PATH != 0 => "path",
+            Some(flags) => match flags & libc::O_ACCMODE {
+                libc::O_RDONLY => "r",
+                libc::O_WRONLY => "w",
+                libc::O_RDWR => "rw",
+                _ => "none",
+            },
+            None => "",
+        };
+        let detail = Detail {
+            how: How::Fd,
+            access: access.into(),
+            shared: None,
+            bytes: None,
+            fd: number(fd.as_bytes()),
+        };
+        Ok(target.map(|target| (target, detail)))
     }
 
     /// A working or root directory is followed only where the namespace's own mounts say that it
@@ -345,7 +402,8 @@ impl Reader<'_> {
         if let Ok(stat) = directory.map_err(io::Error::from).and_then(|fd| sys::stat(&fd, c""))
             && let Some(target) = self.targets.by_inode.get(&(stat.dev, stat.ino))
         {
-            found.holds.entry(*target).or_default().insert(how);
+            let (access, shared, bytes, fd) = (String::new(), None, None, None);
+            found.note(*target, Detail { how, access, shared, bytes, fd });
         }
     }
 }
@@ -368,9 +426,23 @@ fn gone(error: &io::Error) -> bool {
 /// One line of `maps`.
 #[derive(Debug, PartialEq, Eq)]
 struct Map<'a> {
+    bytes: u64,
+    permissions: &'a [u8],
     dev: u64,
     ino: u64,
     path: &'a [u8],
+}
+
+impl Map<'_> {
+    fn detail(&self) -> Detail {
+        Detail {
+            how: How::Map,
+            access: String::from_utf8_lossy(self.permissions.get(..3).unwrap_or_default()).into(),
+            shared: Some(self.permissions.get(3) == Some(&b's')),
+            bytes: Some(self.bytes),
+            fd: None,
+        }
+    }
 }
 
 /// `start-end perms offset major:minor inode path`, numbers in hexadecimal but for the inode.
@@ -384,7 +456,7 @@ fn parse_map(line: &[u8]) -> Option<Map<'_>> {
         rest = tail;
         Some(field)
     };
-    let (_range, _perms, _offset) = (field()?, field()?, field()?);
+    let (range, permissions, _offset) = (field()?, field()?, field()?);
     let (dev, ino) = (field()?, number(field()?)?);
     if ino == 0 {
         return None;
@@ -394,7 +466,17 @@ fn parse_map(line: &[u8]) -> Option<Map<'_>> {
     });
     let (major, minor) = (dev.next()??, dev.next()??);
     let path = rest.iter().position(|b| *b != b' ').and_then(|at| rest.get(at..));
-    Some(Map { dev: libc::makedev(major, minor), ino, path: path.unwrap_or_default() })
+    let mut ends = range.split(|b| *b == b'-').map(|part| {
+        std::str::from_utf8(part).ok().and_then(|part| u64::from_str_radix(part, 16).ok())
+    });
+    let (start, end) = (ends.next()??, ends.next()??);
+    Some(Map {
+        bytes: end.saturating_sub(start),
+        permissions,
+        dev: libc::makedev(major, minor),
+        ino,
+        path: path.unwrap_or_default(),
+    })
 }
 
 #[cfg(test)]
@@ -408,6 +490,8 @@ mod tests {
         assert_eq!(
             parse_map(line),
             Some(Map {
+                bytes: 1,
+                permissions: b"rw-s",
                 dev: libc::makedev(0, 0x1b),
                 ino: 4242,
                 path: b"/dev/shm/a b\xff (deleted)"
@@ -415,7 +499,9 @@ mod tests {
         );
         assert_eq!(parse_map(b"7f00-7f01 rw-p 00000000 00:00 0 [heap]"), None);
         assert_eq!(parse_map(b"7f00-7f01 rw-p 00000000 103:02 7").map(|m| m.ino), Some(7));
-        for rubbish in [&b""[..], b"x", b"a b c d e", b"a b c 1:2:3 9 /x", b"a b c zz:1 9"] {
+        for rubbish in
+            [&b""[..], b"x", b"a b c d e", b"a b c 1:2:3 9 /x", b"1-2 b", b"a b c zz:1 9"]
+        {
             let _ignored: Option<Map<'_>> = parse_map(rubbish);
         }
     }

@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod deadline;
 pub mod holders;
+pub mod identity;
 pub mod lease;
 pub mod locks;
 pub mod mounts;

@@ -54,8 +54,9 @@ struct Members {
 pub(super) struct Matter<'a> {
     pub(super) objects: &'a [Object],
     pub(super) leases: &'a [Lease],
-    pub(super) lease_works: bool,
     pub(super) assume_complete: bool,
+    /// Whether to look into every thread from the start.
+    pub(super) threads: bool,
 }
 
 impl Snapshot {
@@ -67,13 +68,12 @@ impl Snapshot {
             Arc::new(move |name| catalogue.families().iter().any(|f| f.has_mapping(name)))
         };
         let mut processes = Processes::read(host);
-        let mut scan =
-            holders::scan(host, &mut processes, &targets, &remember, !matter.lease_works);
+        let mut scan = holders::scan(host, &mut processes, &targets, &remember, matter.threads);
         let unexplained =
             matter.leases.iter().enumerate().any(|(index, lease)| {
                 *lease == Lease::Refused && !scan.holders.contains_key(&index)
             });
-        if unexplained && matter.lease_works {
+        if unexplained && !matter.threads {
             // Somebody whom the first look missed: a thread with a table of its own, perhaps.
             scan = holders::scan(host, &mut processes, &targets, &remember, true);
         }
