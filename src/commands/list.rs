@@ -41,6 +41,10 @@ pub struct ListArgs {
     #[arg(long)]
     no_headings: bool,
 
+    /// Counts and bytes by this instead of single objects
+    #[arg(long, value_enum, value_name = "KEY", conflicts_with_all = ["null", "output"])]
+    group_by: Option<GroupKey>,
+
     /// Exit with status 1 if there are orphaned objects
     #[arg(long)]
     check: bool,
@@ -48,6 +52,17 @@ pub struct ListArgs {
     /// Exit with status 3 if not everything could be seen
     #[arg(long)]
     strict: bool,
+}
+
+/// What `--group-by` groups by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum GroupKey {
+    /// By who makes objects of such names
+    Producer,
+    /// By owner
+    User,
+    /// By verdict
+    Verdict,
 }
 
 fn columns_help() -> String {
@@ -95,6 +110,20 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
         headings: !args.no_headings,
     };
     ui.answer(|out| {
+        if let Some(key) = args.group_by {
+            let groups = groups(&rows, key);
+            return if args.json {
+                let mount = document::mount(&host, usage, visible);
+                let head = document::head("rtrack.groups/1", &host, &survey, mount);
+                document::write(out, &document::groups(head, key.name(), &groups))
+            } else if args.ndjson {
+                groups
+                    .iter()
+                    .try_for_each(|group| writeln!(out, "{}", document::group(key.name(), group)))
+            } else {
+                table::write_groups(out, key.name(), &groups, !args.no_headings)
+            };
+        }
         if args.json {
             let mount = document::mount(&host, usage, visible);
             let head = document::head("rtrack.inventory/1", &host, &survey, mount);
@@ -120,6 +149,38 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
     }
     let orphans = rows.iter().any(|row| row.judgement.verdict == Verdict::Orphaned);
     Ok(u8::from(args.check && orphans))
+}
+
+impl GroupKey {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Producer => "producer",
+            Self::User => "user",
+            Self::Verdict => "verdict",
+        }
+    }
+}
+
+/// The groups, the one that uses most memory first.
+fn groups(rows: &[Row<'_>], key: GroupKey) -> Vec<render::Group> {
+    let mut groups: Vec<render::Group> = Vec::new();
+    let mut places = std::collections::HashMap::new();
+    for row in rows {
+        let name = match key {
+            GroupKey::Producer => row.producer.map_or("unknown", |(id, _)| id),
+            GroupKey::User => row.user,
+            GroupKey::Verdict => row.judgement.verdict.as_str(),
+        };
+        let place = *places.entry(name).or_insert_with(|| {
+            groups.push(render::Group::new(name));
+            groups.len() - 1
+        });
+        if let Some(group) = groups.get_mut(place) {
+            group.add(row);
+        }
+    }
+    groups.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
+    groups
 }
 
 /// The machine, or what the operator can do where there is nothing to look at.

@@ -10,6 +10,7 @@ pub mod reap;
 pub mod render;
 pub mod selecting;
 pub mod send;
+pub mod show;
 pub mod target;
 pub mod ui;
 pub mod values;
@@ -45,6 +46,8 @@ enum Command {
     Probe(probe::ProbeArgs),
     /// List IPC objects: size, owner, holders, verdict and why
     List(list::ListArgs),
+    /// Show everything that is known about an object
+    Show(show::ShowArgs),
     /// Remove what is proven to be orphaned
     Reap(reap::ReapArgs),
     /// List the known producers, explain a name, or check a catalogue file
@@ -69,6 +72,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Send(args) => send::run(&args, &ui),
         Command::Probe(args) => probe::run(&args, &ui),
         Command::List(args) => list::run(&args, &ui),
+        Command::Show(args) => show::run(&args, &ui),
         Command::Reap(args) => reap::run(&args, &ui),
         Command::Producers(args) => producers::run(&args, &ui),
         Command::Completions(args) => completions::run(&args, &ui),

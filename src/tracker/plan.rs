@@ -3,7 +3,7 @@
 use super::evidence::lease::Lease;
 use super::reap::Manner;
 use super::resource::Kind;
-use super::verdict::{Judgement, Verdict};
+use super::verdict::{Code, Judgement, Verdict};
 
 /// What is to be done with one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +51,53 @@ pub fn step(
     }
 }
 
+/// What `reap` does with an object, and what would change that: for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outlook {
+    /// What `reap` does.
+    pub does: String,
+    /// What would change it.
+    pub changes: String,
+}
+
+/// The outlook of an object of this kind and verdict.
+#[must_use]
+pub fn outlook(kind: Kind, judgement: &Judgement) -> Outlook {
+    let does = match judgement.verdict {
+        _ if kind == Kind::Dir => "leaves it: this version of rtrack does not remove directories",
+        Verdict::Held => "leaves it, and refuses it even by force",
+        Verdict::Claimed | Verdict::Unknown => "leaves it; reap --force NAME would remove it",
+        Verdict::Unclaimed => "leaves it; reap --verdict orphaned,unclaimed would remove it",
+        Verdict::Orphaned => "removes it",
+    };
+    let changes = match judgement.reason {
+        Code::LeaseRefused | Code::MappedBy | Code::OpenBy | Code::Attached => {
+            "when the last of its holders lets it go, it is judged anew"
+        }
+        Code::Mounted => "when it is mounted nowhere any more, it is judged anew",
+        Code::Persistent => "nothing: it is meant to outlive those who use it",
+        Code::CreatorAlive => "when the process that made it ends, it is judged anew",
+        Code::GuardianAlive => "that process removes it itself, or ends, and it is judged anew",
+        Code::Registered => "the tracker that it is registered with removes it at its end",
+        Code::Unread => "when its messages are read, it is judged anew",
+        Code::TooYoung => "with the time, or with a shorter --grace, it is judged anew",
+        Code::Locked => "when the lock is given back, it is judged anew",
+        Code::NoPermission => "root, or its owner, can ask the kernel",
+        Code::NoLease => "complete sight of all processes would tell whether somebody uses it",
+        Code::FamilyAlive => "when no such program is alive any more, it is orphaned",
+        Code::PartialProcessSight => "with sight of all processes it might be orphaned",
+        Code::WeakProducer | Code::UnknownProducer => {
+            "when no process of its owner is alive and its mode lets nobody else in, it is orphaned"
+        }
+        Code::AlwaysHeldProducer | Code::NoFamily | Code::NoKin => {
+            "somebody who opens it, and a program that could come back for it"
+        }
+        // Evidence that decides nothing by itself.
+        _ => "more evidence",
+    };
+    Outlook { does: does.into(), changes: changes.into() }
+}
+
 /// Whether an object of this new verdict may still go, as it was planned for `planned`.
 ///
 /// # Errors
@@ -67,7 +114,6 @@ pub fn still_goes(planned: Verdict, now: &Judgement, force: bool) -> Result<(), 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tracker::verdict::Code;
 
     fn judged(verdict: Verdict) -> Judgement {
         Judgement { verdict, reason: Code::UnknownProducer, evidence: Vec::new() }

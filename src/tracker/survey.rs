@@ -6,6 +6,7 @@
 mod owners;
 mod snapshot;
 
+pub use owners::owner_name;
 pub use snapshot::Snapshot;
 
 use std::collections::HashSet;

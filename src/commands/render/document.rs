@@ -5,8 +5,8 @@ use std::io::{self, Write};
 
 use serde_json::{Map, Value, json};
 
-use super::Row;
 use super::columns::{COLUMNS, Column, OUTCOME};
+use super::{Group, Row};
 use crate::commands::values::show_time;
 use crate::tracker::evidence::sight::{Blind, Sight};
 use crate::tracker::host::{Host, Usage};
@@ -93,6 +93,27 @@ pub fn inventory(mut head: Map<String, Value>, rows: &[Row<'_>], columns: &[&Col
         "totals".into(),
         json!({ "objects": total.0, "bytes": total.1, "by_verdict": by_verdict }),
     );
+    Value::Object(head)
+}
+
+/// One group of `list --group-by`.
+#[must_use]
+pub fn group(key: &str, group: &Group) -> Value {
+    let by_verdict: Map<String, Value> = group
+        .by_verdict
+        .iter()
+        .map(|(verdict, (objects, bytes))| {
+            (verdict.as_str().to_owned(), json!({ "objects": objects, "bytes": bytes }))
+        })
+        .collect();
+    json!({ key: group.name, "objects": group.objects, "bytes": group.bytes, "by_verdict": by_verdict })
+}
+
+/// The document of `list --group-by KEY --json`.
+#[must_use]
+pub fn groups(mut head: Map<String, Value>, key: &str, groups: &[Group]) -> Value {
+    head.insert("group_by".into(), json!(key));
+    head.insert("groups".into(), groups.iter().map(|one| group(key, one)).collect());
     Value::Object(head)
 }
 

@@ -9,7 +9,7 @@ use crate::tracker::host::Host;
 use crate::tracker::inventory::posix::Object;
 use crate::tracker::reap::Report;
 use crate::tracker::survey::Survey;
-use crate::tracker::verdict::{CreatorState, Judgement};
+use crate::tracker::verdict::{CreatorState, Judgement, Verdict};
 
 /// One object with everything that a column may want.
 #[derive(Debug)]
@@ -39,6 +39,37 @@ impl Row<'_> {
     #[must_use]
     pub fn age(&self) -> i128 {
         self.now - self.object.stat.born.unwrap_or(self.object.stat.changed)
+    }
+}
+
+/// Objects that have something in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// What they have in common.
+    pub name: String,
+    /// How many.
+    pub objects: usize,
+    /// Memory that they use.
+    pub bytes: u64,
+    /// How many of them, and how much memory, have each verdict.
+    pub by_verdict: std::collections::BTreeMap<Verdict, (usize, u64)>,
+}
+
+impl Group {
+    /// An empty one.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), objects: 0, bytes: 0, by_verdict: Default::default() }
+    }
+
+    /// Adds an object.
+    pub fn add(&mut self, row: &Row<'_>) {
+        let bytes = row.object.allocated();
+        self.objects += 1;
+        self.bytes += bytes;
+        let of_verdict = self.by_verdict.entry(row.judgement.verdict).or_default();
+        of_verdict.0 += 1;
+        of_verdict.1 += bytes;
     }
 }
 

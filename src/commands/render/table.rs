@@ -6,8 +6,10 @@ use comfy_table::{Attribute, Cell, CellAlignment, Color, ColumnConstraint, Table
 use unicode_width::UnicodeWidthChar;
 use unicode_width::UnicodeWidthStr;
 
-use super::Row;
 use super::columns::{Column, SHRINKS};
+use super::{Group, Row};
+use crate::commands::values::show_size;
+use crate::tracker::resource::escape;
 use crate::tracker::verdict::Verdict;
 
 /// Rows that comfy-table renders at once: its time and memory grow faster than the rows.
@@ -81,6 +83,38 @@ pub fn write(
         for line in table.lines() {
             writeln!(out, "{}", line.trim_end())?;
         }
+    }
+    Ok(())
+}
+
+/// Writes groups: what they have in common, how many, how much, and how much of it may go.
+///
+/// # Errors
+/// Whatever writing failed with.
+pub fn write_groups(
+    out: &mut dyn Write,
+    key: &str,
+    groups: &[Group],
+    headings: bool,
+) -> io::Result<()> {
+    let name = |group: &Group| escape(group.name.as_bytes());
+    let width = groups.iter().map(|group| name(group).width()).max().unwrap_or(0).max(key.len());
+    if headings && !groups.is_empty() {
+        let key = key.to_uppercase();
+        writeln!(out, "{key:<width$}  OBJECTS        USED  ORPHANED  RECLAIMABLE")?;
+    }
+    for group in groups {
+        let (orphaned, reclaimable) =
+            group.by_verdict.get(&Verdict::Orphaned).copied().unwrap_or_default();
+        let name = name(group);
+        writeln!(
+            out,
+            "{name}{}  {:>7}  {:>10}  {orphaned:>8}  {:>11}",
+            " ".repeat(width.saturating_sub(name.width())),
+            group.objects,
+            show_size(group.bytes),
+            show_size(reclaimable),
+        )?;
     }
     Ok(())
 }

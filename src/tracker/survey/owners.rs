@@ -47,6 +47,12 @@ impl Owner {
     }
 }
 
+/// The user name of a uid, or `uid N` where there is none.
+#[must_use]
+pub fn owner_name(uid: u32) -> String {
+    Owner::look_up(uid).name
+}
+
 /// Whether a uid belongs to the system and not to a person: up to `SYS_UID_MAX` of login.defs(5),
 /// 999 where that is not set, as logind has it for RemoveIPC; and nobody's.
 pub(super) fn is_system_uid(uid: u32) -> bool {

@@ -1,0 +1,366 @@
+//! `rtrack show`: everything that is known about an object, on one screen.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use unicode_width::UnicodeWidthStr;
+
+use super::Status;
+use super::error::{CommandError, Kind as ErrorKind};
+use super::list::{open_host, say_troubles, say_what_was_not_seen, visible};
+use super::render::{self, Row, document, table};
+use super::ui::Ui;
+use super::values::{self, show_age, show_size, show_time};
+use crate::tracker::evidence::holders::{Detail, Holder, How};
+use crate::tracker::evidence::identity::{self, Identity};
+use crate::tracker::evidence::lease;
+use crate::tracker::host::Host;
+use crate::tracker::plan;
+use crate::tracker::resource::{Kind, escape};
+use crate::tracker::select;
+use crate::tracker::survey::{Judging, Survey, owner_name};
+use crate::tracker::verdict::CreatorState;
+
+/// The arguments of `rtrack show`.
+#[derive(Debug, clap::Args)]
+pub struct ShowArgs {
+    /// Names: psm_x, /psm_x, /dev/shm/psm_x, shm:psm_x, or globs of these
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<OsString>,
+
+    /// What was born or changed less than this ago is claimed
+    #[arg(long, value_parser = values::duration, default_value = "60s", value_name = "AGE")]
+    grace: Duration,
+
+    /// In a container: assert that nothing outside of it uses its /dev/shm
+    #[arg(long)]
+    assume_complete: bool,
+
+    /// Show the first bytes of the content, too
+    #[arg(long, value_parser = values::size, value_name = "BYTES")]
+    hexdump: Option<u64>,
+
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+
+    /// Exit with status 3 if not everything could be seen
+    #[arg(long)]
+    strict: bool,
+}
+
+/// Where the values begin.
+const INDENT: usize = 12;
+
+/// At most so much is shown of a content.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// Shows the objects.
+///
+/// # Errors
+/// A name that does not exist is status 1; /dev/shm that cannot be read status 3.
+pub fn run(args: &ShowArgs, ui: &Ui) -> Result<Status, CommandError> {
+    let host = open_host()?;
+    let mut objects = Survey::inventory(&host)?;
+    let visible = visible(&objects);
+    let usage = host.usage()?;
+    let chosen = select::by_names(&objects, &args.names).map_err(super::selecting::explain)?;
+    let mut index = 0;
+    objects.retain(|_| {
+        index += 1;
+        chosen.contains(&(index - 1))
+    });
+    let judging =
+        Judging { grace: args.grace, assume_complete: args.assume_complete, thorough: true };
+    let survey = Survey::take(&host, judging, objects);
+    let rows = render::rows(&host, &survey);
+    let pids: BTreeSet<i32> =
+        rows.iter().flat_map(|row| row.holders).map(|holder| holder.pid).collect();
+    let people = identity::of(&host, &pids.into_iter().collect::<Vec<_>>());
+    let mut dumps: Vec<Option<io::Result<Vec<u8>>>> = Vec::new();
+    for row in &rows {
+        dumps.push(args.hexdump.map(|bytes| first_bytes(&host, row, bytes.min(MOST_BYTES))));
+    }
+    // A program that reads lines gets each value on one.
+    let width = ui.stdout_is_terminal().then(table::terminal_width).flatten().unwrap_or(usize::MAX);
+    ui.answer(|out| {
+        if args.json {
+            let mount = document::mount(&host, usage, visible);
+            let mut head = document::head("rtrack.show/1", &host, &survey, mount);
+            let objects =
+                rows.iter().zip(&dumps).map(|(row, dump)| as_json(row, &people, dump.as_ref()));
+            head.insert("objects".into(), objects.collect());
+            return document::write(out, &Value::Object(head));
+        }
+        for (place, (row, dump)) in rows.iter().zip(&dumps).enumerate() {
+            if place > 0 {
+                writeln!(out)?;
+            }
+            as_text(out, row, &survey, &people, dump.as_ref(), width)?;
+        }
+        Ok(())
+    })?;
+    say_what_was_not_seen(&survey, ui);
+    let mut failed = say_troubles(&survey, args.strict, ui);
+    for (row, dump) in rows.iter().zip(&dumps) {
+        if let Some(Err(error)) = dump {
+            ui.line(format_args!("error: {}: read: {error}", row.object.shown_id()));
+            failed = true;
+        }
+    }
+    Ok(if failed { ErrorKind::Failed.status() } else { 0 })
+}
+
+/// The beginning of the content, read through a descriptor of exactly this object.
+fn first_bytes(host: &Host, row: &Row<'_>, most: u64) -> io::Result<Vec<u8>> {
+    let object = row.object;
+    if !matches!(object.kind, Kind::Shm | Kind::Sem) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let opened = lease::open_expected(host, host.shm(), &object.file, &object.identity());
+    let file = File::from(opened.map_err(|error| match error {
+        lease::LeaseError::Io(error) => error,
+        other => io::Error::other(other.to_string()),
+    })?);
+    let mut bytes = vec![0; usize::try_from(most.min(object.stat.size)).unwrap_or(0)];
+    let mut length = 0;
+    while let Some(rest) = bytes.get_mut(length..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, length as u64)? {
+            0 => break,
+            read => length += read,
+        }
+    }
+    bytes.truncate(length);
+    Ok(bytes)
+}
+
+fn as_json(
+    row: &Row<'_>,
+    people: &HashMap<i32, Identity>,
+    dump: Option<&io::Result<Vec<u8>>>,
+) -> Value {
+    let mut object = document::object(row, &document::all_columns(false));
+    let Some(map) = object.as_object_mut() else { return object };
+    let holders = row.holders.iter().map(|holder| {
+        let person = people.get(&holder.pid);
+        let line = person.map(|person| &person.command_line).into_iter().flatten();
+        json!({
+            "pid": holder.pid,
+            "comm": String::from_utf8_lossy(&holder.comm),
+            "uid": holder.uid,
+            "user": owner_name(holder.uid),
+            "how": holder.how,
+            "details": holder.details,
+            "command_line": line.map(|a| String::from_utf8_lossy(a)).collect::<Vec<_>>(),
+            "cgroup": person.and_then(|person| person.cgroup.as_deref()),
+            "container": person.and_then(|person| person.container.as_deref()),
+        })
+    });
+    map.insert("holders".into(), holders.collect());
+    let outlook = plan::outlook(row.object.kind, &row.judgement);
+    map.insert("reap".into(), json!({ "does": outlook.does, "changes": outlook.changes }));
+    if let Some(Ok(bytes)) = dump {
+        use base64::Engine;
+        let text = base64::engine::general_purpose::STANDARD.encode(bytes);
+        map.insert("content_base64".into(), json!(text));
+    }
+    object
+}
+
+fn as_text(
+    out: &mut dyn Write,
+    row: &Row<'_>,
+    survey: &Survey,
+    people: &HashMap<i32, Identity>,
+    dump: Option<&io::Result<Vec<u8>>>,
+    width: usize,
+) -> io::Result<()> {
+    let object = row.object;
+    let stat = &object.stat;
+    writeln!(out, "{}", object.shown_id())?;
+    let mut line = |key: &str, value: String| {
+        let mut key = key;
+        for part in wrapped(&value, width.saturating_sub(INDENT)) {
+            writeln!(out, "  {key:<10}{part}")?;
+            key = "";
+        }
+        Ok::<(), io::Error>(())
+    };
+    line("file", format!("/dev/shm/{}", object.file))?;
+    let kind = object.file_type.unwrap_or(match object.kind {
+        Kind::Shm => "memory object",
+        Kind::Sem => "named semaphore",
+        Kind::Dir => "directory",
+        Kind::Other => "other",
+    });
+    let dev = format!("{}:{}", libc::major(stat.dev), libc::minor(stat.dev));
+    line(
+        "what",
+        format!("{kind}, mode {:04o}, device {dev}, inode {}", stat.mode & 0o7777, stat.ino),
+    )?;
+    line("owner", format!("{} (uid {}, gid {})", row.user, stat.uid, stat.gid))?;
+    let mut size = format!(
+        "{} ({} bytes), {} in use",
+        show_size(object.size()),
+        object.size(),
+        show_size(object.allocated())
+    );
+    if let Some(tree) = &object.directory {
+        let more = if tree.truncated { ", not everything counted" } else { "" };
+        size.push_str(&format!(", {} entries{more}", tree.entries));
+    }
+    line("size", size)?;
+    let ago = |time: i128| {
+        format!("{} ({} ago)", show_time(time).unwrap_or_default(), show_age(row.now - time))
+    };
+    line("born", stat.born.map_or_else(|| "not known".to_owned(), ago))?;
+    line("changed", ago(stat.changed))?;
+    if let Some(semaphore) = object.semaphore {
+        line("semaphore", format!("value {}, {} waiting", semaphore.value, semaphore.waiters))?;
+    }
+    match survey.producer(object) {
+        Some(found) => {
+            let producer = found.producer;
+            line(
+                "producer",
+                format!("{} ({})", escape(producer.software.as_bytes()), producer.id),
+            )?;
+            line("", escape(producer.note.as_bytes()))?;
+        }
+        None => line("producer", "not known".into())?,
+    }
+    if let Some((pid, state)) = &row.creator {
+        let state = match state {
+            CreatorState::Alive(who) => format!("alive: {who}"),
+            CreatorState::Recycled(who) => format!("gone; its pid is {who} now"),
+            CreatorState::Dead => "gone".to_owned(),
+            CreatorState::NotVisible => "not visible here".to_owned(),
+        };
+        line("creator", format!("process {pid}, by the name; {state}"))?;
+    }
+    if row.holders.is_empty() {
+        line("holders", "none seen".into())?;
+    }
+    for (place, holder) in row.holders.iter().enumerate() {
+        line(if place == 0 { "holders" } else { "" }, holder_line(holder))?;
+        if let Some(person) = people.get(&holder.pid) {
+            for text in person_lines(person) {
+                line("", format!("  {text}"))?;
+            }
+        }
+    }
+    for (place, evidence) in row.judgement.evidence.iter().enumerate() {
+        let key = if place == 0 { "evidence" } else { "" };
+        line(key, format!("{:<21} {}", evidence.code.as_str(), evidence.says))?;
+    }
+    line("verdict", format!("{} ({})", row.judgement.verdict, row.judgement.reason.as_str()))?;
+    let outlook = plan::outlook(object.kind, &row.judgement);
+    line("reap", outlook.does)?;
+    line("changes", outlook.changes)?;
+    if let Some(Ok(bytes)) = dump {
+        line("content", format!("the first {} bytes", bytes.len()))?;
+        hexdump(out, bytes)?;
+    }
+    Ok(())
+}
+
+fn holder_line(holder: &Holder) -> String {
+    let ways: Vec<String> = holder.details.iter().map(way).collect();
+    format!(
+        "{}[{}] of {}: {}",
+        escape(&holder.comm),
+        holder.pid,
+        owner_name(holder.uid),
+        ways.join(", ")
+    )
+}
+
+fn way(detail: &Detail) -> String {
+    match detail.how {
+        How::Map => format!(
+            "{} map {} of {}",
+            if detail.shared == Some(true) { "shared" } else { "private" },
+            match detail.access.as_str() {
+                "r--" => "read-only",
+                "---" => "without access",
+                access => access,
+            },
+            show_size(detail.bytes.unwrap_or(0))
+        ),
+        How::Fd => {
+            let number = detail.fd.map_or_else(String::new, |fd| format!(" {fd}"));
+            format!("fd{number} ({})", detail.access)
+        }
+        How::Cwd => "working directory".into(),
+        How::Root => "root directory".into(),
+    }
+}
+
+fn person_lines(person: &Identity) -> Vec<String> {
+    let mut lines = Vec::new();
+    if !person.command_line.is_empty() {
+        lines.push(escape(&person.command_line.join(&b' ')));
+    }
+    if let Some(container) = &person.container {
+        lines.push(format!("container {}", container.get(..12).unwrap_or(container)));
+    } else if let Some(cgroup) = &person.cgroup {
+        lines.push(format!("cgroup {}", escape(cgroup.as_bytes())));
+    }
+    lines
+}
+
+/// `text` in lines of at most `width` columns, broken at blanks; a word that is longer has a line of
+/// its own. What begins with blanks goes on under its beginning.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let start = text.len() - text.trim_start().len();
+    let indent = text.get(..start).unwrap_or_default();
+    let mut lines = vec![indent.to_owned()];
+    for word in text.trim_start().split(' ') {
+        let Some(last) = lines.last_mut() else { continue };
+        if last.len() == start {
+            last.push_str(word);
+        } else if last.width() + 1 + word.width() <= width {
+            last.push(' ');
+            last.push_str(word);
+        } else {
+            lines.push(format!("{indent}{word}"));
+        }
+    }
+    lines
+}
+
+/// Sixteen bytes a line, in hexadecimal and as ASCII; what is not printable is a full stop.
+fn hexdump(out: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
+    for (place, line) in bytes.chunks(16).enumerate() {
+        let hex: Vec<String> = line.iter().map(|byte| format!("{byte:02x}")).collect();
+        let text: String = line
+            .iter()
+            .map(
+                |byte| {
+                    if byte.is_ascii_graphic() || *byte == b' ' { char::from(*byte) } else { '.' }
+                },
+            )
+            .collect();
+        writeln!(out, "    {:08x}  {:<47}  |{text}|", place * 16, hex.join(" "))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_broken_at_blanks() {
+        assert_eq!(wrapped("one two three", 8), ["one two", "three"]);
+        assert_eq!(wrapped("  one two three", 8), ["  one", "  two", "  three"]);
+        assert_eq!(wrapped("a  b", 80), ["a  b"]);
+        assert_eq!(wrapped("", 8), [""]);
+        assert_eq!(wrapped("incomprehensible", 8), ["incomprehensible"]);
+    }
+}
