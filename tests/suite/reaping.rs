@@ -15,8 +15,8 @@ use nix::pty::openpty;
 use serde_json::Value;
 
 use crate::support::{
-    Case, Finish, Need, SOMEBODY, case, check, hold, identity, inventory, listed, names, object,
-    path, reap_all, rtrack, scratch, validate, verdict,
+    Case, Finish, Need, case, check, hold, identity, inventory, listed, names, object, path,
+    reap_all, rtrack, scratch, somebody, validate, verdict,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -192,13 +192,13 @@ fn what_looks_like_a_leftover() {
 
 fn leftover_of_a_stranger() {
     quarantine(".rtrack.0123456789abcdef", 0o700);
-    object().owner(SOMEBODY).make(format!(".rtrack.0123456789abcdef/{}", orphan(0)));
-    chown(path(".rtrack.0123456789abcdef"), Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+    object().owner(somebody()).make(format!(".rtrack.0123456789abcdef/{}", orphan(0)));
+    chown(path(".rtrack.0123456789abcdef"), Some(somebody()), Some(somebody())).unwrap();
     listed(&inventory(), ".rtrack.0123456789abcdef");
     rtrack(["reap", "--yes", "--grace", "0s"]).finish();
     assert!(identity(format!(".rtrack.0123456789abcdef/{}", orphan(0))).is_some());
     let mut reap = rtrack(["reap", "--yes", "--grace", "0s"]);
-    reap.as_user(SOMEBODY).finish().expect(0);
+    reap.as_user(somebody()).finish().expect(0);
     exactly(&[]);
 }
 

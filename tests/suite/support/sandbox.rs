@@ -74,6 +74,13 @@ pub(crate) fn run_directory() -> PathBuf {
     std::env::var_os(RUN_DIRECTORY).unwrap().into()
 }
 
+/// A user and group that no account has and no other run of the tests uses; nor the next one.
+pub(crate) fn somebody() -> u32 {
+    let directory = run_directory();
+    let run = directory.to_str().unwrap().rsplit('-').next().unwrap().parse::<u32>().unwrap();
+    200_000 + 2 * run
+}
+
 /// The case's own empty directory, a tmpfs that everybody may write to; also its working directory.
 pub(crate) fn scratch() -> PathBuf {
     run_directory().join("scratch")
