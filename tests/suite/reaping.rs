@@ -218,11 +218,11 @@ fn at_the_prompt(disturb: impl FnOnce(), answer: &str) -> (Option<i32>, Value, S
     // A terminal that nobody has open any more fails with EIO.
     while let Ok(length @ 1..) = terminal.read(&mut chunk) {
         shown.extend_from_slice(&chunk[..length]);
-        if shown.ends_with(b"[y/N] ") {
-            if let Some(disturb) = disturb.take() {
-                disturb();
-                terminal.write_all(answer.as_bytes()).unwrap();
-            }
+        if shown.ends_with(b"[y/N] ")
+            && let Some(disturb) = disturb.take()
+        {
+            disturb();
+            terminal.write_all(answer.as_bytes()).unwrap();
         }
     }
     let mut report = String::new();
