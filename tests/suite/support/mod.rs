@@ -8,6 +8,7 @@ mod python;
 mod sandbox;
 mod schema;
 mod shm;
+mod trace;
 
 pub(crate) use case::{Case, Need, case, note, run, skip};
 pub(crate) use command::{
@@ -18,6 +19,7 @@ pub(crate) use python::{Python, pythons};
 pub(crate) use sandbox::{is_real_root, mount, run_directory, scratch, somebody, supervise};
 pub(crate) use schema::{faults, validate};
 pub(crate) use shm::{identity, names, object, path, sem_open, shm_open};
+pub(crate) use trace::stopped_before;
 
 use std::io;
 
