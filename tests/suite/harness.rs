@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::MODULES;
 use crate::support::{
     Case, Finish, Need, case, faults, hold, identity, is_real_root, names, note, object, path,
-    pythons, rtrack, sem_open, shm_open, skip,
+    pythons, rtrack, sem_open, shm_open, skip, somebody,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -119,7 +119,7 @@ fn rtrack_runs() {
 
 fn rtrack_runs_as_another_user() {
     assert!(is_real_root());
-    rtrack(["--version"]).as_user(4242).finish().expect(0);
+    rtrack(["--version"]).as_user(somebody()).finish().expect(0);
 }
 
 fn interpreters() {
@@ -127,7 +127,7 @@ fn interpreters() {
     let shown: Vec<String> = pythons
         .iter()
         .map(|python| match python.for_everybody() {
-            Some(shared) if !is_real_root() || shared.runs_as(4242) => python.to_string(),
+            Some(shared) if !is_real_root() || shared.runs_as(somebody()) => python.to_string(),
             _ => format!("{python} (for its owner only)"),
         })
         .collect();

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crate::support::{
-    Case, Finish, Finished, Need, SOMEBODY, case, check, evidence, fuse, identity, inventory,
-    listed, mount, names, object, path, reap_all, rtrack, run_directory, scratch, skip, verdict,
+    Case, Finish, Finished, Need, case, check, evidence, fuse, identity, inventory, listed, mount,
+    names, object, path, reap_all, rtrack, run_directory, scratch, skip, somebody, verdict,
     wait_for,
 };
 
@@ -264,18 +264,18 @@ fn directory_is_left() {
 fn no_permission() {
     object().make(ORPHAN);
     object().mode(0o666).make("mpich_shar_tmpDeF456");
-    object().owner(SOMEBODY).make("mpich_shar_tmpGhI789");
+    object().owner(somebody()).make("mpich_shar_tmpGhI789");
     let mut list = rtrack(["list", "--json", "--grace", "0s"]);
-    let document = list.as_user(SOMEBODY).finish().expect(0).json();
+    let document = list.as_user(somebody()).finish().expect(0).json();
     for name in [ORPHAN, "mpich_shar_tmpDeF456"] {
         assert_eq!(verdict(&document, name), ("unknown", "no-permission"), "{document:#}");
     }
     assert_eq!(verdict(&document, "mpich_shar_tmpGhI789"), ("orphaned", "always-held-producer"));
-    reap_all().as_user(SOMEBODY).finish().expect(0);
+    reap_all().as_user(somebody()).finish().expect(0);
     assert_eq!(names().len(), 2);
     // Told to: it tries, and says what the kernel said.
     let mut force = rtrack(["reap", "--yes", "--grace", "0s", "--force", ORPHAN]);
-    let run = force.as_user(SOMEBODY).finish();
+    let run = force.as_user(somebody()).finish();
     assert!(matches!(run.code, Some(1 | 3)), "{run:?}");
     assert_eq!(names().len(), 2);
 }
@@ -397,7 +397,7 @@ fn sight_is_partial(list: impl Fn(&[&str]) -> Finished, reason: &str) {
 
 fn hidden_processes() {
     // Nobody whose processes another case starts: they would be evidence here.
-    let user = SOMEBODY + 1;
+    let user = somebody() + 1;
     object().owner(user).make(NEEDS_SIGHT);
     object().owner(user).make(ORPHAN);
     mount("proc", "/proc", "proc", 0, "hidepid=2").unwrap();

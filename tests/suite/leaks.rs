@@ -9,9 +9,8 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 
 use crate::support::{
-    Case, Finish, Holder, Need, Python, SOMEBODY, case, evidence, hold, hold_as, identity,
-    is_real_root, kill, listed, names, note, object, path, pythons, rtrack, skip, verdict,
-    wait_for,
+    Case, Finish, Holder, Need, Python, case, evidence, hold, hold_as, identity, is_real_root,
+    kill, listed, names, note, object, path, pythons, rtrack, skip, somebody, verdict, wait_for,
 };
 
 /// Each scenario runs twice: as on a machine, where all processes can be seen and told apart, and
@@ -108,11 +107,11 @@ fn gone(pid: u32) {
 
 /// As whom the programs run: as root somebody who has no other process, otherwise this user.
 fn as_owner(command: &mut Command) -> &mut Command {
-    if is_real_root() { command.as_user(SOMEBODY) } else { command }
+    if is_real_root() { command.as_user(somebody()) } else { command }
 }
 
 fn hold_as_owner(kind: &str, name: &str) -> Holder {
-    if is_real_root() { hold_as(SOMEBODY, kind, path(name)) } else { hold(kind, path(name)) }
+    if is_real_root() { hold_as(somebody(), kind, path(name)) } else { hold(kind, path(name)) }
 }
 
 /// The Pythons that the owner can run. Where the owner has one running already, nothing can be
@@ -120,16 +119,17 @@ fn hold_as_owner(kind: &str, name: &str) -> Holder {
 fn interpreters() -> Vec<Python> {
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let maps = fs::read(entry.path().join("maps")).unwrap_or_default();
-        let is_owners = is_real_root() && entry.metadata().is_ok_and(|meta| meta.uid() == SOMEBODY);
+        let is_owners =
+            is_real_root() && entry.metadata().is_ok_and(|meta| meta.uid() == somebody());
         if is_owners && String::from_utf8_lossy(&maps).contains("python") {
-            skip(format_args!("uid {SOMEBODY} runs a Python: {}", entry.path().display()));
+            skip(format_args!("its user runs a Python: {}", entry.path().display()));
         }
     }
     let all = pythons();
     let usable: Vec<Python> = all
         .iter()
         .filter_map(Python::for_everybody)
-        .filter(|python| !is_real_root() || python.runs_as(SOMEBODY))
+        .filter(|python| !is_real_root() || python.runs_as(somebody()))
         .collect();
     let shown: Vec<String> = usable.iter().map(Python::to_string).collect();
     if usable.is_empty() {

@@ -10,8 +10,8 @@ use std::process::Command;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::support::{
-    Case, Finish, Holder, Need, SOMEBODY, case, evidence, hold, hold_as, identity, inventory,
-    is_real_root, listed, names, object, path, reap_all, rtrack, sem_open, shm_open, skip, verdict,
+    Case, Finish, Holder, Need, case, evidence, hold, hold_as, identity, inventory, is_real_root,
+    listed, names, object, path, reap_all, rtrack, sem_open, shm_open, skip, somebody, verdict,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -173,22 +173,22 @@ fn loop_device() {
 
 fn other_user() {
     object().mode(0o666).make(NAME);
-    held(hold_as(SOMEBODY, "map-shared", path(NAME)));
+    held(hold_as(somebody(), "map-shared", path(NAME)));
 }
 
 /// Their own object, held by a process whose descriptors they may not see.
 fn seen_by_an_ordinary_user() {
     assert!(is_real_root());
-    object().owner(SOMEBODY).make(NAME);
+    object().owner(somebody()).make(NAME);
     let holder = hold("fd-read", path(NAME));
     let mut list = rtrack(["list", "--json", "--grace", "0s"]);
-    let inventory = list.as_user(SOMEBODY).finish().expect(0).json();
+    let inventory = list.as_user(somebody()).finish().expect(0).json();
     assert_eq!(verdict(&inventory, NAME), ("held", "lease-refused"), "{inventory:#}");
     assert_eq!(inventory["sight"]["holders"], "partial");
-    reap_all().as_user(SOMEBODY).finish().expect(0);
+    reap_all().as_user(somebody()).finish().expect(0);
     assert!(identity(NAME).is_some());
     drop(holder);
-    reap_all().as_user(SOMEBODY).finish().expect(0);
+    reap_all().as_user(somebody()).finish().expect(0);
     assert!(names().is_empty());
 }
 

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::support::{
-    Case, Finish, Inherit, Need, SOMEBODY, case, kill, rtrack, scratch, wait_for,
+    Case, Finish, Inherit, Need, case, kill, rtrack, scratch, somebody, wait_for,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -138,10 +138,10 @@ fn other_users() {
     });
     // A stranger sees that it is read, and not by whom; and cannot open its pipe.
     let found =
-        answer(probe(&["--fd", "5"]).inherit(copy(), 5).uid(SOMEBODY).gid(SOMEBODY), 0, true);
+        answer(probe(&["--fd", "5"]).inherit(copy(), 5).uid(somebody()).gid(somebody()), 0, true);
     assert_eq!((&found["pid"], &found["writers"]), (&Value::Null, &Value::Null));
     assert!(found["says"].as_str().unwrap().contains("could not be looked into"), "{found}");
-    let found = answer(probe(&["--pid", &pid]).uid(SOMEBODY).gid(SOMEBODY), 3, Value::Null);
+    let found = answer(probe(&["--pid", &pid]).uid(somebody()).gid(somebody()), 3, Value::Null);
     assert!(found["says"].as_str().unwrap().contains("Permission denied"), "{found}");
     drop(writer);
     assert!(child.wait().unwrap().success());

@@ -184,8 +184,11 @@ fn open(count: u64) -> Count {
             counted.lost_at_open += 1;
             continue;
         }
-        for _ in 0..5 {
-            thread::sleep(Duration::from_micros(20));
+        // Some hold it for a while, others only long enough to look once more.
+        for check in 0..counted.opens % 4 {
+            if check > 0 {
+                thread::sleep(Duration::from_micros(20));
+            }
             if identity(name) != Some(opened) {
                 counted.lost_while_held += 1;
                 break;

@@ -15,8 +15,8 @@ use nix::pty::openpty;
 use serde_json::Value;
 
 use crate::support::{
-    Case, Finish, Need, SOMEBODY, case, check, hold, identity, inventory, listed, names, object,
-    path, reap_all, rtrack, scratch, validate, verdict,
+    Case, Finish, Need, case, check, hold, identity, inventory, kill, listed, names, object, path,
+    reap_all, rtrack, scratch, somebody, stopped_before, validate, verdict, wait_for,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -31,6 +31,12 @@ pub(crate) fn tests() -> Vec<Case> {
         case("leftover_of_a_stranger", leftover_of_a_stranger).needs(&[Need::RealRoot]),
         case("changed_since_the_plan", changed_since_the_plan),
         case("answer_at_the_prompt", answer_at_the_prompt),
+        case("opened_under_the_lease", opened_under_the_lease),
+        case("opened_when_its_name_is_gone", opened_when_its_name_is_gone),
+        case("name_taken_before_the_put_back", name_taken_before_the_put_back),
+        case("replaced_under_the_lease", replaced_under_the_lease),
+        case("killed_under_the_lease", killed_under_the_lease),
+        case("killed_when_its_name_is_gone", killed_when_its_name_is_gone),
         case("reapers_at_the_same_time", reapers_at_the_same_time),
         case("killed_again_and_again", killed_again_and_again),
         case("interrupted", interrupted),
@@ -188,13 +194,13 @@ fn what_looks_like_a_leftover() {
 
 fn leftover_of_a_stranger() {
     quarantine(".rtrack.0123456789abcdef", 0o700);
-    object().owner(SOMEBODY).make(format!(".rtrack.0123456789abcdef/{}", orphan(0)));
-    chown(path(".rtrack.0123456789abcdef"), Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+    object().owner(somebody()).make(format!(".rtrack.0123456789abcdef/{}", orphan(0)));
+    chown(path(".rtrack.0123456789abcdef"), Some(somebody()), Some(somebody())).unwrap();
     listed(&inventory(), ".rtrack.0123456789abcdef");
     rtrack(["reap", "--yes", "--grace", "0s"]).finish();
     assert!(identity(format!(".rtrack.0123456789abcdef/{}", orphan(0))).is_some());
     let mut reap = rtrack(["reap", "--yes", "--grace", "0s"]);
-    reap.as_user(SOMEBODY).finish().expect(0);
+    reap.as_user(somebody()).finish().expect(0);
     exactly(&[]);
 }
 
@@ -214,11 +220,11 @@ fn at_the_prompt(disturb: impl FnOnce(), answer: &str) -> (Option<i32>, Value, S
     // A terminal that nobody has open any more fails with EIO.
     while let Ok(length @ 1..) = terminal.read(&mut chunk) {
         shown.extend_from_slice(&chunk[..length]);
-        if shown.ends_with(b"[y/N] ") {
-            if let Some(disturb) = disturb.take() {
-                disturb();
-                terminal.write_all(answer.as_bytes()).unwrap();
-            }
+        if shown.ends_with(b"[y/N] ")
+            && let Some(disturb) = disturb.take()
+        {
+            disturb();
+            terminal.write_all(answer.as_bytes()).unwrap();
         }
     }
     let mut report = String::new();
@@ -274,6 +280,150 @@ fn answer_at_the_prompt() {
     let (code, report, shown) = at_the_prompt(|| {}, "y\n");
     assert_eq!((code, &report["dry_run"]), (Some(0), &false.into()), "{shown}");
     exactly(&["unheard_of"]);
+}
+
+/// Runs `reap` and calls `meanwhile` before each system call `number`, with how many there were
+/// before, and its pid; its status and report.
+fn reap_stopped_before(
+    number: libc::c_long,
+    meanwhile: impl FnMut(u32, u32),
+) -> (Option<i32>, Value) {
+    let report = scratch().join("report");
+    let mut reap = rtrack(["reap", "--yes", "--json", "--grace", "0s"]);
+    reap.stdout(File::create(&report).unwrap());
+    let status = stopped_before(number, &mut reap, meanwhile);
+    let report = serde_json::from_slice(&fs::read(report).unwrap()).unwrap_or(Value::Null);
+    (status.code(), report)
+}
+
+/// The move into the private directory: the lease is held.
+const MOVE: libc::c_long = libc::SYS_renameat2;
+/// The removal: the lease is held, and the object has no name in /dev/shm.
+const REMOVAL: libc::c_long = libc::SYS_unlinkat;
+
+/// A process that opens the object and, as long as a lease is held, waits for its end.
+fn start_opener(name: &str) -> Child {
+    let mut opener = Command::new("tail");
+    opener.args(["-c", "1", "-f", "-s", "1000"]).arg(path(name));
+    let opener = opener.stdout(Stdio::null()).spawn().unwrap();
+    let system_call = format!("/proc/{}/syscall", opener.id());
+    wait_for("the opener to wait for the lease", || {
+        let call = fs::read_to_string(&system_call).unwrap();
+        call.starts_with(&format!("{} ", libc::SYS_openat)).then_some(())
+    });
+    opener
+}
+
+fn end(mut child: Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// Whoever opens it while it is examined gets it, and it keeps its name.
+fn opened_under_the_lease() {
+    let identity_before = object().make(orphan(0));
+    let mut opener = None;
+    let (code, report) = reap_stopped_before(MOVE, |turn, _| {
+        if turn == 0 {
+            opener = Some(start_opener(&orphan(0)));
+        }
+    });
+    assert_eq!(code, Some(1), "{report:#}");
+    assert_eq!(listed(&report, &orphan(0))["outcome"], "opened-meanwhile");
+    exactly(&[&orphan(0)]);
+    assert_eq!(identity(orphan(0)), Some(identity_before));
+    end(opener.unwrap());
+    reap_all().finish().expect(0);
+    exactly(&[]);
+}
+
+/// The same right before the removal, after the last look: the opener came by another name.
+fn opened_when_its_name_is_gone() {
+    let identity_before = object().make(orphan(0));
+    fs::hard_link(path(orphan(0)), path("another-name")).unwrap();
+    let mut opener = None;
+    let (code, report) = reap_stopped_before(REMOVAL, |turn, _| {
+        if turn == 0 {
+            assert_eq!(identity(orphan(0)), None);
+            opener = Some(start_opener("another-name"));
+        }
+    });
+    // Too late to keep the name: that is said, and nothing that was planned is still there.
+    assert_eq!(code, Some(0), "{report:#}");
+    assert_eq!(listed(&report, &orphan(0))["outcome"], "opened-at-removal", "{report:#}");
+    assert_eq!(identity("another-name"), Some(identity_before));
+    end(opener.unwrap());
+}
+
+/// A new object has taken the name when the old one would have to go back: the old one counts as
+/// unlinked, is kept for its opener, and never returns.
+fn name_taken_before_the_put_back() {
+    object().make(orphan(0));
+    let (mut opener, mut new) = (None, None);
+    let (_, report) = reap_stopped_before(MOVE, |turn, _| match turn {
+        0 => opener = Some(start_opener(&orphan(0))),
+        1 => new = Some(object().make(orphan(0))),
+        _ => {}
+    });
+    assert_eq!(listed(&report, &orphan(0))["outcome"], "opened-meanwhile", "{report:#}");
+    assert_eq!(identity(orphan(0)), new);
+    // Even when the name is free again.
+    fs::remove_file(path(orphan(0))).unwrap();
+    reap_all().finish();
+    assert_eq!(identity(orphan(0)), None);
+    end(opener.unwrap());
+    reap_all().finish().expect(0);
+    exactly(&[]);
+}
+
+/// Another object lies under the name when it is moved: it goes back, whatever it is.
+fn replaced_under_the_lease() {
+    object().make(orphan(0));
+    let mut new = None;
+    let (code, report) = reap_stopped_before(MOVE, |turn, _| {
+        if turn == 0 {
+            fs::remove_file(path(orphan(0))).unwrap();
+            new = Some(object().size(1).make(orphan(0)));
+        }
+    });
+    assert_eq!(code, Some(1), "{report:#}");
+    assert_eq!(listed(&report, &orphan(0))["outcome"], "changed");
+    exactly(&[&orphan(0)]);
+    assert_eq!(identity(orphan(0)), new);
+}
+
+/// Dead before the move: nothing has happened.
+fn killed_under_the_lease() {
+    let identity_before = object().make(orphan(0));
+    let (code, _) = reap_stopped_before(MOVE, |_, pid| kill(pid));
+    assert_eq!(code, None);
+    assert_eq!(identity(orphan(0)), Some(identity_before));
+    // The kernel ended the lease with the process.
+    fs::read(path(orphan(0))).unwrap();
+    reap_all().finish().expect(0);
+    exactly(&[]);
+}
+
+/// Dead between the move and the removal: the next reaper finishes, or gives back what is held.
+fn killed_when_its_name_is_gone() {
+    for is_opened in [false, true] {
+        let identity_before = object().make(orphan(0));
+        let (code, _) = reap_stopped_before(REMOVAL, |_, pid| kill(pid));
+        assert_eq!((code, identity(orphan(0))), (None, None));
+        let all = names();
+        let quarantine = all.first().unwrap().to_str().unwrap();
+        assert!(all.len() == 1 && quarantine.starts_with(".rtrack."), "{all:?}");
+        let moved = path(quarantine).join(orphan(0));
+        let holder = is_opened.then(|| hold("map-shared", &moved));
+        rtrack(["reap", "--yes"]).finish().expect(0);
+        if let Some(holder) = holder {
+            exactly(&[&orphan(0)]);
+            assert_eq!(identity(orphan(0)), Some(identity_before));
+            drop(holder);
+            reap_all().finish().expect(0);
+        }
+        exactly(&[]);
+    }
 }
 
 fn reapers_at_the_same_time() {

@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
@@ -119,7 +120,10 @@ pub(crate) fn process_without_cmdline() -> Unreadable {
 /// The fixture: one thread reads the mapped file through /proc/self/mem, which keeps the lock
 /// shared while it waits, and another one maps something, which wants it alone; everybody else
 /// queues behind that.
-pub(super) fn block_on(path: &Path) {
+///
+/// Nothing blocks before somebody else waits for the barrier that this returns: from then on no
+/// thread can be started or memory be mapped.
+pub(super) fn block_on(path: &Path) -> Arc<Barrier> {
     let file = File::open(path).unwrap();
     // The kernel learns the size here; beyond the end nothing would be read.
     assert_eq!(file.metadata().unwrap().len(), 4096);
@@ -132,7 +136,12 @@ pub(super) fn block_on(path: &Path) {
     let address = address as u64;
     // SAFETY: the name is NUL-terminated.
     unsafe { libc::prctl(libc::PR_SET_NAME, c"python3".as_ptr()) };
-    thread::spawn(move || memory.read_at(&mut [0], address));
+    let go = Arc::new(Barrier::new(2));
+    let gone = Arc::clone(&go);
+    thread::spawn(move || {
+        gone.wait();
+        memory.read_at(&mut [0], address)
+    });
     thread::spawn(|| {
         // Whichever thread comes first: this one tries again.
         let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -142,4 +151,5 @@ pub(super) fn block_on(path: &Path) {
             thread::sleep(Duration::from_millis(10));
         }
     });
+    go
 }

@@ -40,10 +40,6 @@ const KINDS: &[(&str, Take)] = &[
     }),
     ("bind-mount", bind_mount),
     ("loop-device", loop_device),
-    ("memory-lock", |path| {
-        fuse::block_on(path);
-        Box::new(())
-    }),
     ("directory-lock", |path| {
         let directory = File::open(path).unwrap();
         Box::new(Flock::lock(directory, FlockArg::LockExclusiveNonblock).unwrap())
@@ -59,6 +55,12 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
     match kind.as_str() {
         "semaphore" => sem_open_existing(path.to_str().unwrap()).wait(),
         "thread-table" => thread_table(path),
+        "memory-lock" => {
+            let go = fuse::block_on(path);
+            ready(std::process::id());
+            go.wait();
+            wait_for_the_end();
+        }
         "leader-gone" => leader_gone(path),
         "other-pid-namespace" => other_pid_namespace(path),
         kind => {

@@ -8,6 +8,7 @@ mod python;
 mod sandbox;
 mod schema;
 mod shm;
+mod trace;
 
 pub(crate) use case::{Case, Need, case, note, run, skip};
 pub(crate) use command::{
@@ -15,9 +16,10 @@ pub(crate) use command::{
 };
 pub(crate) use hold::{Holder, hold, hold_as};
 pub(crate) use python::{Python, pythons};
-pub(crate) use sandbox::{is_real_root, mount, run_directory, scratch, supervise};
+pub(crate) use sandbox::{is_real_root, mount, run_directory, scratch, somebody, supervise};
 pub(crate) use schema::{faults, validate};
 pub(crate) use shm::{identity, names, object, path, sem_open, shm_open};
+pub(crate) use trace::stopped_before;
 
 use std::io;
 
@@ -31,9 +33,6 @@ pub(crate) fn kill(pid: u32) {
     // SAFETY: the call touches no memory, and the caller vouches for the pid.
     check(unsafe { libc::kill(pid.try_into().unwrap(), libc::SIGKILL) }).unwrap();
 }
-
-/// A user and group of the machine that no account has.
-pub(crate) const SOMEBODY: u32 = 4242;
 
 /// Calls `ready` until it answers something; the watchdog of the case bounds it.
 pub(crate) fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {

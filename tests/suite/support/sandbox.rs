@@ -74,6 +74,13 @@ pub(crate) fn run_directory() -> PathBuf {
     std::env::var_os(RUN_DIRECTORY).unwrap().into()
 }
 
+/// A user and group that no account has and no other run of the tests uses; nor the next one.
+pub(crate) fn somebody() -> u32 {
+    let directory = run_directory();
+    let run = directory.to_str().unwrap().rsplit('-').next().unwrap().parse::<u32>().unwrap();
+    200_000 + 2 * run
+}
+
 /// The case's own empty directory, a tmpfs that everybody may write to; also its working directory.
 pub(crate) fn scratch() -> PathBuf {
     run_directory().join("scratch")
@@ -237,15 +244,29 @@ fn enter_and_run(case: &Case) -> i32 {
     if case.needs.contains(&Need::Python) && pythons().is_empty() {
         skip("no Python from 3.8 on was found");
     }
+    clean_environment();
+    let result = catch_unwind(AssertUnwindSafe(case.body));
+    if result.is_ok() { 0 } else { 101 }
+}
+
+/// Takes away what programs would be told by the environment of whoever runs the tests.
+fn clean_environment() {
+    let home = std::env::var_os("HOME").unwrap_or_default();
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
-        if name.starts_with("PYTHON") || ["NO_COLOR", "COLUMNS", "RTRACK_FD"].contains(&&*name) {
+        let is_told = ["PYTHON", "XDG_"].iter().any(|prefix| name.starts_with(prefix));
+        if is_told || ["NO_COLOR", "COLUMNS", "RTRACK_FD"].contains(&&*name) {
             // SAFETY: this process has a single thread.
             unsafe { std::env::remove_var(&*name) };
         }
     }
-    let result = catch_unwind(AssertUnwindSafe(case.body));
-    if result.is_ok() { 0 } else { 101 }
+    // SAFETY: as above. Interpreters are looked for in the real home.
+    unsafe {
+        std::env::set_var("HOME", scratch());
+        if std::env::var_os("PYENV_ROOT").is_none() {
+            std::env::set_var("PYENV_ROOT", Path::new(&home).join(".pyenv"));
+        }
+    }
 }
 
 /// Pid 1 of a namespace: waits for everything that loses its parent, until the case ends. The
