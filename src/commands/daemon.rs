@@ -59,35 +59,40 @@ fn hint(error: &TakeError, fd: i32) -> String {
 }
 
 /// stderr for a process that must not be held up by it. What it does not take within [`STALL`] is
-/// dropped, and nothing is waited for any more until it takes something at once; [`PATIENCE`]
-/// bounds the waiting of the whole run. Errors are nobody's concern.
+/// dropped, as is everything for as long again; [`PATIENCE`] bounds the waiting of the whole run.
+/// Errors are nobody's concern.
 struct PatientStderr {
     buffer: Vec<u8>,
-    stalled: bool,
+    /// When it last took nothing.
+    stalled: Option<Instant>,
     left: Duration,
 }
 
-/// How long one piece may take.
+/// How long one piece may take, and how long nothing is tried after one was not taken.
 const STALL: Duration = Duration::from_secs(1);
 
 /// How long the run as a whole waits for whoever should read stderr.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Writes that take no longer are not counted as waiting.
+const AT_ONCE: Duration = Duration::from_millis(5);
 
 /// What a pipe takes in one piece or not at all: `PIPE_BUF` of pipe(7).
 const PIECE: usize = 4096;
 
 impl PatientStderr {
     fn new() -> Self {
-        Self { buffer: Vec::new(), stalled: false, left: PATIENCE }
+        Self { buffer: Vec::new(), stalled: None, left: PATIENCE }
     }
 
     /// Writes a piece, or gives up and drops it.
     fn deliver(&mut self, mut piece: &[u8]) {
-        if !sys::was_open_at_start(2) {
+        let resting = self.stalled.is_some_and(|since| since.elapsed() < STALL);
+        if resting || self.left.is_zero() || !sys::was_open_at_start(2) {
             return;
         }
         let began = Instant::now();
-        let patience = if self.stalled { Duration::ZERO } else { STALL.min(self.left) };
+        let patience = STALL.min(self.left);
         while !piece.is_empty() {
             match write_within(piece, patience.saturating_sub(began.elapsed())) {
                 Ok(length) => piece = piece.get(length..).unwrap_or_default(),
@@ -95,8 +100,11 @@ impl PatientStderr {
                 Err(_) => break,
             }
         }
-        self.stalled = !piece.is_empty();
-        self.left = self.left.saturating_sub(began.elapsed());
+        let took = began.elapsed();
+        self.stalled = (!piece.is_empty() && took > AT_ONCE).then(Instant::now);
+        if took > AT_ONCE {
+            self.left = self.left.saturating_sub(took);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! `rtrack list`: what is there, who holds it, may it go, and why.
 
 use super::Status;
-use super::error::CommandError;
+use super::error::{CommandError, Kind as ErrorKind};
 use super::render::{self, Row, columns, document, table};
 use super::selecting::{SelectArgs, SortKey};
 use super::ui::Ui;
@@ -79,7 +79,7 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
     let visible = visible(&objects);
     let usage = host.usage()?;
     let objects = args.select.select(objects, (host.clock.wall)())?;
-    let survey = Survey::take(&host, args.select.judging(), objects)?;
+    let survey = Survey::take(&host, args.select.judging(), objects);
     let mut rows = render::rows(&host, &survey);
     rows.retain(|row| {
         args.select.passes_producer(row.producer.map(|(id, _)| id))
@@ -115,12 +115,8 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
         ui.note(footer(&host, usage, visible, &rows));
     }
     say_what_was_not_seen(&survey, ui);
-    for (id, error) in &survey.troubles {
-        ui.line(format_args!("error: {id}: {error}"));
-    }
-    let partial = !survey.snapshot.sight.holders.is_empty() || !survey.lease_works;
-    if !survey.troubles.is_empty() || (args.strict && partial) {
-        return Ok(3);
+    if say_troubles(&survey, args.strict, ui) {
+        return Ok(ErrorKind::Failed.status());
     }
     let orphans = rows.iter().any(|row| row.judgement.verdict == Verdict::Orphaned);
     Ok(u8::from(args.check && orphans))
@@ -178,6 +174,25 @@ fn footer(host: &Host, usage: Usage, visible: u64, rows: &[Row<'_>]) -> String {
         text.push_str("; rtrack reap removes what is orphaned");
     }
     text
+}
+
+/// Says what went wrong with single objects and with the operators' catalogue; whether the exit
+/// status has to tell of it, or with `strict`, of partial sight.
+pub fn say_troubles(survey: &Survey, strict: bool, ui: &Ui) -> bool {
+    for (id, error) in &survey.troubles {
+        ui.line(format_args!("error: {id}: {error}"));
+    }
+    let broken = survey.catalogue().broken();
+    for broken in broken {
+        ui.line(format_args!("error: {broken}"));
+    }
+    if !broken.is_empty() {
+        ui.line(
+            "hint: until it is mended, nothing is orphaned by what the catalogue of producers says",
+        );
+    }
+    let partial = !survey.snapshot.sight.holders.is_empty() || !survey.lease_works;
+    !survey.troubles.is_empty() || !broken.is_empty() || (strict && partial)
 }
 
 /// What could not be seen, and what that means for the verdicts.

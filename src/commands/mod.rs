@@ -5,6 +5,7 @@ pub mod daemon;
 pub mod error;
 pub mod list;
 pub mod probe;
+pub mod producers;
 pub mod reap;
 pub mod render;
 pub mod selecting;
@@ -46,6 +47,8 @@ enum Command {
     List(list::ListArgs),
     /// Remove what is proven to be orphaned
     Reap(reap::ReapArgs),
+    /// List the known producers, explain a name, or check a catalogue file
+    Producers(producers::ProducersArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -67,6 +70,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Probe(args) => probe::run(&args, &ui),
         Command::List(args) => list::run(&args, &ui),
         Command::Reap(args) => reap::run(&args, &ui),
+        Command::Producers(args) => producers::run(&args, &ui),
         Command::Completions(args) => completions::run(&args, &ui),
     };
     ExitCode::from(result.unwrap_or_else(|error: CommandError| report(&ui, &error)))

@@ -127,9 +127,12 @@ fn of_probe(probe: &Probe) -> Answer {
         }
     };
     if let Some(count) = writers_seen {
-        let processes = if count == 1 { "process holds" } else { "processes hold" };
-        let least = if complete { "" } else { "at least " };
-        says.push_str(&format!("; {least}{count} other {processes} the write end"));
+        says.push_str(&match (count, complete) {
+            (0, _) => "; no other process is seen to hold the write end".to_owned(),
+            (1, true) => "; 1 other process holds the write end".to_owned(),
+            (_, true) => format!("; {count} other processes hold the write end"),
+            (_, false) => format!("; at least {count} other processes hold the write end"),
+        });
     }
     if let Some(ends) = ends {
         if ends.hidden {

@@ -10,7 +10,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::Status;
 use super::error::{CommandError, Kind as ErrorKind};
-use super::list::{open_host, say_what_was_not_seen, sort, visible};
+use super::list::{open_host, say_troubles, say_what_was_not_seen, sort, visible};
 use super::render::{self, Row, columns, document, table};
 use super::selecting::SelectArgs;
 use super::ui::Ui;
@@ -81,17 +81,13 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     let usage = host.usage()?;
     let leftovers = all.iter().filter(|object| reap::is_our_leftover(object)).count();
     let objects = choose(args, &host, all)?;
-    let mut survey = Survey::take(&host, args.select.judging(), objects)?;
+    let mut survey = Survey::take(&host, args.select.judging(), objects);
     let looked = Instant::now();
 
     let steps = steps(args, &host, &survey);
     let planned = steps.iter().filter(|(_, step)| matches!(step, Step::Remove(_))).count();
     say_what_was_not_seen(&survey, ui);
-    for (id, error) in &survey.troubles {
-        ui.line(format_args!("error: {id}: {error}"));
-    }
-    let partial = !survey.snapshot.sight.holders.is_empty() || !survey.lease_works;
-    let troubled = !survey.troubles.is_empty() || (args.strict && partial);
+    let troubled = say_troubles(&survey, args.strict, ui);
 
     let mut interrupted = false;
     let mut reports: Vec<(usize, Report)> = Vec::new();

@@ -55,6 +55,9 @@ pub fn unreachable(error: TargetError) -> CommandError {
         TargetError::NotOpen(_) | TargetError::NotAPipe(_) | TargetError::NotWritable(_) => {
             (Kind::Failed, Some("open the writing end of the tracker's pipe, e.g. exec 5>FIFO"))
         }
+        TargetError::Hidden(_) => {
+            (Kind::Failed, Some("only the tracker's own user and root can open its pipe"))
+        }
         TargetError::Os { error, .. } if error.kind() == std::io::ErrorKind::PermissionDenied => {
             (Kind::Failed, Some("only the tracker's own user and root can open its pipe"))
         }

@@ -155,6 +155,23 @@ fn split(text: &[u8]) -> (Option<Kind>, &[u8]) {
     (kind, name.get(slashes..).unwrap_or_default())
 }
 
+/// The kind that a name is given with, if any, and the name as the catalogue knows it: without the
+/// path, a semaphore with its prefix.
+#[must_use]
+pub fn bare_name(name: &OsStr) -> (Option<Kind>, Vec<u8>) {
+    let text = name.as_bytes();
+    if let Some(file) = text.strip_prefix(MOUNT) {
+        return (None, file.to_vec());
+    }
+    let (kind, plain) = split(text);
+    let mut file = Vec::new();
+    if kind == Some(Kind::Sem) && !plain.starts_with(b"sem.") {
+        file.extend_from_slice(b"sem.");
+    }
+    file.extend_from_slice(plain);
+    (kind, file)
+}
+
 fn by_glob(objects: &[Object], text: &[u8]) -> Result<Vec<usize>, SelectError> {
     let (by_file, kind, pattern) = match text.strip_prefix(MOUNT) {
         Some(file) => (true, None, file),

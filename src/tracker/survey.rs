@@ -13,7 +13,7 @@ use super::evidence::holders::{self, Holder, NameFilter, Scan, Targets};
 use super::evidence::lease::{self, Lease, Look};
 use super::evidence::mounts::Mounts;
 use super::evidence::processes::{Executable, Process, Processes};
-use super::evidence::producers::{Catalogue, CatalogueError, Family, Match};
+use super::evidence::producers::{Catalogue, Family, Match, operator_directories};
 use super::evidence::sight::Sight;
 use super::host::Host;
 use super::inventory::posix::{self, Object, Semaphore};
@@ -44,9 +44,6 @@ pub enum SurveyError {
         /// The errno.
         source: io::Error,
     },
-    /// The catalogue cannot be used.
-    #[error("catalogue of producers: {0}")]
-    Catalogue(#[from] CatalogueError),
 }
 
 /// What is known of the processes at one moment.
@@ -92,7 +89,7 @@ pub struct Survey {
     /// Objects that could not be looked at, each with the reason.
     pub troubles: Vec<(String, io::Error)>,
     judging: Judging,
-    catalogue: Catalogue,
+    catalogue: Arc<Catalogue>,
     owners: HashMap<u32, Owner>,
 }
 
@@ -108,11 +105,11 @@ impl Survey {
 
     /// Finds out what is known about `objects`, which were read just before.
     ///
-    /// # Errors
-    /// The catalogue cannot be used. What goes wrong with one object is in
-    /// [`Survey::troubles`].
-    pub fn take(host: &Host, judging: Judging, objects: Vec<Object>) -> Result<Self, SurveyError> {
-        let catalogue = Catalogue::built_in()?;
+    /// What goes wrong with one object is in [`Survey::troubles`], with the operators' catalogue
+    /// in [`Catalogue::broken`].
+    #[must_use]
+    pub fn take(host: &Host, judging: Judging, objects: Vec<Object>) -> Self {
+        let catalogue = Arc::new(Catalogue::load(&operator_directories()));
         let taken_at = (host.clock.wall)();
         let lease_works = lease::calibrate(host);
         let mut survey = Self {
@@ -132,7 +129,7 @@ impl Survey {
         // Looked up once, and never under a lease: a name service may take its time.
         let uids: HashSet<u32> = survey.objects.iter().map(|object| object.stat.uid).collect();
         survey.owners = uids.into_iter().map(|uid| (uid, Owner::look_up(uid))).collect();
-        Ok(survey)
+        survey
     }
 
     /// Looks at the processes again, for a judgement that is not older than a few seconds.
@@ -150,6 +147,12 @@ impl Survey {
     #[must_use]
     pub fn owner(&self, uid: u32) -> &str {
         self.owners.get(&uid).map_or("", |owner| owner.name.as_str())
+    }
+
+    /// The catalogue of producers that this survey judges by.
+    #[must_use]
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
     }
 
     /// The catalogue's entry for the object at `index`.
@@ -260,14 +263,9 @@ impl Survey {
                 targets.by_inode.extend(tree.inodes.iter().map(|inode| (*inode, index)));
             }
         }
-        let patterns: Vec<String> =
-            self.catalogue.families().iter().map(|f| f.name.clone()).collect();
-        let catalogue = Catalogue::built_in().ok();
-        let remember: NameFilter = Arc::new(move |name| {
-            catalogue.as_ref().is_some_and(|catalogue| {
-                patterns.iter().filter_map(|p| catalogue.family(p)).any(|f| f.has_mapping(name))
-            })
-        });
+        let catalogue = Arc::clone(&self.catalogue);
+        let remember: NameFilter =
+            Arc::new(move |name| catalogue.families().iter().any(|f| f.has_mapping(name)));
         let mut processes = Processes::read(host);
         let targets = Arc::new(targets);
         let mut scan = holders::scan(host, &mut processes, &targets, &remember, !self.lease_works);
@@ -420,6 +418,10 @@ impl Survey {
             process_blind: snapshot.sight.processes.iter().map(|blind| blind.says()).collect(),
             holder_blind,
             assumed_complete: snapshot.sight.assumed_complete,
+            catalogue_broken: self.catalogue.broken().first().map(|broken| match broken.line {
+                Some(line) => format!("{}:{line}", broken.file.display()),
+                None => broken.file.display().to_string(),
+            }),
         })
     }
 

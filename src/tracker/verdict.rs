@@ -288,6 +288,8 @@ pub struct Facts {
     pub holder_blind: Vec<&'static str>,
     /// The operator asserted that nothing outside uses the mount, and it mattered.
     pub assumed_complete: bool,
+    /// An operator's file that could not be used: the catalogue proves nothing until it is mended.
+    pub catalogue_broken: Option<String>,
 }
 
 /// The rule, in order: held, claimed, unknown, orphaned, unclaimed.
@@ -504,6 +506,14 @@ fn proving(facts: &Facts, found: &mut Vec<Evidence>) -> Result<Code, Code> {
         return Err(Code::UnknownProducer);
     };
     let fields = [("producer", json!(producer.id))];
+    if let Some(broken) = &facts.catalogue_broken {
+        found.push(evidence(
+            Code::WeakProducer,
+            format!("the catalogue of producers proves nothing until {broken} is mended"),
+            &fields,
+        ));
+        return Err(Code::WeakProducer);
+    }
     if !producer.proof {
         found.push(evidence(
             Code::WeakProducer,

@@ -87,8 +87,8 @@ fn the_machine_is_out_of_reach() {
 }
 
 fn pid_namespace() {
-    assert_eq!(std::process::id(), 1);
-    assert_eq!(fs::read_link("/proc/self").unwrap(), Path::new("1"));
+    assert_eq!(std::process::id(), 2);
+    assert_eq!(fs::read_link("/proc/self").unwrap(), Path::new("2"));
 }
 
 fn objects_as_the_c_library_makes_them() {
@@ -124,9 +124,6 @@ fn rtrack_runs_as_another_user() {
 
 fn interpreters() {
     let pythons = pythons();
-    if pythons.is_empty() {
-        skip("no Python from 3.8 on was found");
-    }
     let shown: Vec<String> = pythons
         .iter()
         .map(|python| match python.for_everybody() {

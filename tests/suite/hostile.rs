@@ -387,7 +387,7 @@ fn sight_is_partial(list: impl Fn(&[&str]) -> Finished, reason: &str) {
     let reasons = document["sight"]["reasons"].as_array().unwrap();
     assert!(reasons.iter().any(|given| given == reason), "{reasons:?}");
     assert_eq!(verdict(&document, NEEDS_SIGHT).0, "unclaimed", "{document:#}");
-    assert!(evidence(&document, NEEDS_SIGHT).contains(&"partial-process-sight"));
+    assert!(evidence(&document, NEEDS_SIGHT).contains(&"partial-process-sight"), "{document:#}");
     // The kernel's word needs no sight of processes.
     assert_eq!(verdict(&document, ORPHAN), ("orphaned", "always-held-producer"));
     list(&["--strict", "--grace", "0s"]).expect(3);
@@ -396,14 +396,16 @@ fn sight_is_partial(list: impl Fn(&[&str]) -> Finished, reason: &str) {
 }
 
 fn hidden_processes() {
-    object().owner(SOMEBODY).make(NEEDS_SIGHT);
-    object().owner(SOMEBODY).make(ORPHAN);
+    // Nobody whose processes another case starts: they would be evidence here.
+    let user = SOMEBODY + 1;
+    object().owner(user).make(NEEDS_SIGHT);
+    object().owner(user).make(ORPHAN);
     mount("proc", "/proc", "proc", 0, "hidepid=2").unwrap();
-    let list = |more: &[&str]| rtrack(["list"]).args(more).as_user(SOMEBODY).finish();
+    let list = |more: &[&str]| rtrack(["list"]).args(more).as_user(user).finish();
     sight_is_partial(list, "hidepid");
     reap().expect(0);
     let mut reap = rtrack(["reap", "--yes", "--grace", "0s"]);
-    reap.as_user(SOMEBODY).finish().expect(0);
+    reap.as_user(user).finish().expect(0);
 }
 
 fn pid_namespace() {
@@ -430,7 +432,8 @@ fn process_that_cannot_be_read() {
     let _silent = fuse::process_without_cmdline();
     let document = inventory();
     assert_eq!(verdict(&document, ORPHAN), ("orphaned", "always-held-producer"));
-    assert_ne!(verdict(&document, NEEDS_SIGHT).0, "held");
+    // It may be a Python: nobody can say that there is none.
+    assert_eq!(verdict(&document, NEEDS_SIGHT).0, "unclaimed", "{document:#}");
     reap().expect(0);
     assert!(identity(ORPHAN).is_none());
 }
@@ -443,8 +446,9 @@ fn shell(script: &str, arguments: &[&str]) -> Finished {
 fn closed_and_full_stdout() {
     object().make(ORPHAN);
     for arguments in [&["list"][..], &["list", "--json"], &["reap", "-n"], &["list", "--ndjson"]] {
-        complains(shell("exec \"$0\" \"$@\" >&-", arguments), 3, "stdout");
-        complains(shell("exec \"$0\" \"$@\" > /dev/full", arguments), 3, "stdout");
+        let arguments = [arguments, &["--grace", "0s"]].concat();
+        complains(shell("exec \"$0\" \"$@\" >&-", &arguments), 3, "stdout");
+        complains(shell("exec \"$0\" \"$@\" > /dev/full", &arguments), 3, "stdout");
     }
     assert!(identity(ORPHAN).is_some());
 }

@@ -6,20 +6,35 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use serde_json::Value;
+
 use crate::support::{
     Case, Finish, Holder, Need, Python, SOMEBODY, case, evidence, hold, hold_as, identity,
     is_real_root, kill, listed, names, note, object, path, pythons, rtrack, skip, verdict,
     wait_for,
 };
 
+/// Each scenario runs twice: as on a machine, where all processes can be seen and told apart, and
+/// inside a PID namespace, where the operator has to vouch for what cannot be seen. In a user
+/// namespace all strangers have the same uid, so the first one needs root.
 pub(crate) fn tests() -> Vec<Case> {
+    const MACHINE: &[Need] = &[Need::Python, Need::Alone, Need::RealRoot];
+    const CONTAINER: &[Need] = &[Need::Python, Need::PidNamespace];
     vec![
-        case("killed_with_its_tracker", killed_with_its_tracker).needs(&[Need::Python]),
-        case("others_are_alive", others_are_alive).needs(&[Need::Python]),
-        case("program_is_alive", program_is_alive).needs(&[Need::Python]),
-        case("tracker_is_alive", tracker_is_alive).needs(&[Need::Python]),
+        case("killed_with_its_tracker", || killed_with_its_tracker(&[])).needs(MACHINE),
+        case("others_are_alive", || others_are_alive(&[])).needs(MACHINE),
+        case("program_is_alive", || program_is_alive(&[])).needs(MACHINE),
+        case("tracker_is_alive", || tracker_is_alive(&[])).needs(MACHINE),
+        case("killed_with_its_tracker_in_a_container", || killed_with_its_tracker(VOUCH))
+            .needs(CONTAINER),
+        case("others_are_alive_in_a_container", || others_are_alive(VOUCH)).needs(CONTAINER),
+        case("program_is_alive_in_a_container", || program_is_alive(VOUCH)).needs(CONTAINER),
+        case("tracker_is_alive_in_a_container", || tracker_is_alive(VOUCH)).needs(CONTAINER),
     ]
 }
+
+/// The options with which an operator vouches.
+const VOUCH: &[&str] = &["--assume-complete"];
 
 /// Makes shared memory and a lock for spawned children, says what it made and who tracks it, and
 /// waits. `close` leaves the memory without a descriptor or a mapping, as a program does that
@@ -100,17 +115,14 @@ fn hold_as_owner(kind: &str, name: &str) -> Holder {
     if is_real_root() { hold_as(SOMEBODY, kind, path(name)) } else { hold(kind, path(name)) }
 }
 
-/// The Pythons that the owner can run. The proof under test is that this user has no Python at
-/// all, so one that runs elsewhere on the machine makes it impossible.
+/// The Pythons that the owner can run. Where the owner has one running already, nothing can be
+/// shown.
 fn interpreters() -> Vec<Python> {
-    if !is_real_root() {
-        let me = fs::metadata("/proc/self").unwrap().uid();
-        for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let is_mine = entry.metadata().is_ok_and(|meta| meta.uid() == me);
-            let maps = fs::read(entry.path().join("maps")).unwrap_or_default();
-            if is_mine && String::from_utf8_lossy(&maps).contains("python") {
-                skip(format_args!("this user has a Python running: {}", entry.path().display()));
-            }
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let maps = fs::read(entry.path().join("maps")).unwrap_or_default();
+        let is_owners = is_real_root() && entry.metadata().is_ok_and(|meta| meta.uid() == SOMEBODY);
+        if is_owners && String::from_utf8_lossy(&maps).contains("python") {
+            skip(format_args!("uid {SOMEBODY} runs a Python: {}", entry.path().display()));
         }
     }
     let all = pythons();
@@ -136,12 +148,13 @@ fn bystanders() -> Vec<&'static str> {
     vec!["my_cache", "parked", "psm_not_one_of_python's"]
 }
 
-fn list() -> serde_json::Value {
-    rtrack(["list", "--json", "--grace", "0s"]).finish().expect(0).json()
+fn list(options: &[&str]) -> Value {
+    rtrack(["list", "--json", "--grace", "0s"]).args(options).finish().expect(0).json()
 }
 
-fn reap(more: &[&str]) -> serde_json::Value {
-    rtrack(["reap", "--json", "--grace", "0s"]).args(more).finish().expect(0).json()
+fn reap(options: &[&str], more: &[&str]) -> Value {
+    let arguments = [&["reap", "--json", "--grace", "0s"], options, more].concat();
+    rtrack(arguments).finish().expect(0).json()
 }
 
 fn only(expected: &[&str]) {
@@ -150,7 +163,7 @@ fn only(expected: &[&str]) {
     assert_eq!(names().into_iter().collect::<Vec<_>>(), expected);
 }
 
-fn killed_with_its_tracker() {
+fn killed_with_its_tracker(options: &[&str]) {
     let pythons = interpreters();
     let bystanders = bystanders();
     for python in &pythons {
@@ -160,7 +173,7 @@ fn killed_with_its_tracker() {
             program.kill_with_tracker();
             let file = format!("sem.{}", program.semaphore);
 
-            let document = list();
+            let document = list(options);
             let memory = verdict(&document, &program.memory);
             assert_eq!(memory, ("orphaned", "no-family"), "{document:#}");
             let semaphore = verdict(&document, &program.semaphore);
@@ -169,39 +182,48 @@ fn killed_with_its_tracker() {
             let producer = &listed(&document, &program.memory)["producer"]["id"];
             assert_eq!(producer, "cpython-shared-memory");
 
+            // The owner sees the same.
+            if is_real_root() {
+                let arguments = [&["list", "--json", "--grace", "0s"], options].concat();
+                let theirs = as_owner(&mut rtrack(arguments)).finish().expect(0).json();
+                for name in program.memory_and_semaphore() {
+                    assert_eq!(verdict(&theirs, name), verdict(&document, name), "{theirs:#}");
+                }
+            }
+
             // Young objects are left alone, unless told otherwise.
             let young = rtrack(["list", "--json"]).finish().expect(0).json();
             for name in program.memory_and_semaphore() {
                 assert_eq!(verdict(&young, name), ("claimed", "too-young"));
             }
-            let check = ["list", "--check", "--grace", "0s"];
-            rtrack(check).finish().expect(1);
+            let check = || rtrack(["list", "--check", "--grace", "0s"]).args(options).finish();
+            check().expect(1);
 
-            let plan = reap(&["--dry-run"]);
+            let plan = reap(options, &["--dry-run"]);
             assert_eq!(plan["dry_run"], true);
             for name in program.memory_and_semaphore() {
                 assert_eq!(listed(&plan, name)["outcome"], "would-reap", "{plan:#}");
             }
             assert!(identity(&program.memory).is_some() && identity(&file).is_some());
-            let shown = rtrack(["reap", "-n", "--grace", "0s"]).finish().expect(0);
+            let shown = rtrack(["reap", "-n", "--grace", "0s"]).args(options).finish().expect(0);
             let shown = shown.text() + &shown.stderr;
             for name in program.memory_and_semaphore() {
                 assert!(shown.contains(name), "{shown}");
             }
 
-            let report = reap(&["--yes"]);
+            let report = reap(options, &["--yes"]);
             for name in program.memory_and_semaphore() {
                 assert_eq!(listed(&report, name)["outcome"], "reaped", "{report:#}");
             }
             only(&bystanders);
-            rtrack(check).finish().expect(0);
+            check().expect(0);
         }
     }
 }
 
 /// A second object is mapped, a third is open and was never mapped, and a Python of that user
 /// lives that has nothing to do with any of it.
-fn others_are_alive() {
+fn others_are_alive(options: &[&str]) {
     let pythons = interpreters();
     let python = pythons.last().unwrap();
     let mut program = Program::start(python, &[]);
@@ -219,7 +241,7 @@ fn others_are_alive() {
         String::from_utf8_lossy(&maps).contains("python").then_some(())
     });
 
-    let document = list();
+    let document = list(options);
     let memory = verdict(&document, &program.memory);
     assert_eq!(memory, ("unclaimed", "family-alive"), "{document:#}");
     for (program, holder) in [(&second, &mapped), (&third, &opened)] {
@@ -227,7 +249,7 @@ fn others_are_alive() {
         let holders = &listed(&document, &program.memory)["holders"];
         assert_eq!(holders[0]["pid"], holder.pid, "{document:#}");
     }
-    reap(&["--yes"]);
+    reap(options, &["--yes"]);
     // The semaphores' proof needs no sight of processes; everything else stays.
     only(&[&program.memory, &second.memory, &third.memory]);
     rtrack(["reap", "--yes", "--grace", "0s", "--force", &second.memory]).finish();
@@ -235,47 +257,47 @@ fn others_are_alive() {
 
     sleeper.kill().unwrap();
     sleeper.wait().unwrap();
-    assert_eq!(verdict(&list(), &program.memory), ("orphaned", "no-family"));
-    reap(&["--yes", "--verdict", "orphaned,unclaimed"]);
+    assert_eq!(verdict(&list(options), &program.memory), ("orphaned", "no-family"));
+    reap(options, &["--yes", "--verdict", "orphaned,unclaimed"]);
     only(&[&second.memory, &third.memory]);
     drop((mapped, opened));
-    reap(&["--yes"]);
+    reap(options, &["--yes"]);
     only(&[]);
 }
 
 /// The program lives and holds nothing: it can come back by name.
-fn program_is_alive() {
+fn program_is_alive(options: &[&str]) {
     for python in interpreters() {
         let mut program = Program::start(&python, &["close"]);
-        let document = list();
+        let document = list(options);
         let memory = verdict(&document, &program.memory);
         assert_eq!(memory, ("claimed", "guardian-alive"), "{python}: {document:#}");
         assert_eq!(verdict(&document, &program.semaphore).0, "held", "{python}: {document:#}");
         let file = format!("sem.{}", program.semaphore);
-        reap(&["--yes", "--verdict", "orphaned,unclaimed"]);
+        reap(options, &["--yes", "--verdict", "orphaned,unclaimed"]);
         only(&[&program.memory, &file]);
         program.kill_with_tracker();
-        reap(&["--yes"]);
+        reap(options, &["--yes"]);
         only(&[]);
     }
 }
 
 /// The program is dead, its tracker is stopped and will clean up when it goes on: that is its
 /// business.
-fn tracker_is_alive() {
+fn tracker_is_alive(options: &[&str]) {
     for python in interpreters() {
         let mut program = Program::start(&python, &[]);
         let tracker = i32::try_from(program.tracker).unwrap();
         // SAFETY: the process belongs to a child that has not been waited for.
         unsafe { libc::kill(tracker, libc::SIGSTOP) };
         program.kill();
-        let document = list();
+        let document = list(options);
         for name in program.memory_and_semaphore() {
             assert_eq!(verdict(&document, name).0, "claimed", "{python}: {document:#}");
             let evidence = evidence(&document, name);
             assert!(evidence.contains(&"guardian-alive"), "{python}: {evidence:?}");
         }
-        reap(&["--yes", "--verdict", "orphaned,unclaimed"]);
+        reap(options, &["--yes", "--verdict", "orphaned,unclaimed"]);
         only(&[&program.memory, &format!("sem.{}", program.semaphore)]);
         // SAFETY: the process is stopped, so the pid is still its own.
         unsafe { libc::kill(tracker, libc::SIGCONT) };

@@ -8,13 +8,18 @@
 #![allow(unsafe_code, missing_docs, clippy::unwrap_used, clippy::exit)]
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 
+mod daemon;
 mod harness;
 mod hostile;
 mod leaks;
 mod lease;
+mod probe;
 mod race;
+mod reaping;
+mod send;
 mod support;
 mod vectors;
+mod verdicts;
 
 use std::process::ExitCode;
 
@@ -25,12 +30,17 @@ type Module = (&'static str, fn() -> Vec<Case>);
 
 /// Every module with tests: one that is not named here is found by `harness::every_file_is_listed`.
 const MODULES: &[Module] = &[
+    ("daemon", daemon::tests),
     ("harness", harness::tests),
     ("hostile", hostile::tests),
     ("leaks", leaks::tests),
     ("lease", lease::tests),
+    ("probe", probe::tests),
     ("race", race::tests),
+    ("reaping", reaping::tests),
+    ("send", send::tests),
     ("vectors", vectors::tests),
+    ("verdicts", verdicts::tests),
 ];
 
 fn main() -> ExitCode {

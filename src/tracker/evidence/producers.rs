@@ -1,6 +1,11 @@
 //! The catalogue: which program makes objects of such a name, how its live owners hold them, and
 //! what can come back for them.
 
+mod files;
+
+pub use files::{Broken, check_file, operator_directories};
+
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use regex::bytes::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
@@ -26,8 +31,7 @@ pub enum HeldWhileAlive {
 }
 
 /// One entry.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub struct Producer {
     /// Stable, lower case.
     pub id: String,
@@ -46,43 +50,19 @@ pub struct Producer {
     /// Meant to outlive those who made it.
     pub persistent_by_design: bool,
     /// Whether a verdict may rest on this entry.
-    #[serde(default = "yes")]
     pub proof: bool,
     /// The programs without which nobody can come back for it.
     pub family: Option<String>,
     /// The process that comes back for it or cleans it.
     pub guardian: Option<String>,
+    /// Lock files that the producer keeps beside the object: its name and one of these.
+    pub lock_suffixes: Vec<String>,
     /// What else is known.
     pub note: String,
     /// Where this was seen.
     pub source: String,
-}
-
-fn yes() -> bool {
-    true
-}
-
-#[derive(Debug, Deserialize)]
-struct RawFamily {
-    executables: String,
-    libraries: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct RawGuardian {
-    what: String,
-    command_lines: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawCatalogue {
-    schema_version: u32,
-    #[serde(default)]
-    families: std::collections::BTreeMap<String, RawFamily>,
-    #[serde(default)]
-    guardians: std::collections::BTreeMap<String, RawGuardian>,
-    producer: Vec<Producer>,
+    /// The operator's file that it comes from; `None` for the built-in catalogue.
+    pub file: Option<PathBuf>,
 }
 
 /// Executables and libraries of one family.
@@ -91,7 +71,7 @@ pub struct Family {
     /// Its name in the catalogue.
     pub name: String,
     executables: Regex,
-    libraries: Regex,
+    libraries: Option<Regex>,
 }
 
 impl Family {
@@ -105,7 +85,8 @@ impl Family {
     /// mapped counts: it may run under the dynamic linker or an emulator.
     #[must_use]
     pub fn has_mapping(&self, file_name: &[u8]) -> bool {
-        self.libraries.is_match(file_name) || self.executables.is_match(file_name)
+        self.executables.is_match(file_name)
+            || self.libraries.as_ref().is_some_and(|libraries| libraries.is_match(file_name))
     }
 }
 
@@ -128,36 +109,13 @@ impl Guardian {
     }
 }
 
-/// A catalogue that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum CatalogueError {
-    /// Not TOML of this form; the message has the line.
-    #[error("{0}")]
-    Form(#[from] toml::de::Error),
-    /// A pattern that is no regular expression.
-    #[error("{id}: {source}")]
-    Pattern {
-        /// Which entry.
-        id: String,
-        /// Where it went wrong.
-        source: Box<regex::Error>,
-    },
-    /// A family or guardian that the file does not define, or a schema that is not known here.
-    #[error("{id}: {what}")]
-    Reference {
-        /// Which entry.
-        id: String,
-        /// What is missing.
-        what: String,
-    },
-}
-
 /// The producers, in the order in which they are tried.
 #[derive(Debug)]
 pub struct Catalogue {
     producers: Vec<Producer>,
     families: Vec<Family>,
     guardians: Vec<Guardian>,
+    broken: Vec<Broken>,
     files: OnceLock<Matcher>,
     directories: OnceLock<Matcher>,
 }
@@ -188,69 +146,59 @@ impl Eq for Producer {}
 
 impl Catalogue {
     /// The catalogue that rtrack brings with it.
-    ///
-    /// # Errors
-    /// None that the tests would not have found.
-    pub fn built_in() -> Result<Self, CatalogueError> {
-        Self::parse(BUILT_IN)
+    #[must_use]
+    pub fn built_in() -> Self {
+        Self::with_files(|_| Vec::new())
     }
 
-    /// Reads a catalogue. Patterns are compiled when they are needed.
-    ///
-    /// # Errors
-    /// [`CatalogueError`].
-    pub fn parse(text: &str) -> Result<Self, CatalogueError> {
-        let raw: RawCatalogue = toml::from_str(text)?;
-        if raw.schema_version != 1 {
-            return Err(CatalogueError::Reference {
-                id: "schema_version".into(),
-                what: format!("{} is not known, only 1", raw.schema_version),
-            });
-        }
-        for producer in &raw.producer {
-            let missing = |what: &str, name: &str| CatalogueError::Reference {
-                id: producer.id.clone(),
-                what: format!("{what} {name} is not defined"),
-            };
-            if let Some(name) = producer.family.as_ref().filter(|n| !raw.families.contains_key(*n))
-            {
-                return Err(missing("family", name));
-            }
-            if let Some(name) =
-                producer.guardian.as_ref().filter(|n| !raw.guardians.contains_key(*n))
-            {
-                return Err(missing("guardian", name));
-            }
-        }
-        let families = raw
-            .families
-            .into_iter()
-            .map(|(name, raw)| {
-                Ok(Family {
-                    executables: compile(&name, &raw.executables)?,
-                    libraries: compile(&name, &raw.libraries)?,
-                    name,
-                })
-            })
-            .collect::<Result<_, CatalogueError>>()?;
-        let guardians = raw
-            .guardians
-            .into_iter()
-            .map(|(name, raw)| {
-                Ok(Guardian {
-                    command_lines: compile(&name, &raw.command_lines)?,
-                    what: raw.what,
-                    name,
-                })
-            })
-            .collect::<Result<_, CatalogueError>>()?;
-        Ok(Self {
-            producers: raw.producer,
-            families,
-            guardians,
+    /// The built-in catalogue with the operators' files before it: their entries are tried first,
+    /// and one with the id of a built-in entry replaces it. A file that cannot be used is left out
+    /// whole and is [`Catalogue::broken`].
+    #[must_use]
+    pub fn load(directories: &[PathBuf]) -> Self {
+        Self::with_files(|base| files::read_all(directories, base))
+    }
+
+    fn with_files(read: impl FnOnce(&files::Layer) -> Vec<Result<files::Layer, Broken>>) -> Self {
+        let mut catalogue = Self {
+            producers: Vec::new(),
+            families: Vec::new(),
+            guardians: Vec::new(),
+            broken: Vec::new(),
             files: OnceLock::new(),
             directories: OnceLock::new(),
-        })
+        };
+        // The tests hold a broken built-in catalogue impossible; were it not, nothing would be
+        // known and so nothing would be proven.
+        let base = files::built_in().unwrap_or_else(|broken| {
+            catalogue.broken.push(broken);
+            files::Layer::default()
+        });
+        let mut layers = Vec::new();
+        for file in read(&base) {
+            match file {
+                Ok(layer) => layers.push(layer),
+                Err(broken) => catalogue.broken.push(broken),
+            }
+        }
+        layers.push(base);
+        for layer in layers {
+            for producer in layer.producers {
+                if !catalogue.producers.iter().any(|known| known.id == producer.id) {
+                    catalogue.producers.push(producer);
+                }
+            }
+            catalogue.families.extend(layer.families);
+            catalogue.guardians.extend(layer.guardians);
+        }
+        catalogue
+    }
+
+    /// Operators' files that could not be used. Until they are mended it is not known what they
+    /// would have said, so nothing is proven by the catalogue.
+    #[must_use]
+    pub fn broken(&self) -> &[Broken] {
+        &self.broken
     }
 
     /// All entries, in order.
@@ -292,13 +240,38 @@ impl Catalogue {
         Some(Match { producer, pid: embedded_pid(producer, file) })
     }
 
+    /// For each kind of object that `name` could be the name of, the first entry that it matches:
+    /// files and directories of /dev/shm (only those of `kind`, if one is given), and if none is
+    /// given, what the catalogue knows beyond them.
+    #[must_use]
+    pub fn find_all(&self, kind: Option<Kind>, name: Vec<u8>) -> Vec<Match<'_>> {
+        let mut found: Vec<Match<'_>> = match kind {
+            Some(kind) => self.find(kind, &name).into_iter().collect(),
+            None => {
+                [Kind::Shm, Kind::Dir].iter().filter_map(|kind| self.find(*kind, &name)).collect()
+            }
+        };
+        if kind.is_none() {
+            for other in ["mqueue", "hugepage", "sysv-shm", "sysv-sem"] {
+                let first = self.producers.iter().filter(|p| p.kind == other).find(|producer| {
+                    compile(&whole(&producer.pattern)).is_ok_and(|p| p.is_match(&name))
+                });
+                found.extend(
+                    first.map(|producer| Match { producer, pid: embedded_pid(producer, &name) }),
+                );
+            }
+        }
+        found
+    }
+
     fn matcher(&self, kinds: &[&str]) -> Matcher {
         let chosen =
             self.producers.iter().enumerate().filter(|(_, p)| kinds.contains(&p.kind.as_str()));
-        let (indices, patterns): (Vec<usize>, Vec<&str>) =
-            chosen.map(|(index, producer)| (index, producer.pattern.as_str())).unzip();
-        // The patterns were compiled one by one by the tests; a set of them that does not fit
-        // into its size limit leaves every producer unknown, which proves nothing.
+        let (indices, patterns): (Vec<usize>, Vec<String>) =
+            chosen.map(|(index, producer)| (index, whole(&producer.pattern))).unzip();
+        // Every pattern was compiled by itself, by the tests or when its file was read; a set of
+        // them that does not fit into its size limit leaves every producer unknown, which proves
+        // nothing.
         match RegexSetBuilder::new(&patterns).unicode(false).dot_matches_new_line(true).build() {
             Ok(set) => Matcher { set, indices },
             Err(_) => Matcher { set: RegexSet::empty(), indices: Vec::new() },
@@ -306,19 +279,20 @@ impl Catalogue {
     }
 }
 
-fn compile(id: &str, pattern: &str) -> Result<Regex, CatalogueError> {
-    RegexBuilder::new(pattern)
-        .unicode(false)
-        .dot_matches_new_line(true)
-        .build()
-        .map_err(|source| CatalogueError::Pattern { id: id.into(), source: Box::new(source) })
+/// A pattern that matches whole names only.
+fn whole(pattern: &str) -> String {
+    format!("\\A(?:{pattern})\\z")
+}
+
+fn compile(pattern: &str) -> Result<Regex, regex::Error> {
+    RegexBuilder::new(pattern).unicode(false).dot_matches_new_line(true).build()
 }
 
 fn embedded_pid(producer: &Producer, file: &[u8]) -> Option<i32> {
     if !producer.pid_embedded {
         return None;
     }
-    let pattern = compile(&producer.id, &producer.pattern).ok()?;
+    let pattern = compile(&whole(&producer.pattern)).ok()?;
     let captures = pattern.captures(file)?;
     let group = |name: &str, radix: u32| {
         let digits = std::str::from_utf8(captures.name(name)?.as_bytes()).ok()?;
@@ -342,13 +316,11 @@ mod tests {
 
     #[test]
     fn every_example_matches_its_own_entry_first() {
-        let catalogue = Catalogue::built_in().unwrap();
+        let catalogue = Catalogue::built_in();
         assert_eq!(catalogue.producers().len(), 121);
         for producer in catalogue.producers() {
             assert!(
-                compile(&producer.id, &producer.pattern)
-                    .unwrap()
-                    .is_match(producer.example.as_bytes()),
+                compile(&whole(&producer.pattern)).unwrap().is_match(producer.example.as_bytes()),
                 "{}",
                 producer.id
             );
@@ -362,7 +334,7 @@ mod tests {
 
     #[test]
     fn what_was_not_verified_proves_nothing() {
-        let catalogue = Catalogue::built_in().unwrap();
+        let catalogue = Catalogue::built_in();
         for producer in catalogue.producers() {
             assert!(producer.source != "unverified" || !producer.proof, "{}", producer.id);
         }
@@ -380,7 +352,7 @@ mod tests {
 
     #[test]
     fn names_are_matched_whole_and_as_bytes() {
-        let catalogue = Catalogue::built_in().unwrap();
+        let catalogue = Catalogue::built_in();
         let id = |kind, name: &[u8]| catalogue.find(kind, name).map(|m| m.producer.id.as_str());
         assert_eq!(id(Kind::Shm, b"psm_0a1b2c3d"), Some("cpython-shared-memory"));
         assert_eq!(id(Kind::Shm, b"psm_0a1b2c3d\n"), None);
@@ -400,7 +372,7 @@ mod tests {
 
     #[test]
     fn trackers_are_known_by_their_launch_text() {
-        let catalogue = Catalogue::built_in().unwrap();
+        let catalogue = Catalogue::built_in();
         let guardian = catalogue.guardian("python-tracker").unwrap();
         for (line, is) in [
             (&b"/usr/bin/python3\0-c\0from multiprocessing.resource_tracker import main;main(4)\0"[..], true),

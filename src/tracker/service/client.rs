@@ -272,6 +272,9 @@ pub enum TargetError {
     /// No such process, or one that ended and was not waited for.
     #[error("there is no process {0}")]
     NoProcess(i32),
+    /// A process that `/proc` does not show (`hidepid`).
+    #[error("process {0} cannot be looked at, it belongs to another user")]
+    Hidden(i32),
     /// A process that is no tracker. Nothing is written to the pipes of such.
     #[error("process {pid} ({comm}) is no resource tracker that is known here")]
     NotATracker {
@@ -309,6 +312,15 @@ pub enum TargetError {
 
 fn os(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> TargetError {
     move |error| TargetError::Os { operation, path: path.to_owned(), error }
+}
+
+/// Why there is nothing to be seen of `pid`. A process that is hidden still has its pid.
+fn missing(pid: i32) -> TargetError {
+    let zombie = Process::new(pid).and_then(|process| process.stat()).is_ok();
+    match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) {
+        Ok(()) | Err(Errno::EPERM) if !zombie => TargetError::Hidden(pid),
+        _ => TargetError::NoProcess(pid),
+    }
 }
 
 /// The writing end of a tracker's pipe.
@@ -360,7 +372,7 @@ impl Target {
     /// There is no such process, it is no tracker, its pipe is not to be found, or its
     /// descriptors are somebody else's business (`EACCES`).
     pub fn of_process(pid: i32) -> Result<Self, TargetError> {
-        let tracker = Tracker::look(pid).ok_or(TargetError::NoProcess(pid))?;
+        let tracker = Tracker::look(pid).ok_or_else(|| missing(pid))?;
         if tracker.kind == Kind::Unknown {
             return Err(TargetError::NotATracker { pid, comm: tracker.comm });
         }
@@ -405,7 +417,7 @@ impl Target {
             Some(now) if now.start == tracker.start => {
                 Ok(Self { pipe, stat, tracker: Some(tracker) })
             }
-            _ => Err(TargetError::NoProcess(pid)),
+            _ => Err(missing(pid)),
         }
     }
 
@@ -513,7 +525,8 @@ impl Ends {
                 Ok(found) => found,
                 Err(error) => {
                     ends.unreadable += usize::from(
-                        error.kind() == io::ErrorKind::PermissionDenied && is_user_process(pid),
+                        error.kind() == io::ErrorKind::PermissionDenied
+                            && may_hold_descriptors(pid),
                     );
                     continue;
                 }
@@ -536,11 +549,16 @@ impl Ends {
     }
 }
 
-/// Kernel threads have no descriptors, and their directories belong to root.
-fn is_user_process(pid: i32) -> bool {
+/// Whether a process whose descriptors are secret could have any. Kernel threads, whose directories
+/// belong to root, and zombies have none.
+fn may_hold_descriptors(pid: i32) -> bool {
     const PF_KTHREAD: u32 = 0x0020_0000;
-    let stat = Process::new(pid).and_then(|process| process.stat());
-    stat.is_ok_and(|stat| stat.flags & PF_KTHREAD == 0 && stat.state != 'Z')
+    match Process::new(pid).and_then(|process| process.stat()) {
+        Ok(stat) => stat.flags & PF_KTHREAD == 0 && stat.state != 'Z',
+        Err(procfs::ProcError::NotFound(_)) => false,
+        // hidepid=1 shows that there is a process, and nothing of it.
+        Err(_) => true,
+    }
 }
 
 /// Whether descriptor `fd` of `pid` is the pipe with that `stat`, which `own` is the link of.
@@ -584,6 +602,9 @@ fn numbers(directory: &Path) -> io::Result<Vec<RawFd>> {
     Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
 }
 
+/// How many readers of one pipe are looked at.
+const CANDIDATES: usize = 8;
+
 /// Whether a tracker is alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Life {
@@ -616,19 +637,17 @@ impl Probe {
     pub fn of(target: &Target) -> io::Result<Self> {
         let queued = target.queued();
         let ends = target.ends();
-        let candidates = || {
-            ends.readers.iter().filter_map(|(pid, writes)| Some((Tracker::look(*pid)?, *writes)))
-        };
+        // Each look can take as long as its deadline, and anybody may read a FIFO that is open to
+        // all: a few are looked at, not every one.
+        let found = ends.readers.iter().take(CANDIDATES);
+        let found: Vec<(Tracker, bool)> =
+            found.filter_map(|(pid, writes)| Some((Tracker::look(*pid)?, *writes))).collect();
         // A shell that opened the FIFO for both is a reader too, and no tracker.
-        let tracker = target
-            .tracker
-            .clone()
-            .or_else(|| {
-                candidates()
-                    .map(|(tracker, _)| tracker)
-                    .find(|tracker| tracker.kind != Kind::Unknown)
-            })
-            .or_else(|| candidates().find(|(_, writes)| !writes).map(|(tracker, _)| tracker));
+        let tracker = target.tracker.clone().or_else(|| {
+            let known = found.iter().find(|(tracker, _)| tracker.kind != Kind::Unknown);
+            let one = known.or_else(|| found.iter().find(|(_, writes)| !writes));
+            one.map(|(tracker, _)| tracker.clone())
+        });
         let only_clients = tracker.is_none() && !ends.readers.is_empty();
         // Where this process itself can read, the pipe always has a reader.
         let flags = fcntl(target, FcntlArg::F_GETFL).map(OFlag::from_bits_retain)?;

@@ -359,7 +359,7 @@ pub enum Form {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
     /// Beyond [`MESSAGE_MAX`].
-    #[error("the message for \"{}\" would be {length} bytes long, and no writer may exceed {MESSAGE_MAX}", escape(.name))]
+    #[error("the message for \"{}\" would be {length} bytes long, and no writer may exceed {MESSAGE_MAX}", shortened(.name))]
     MessageTooLong {
         /// The name in it.
         name: Vec<u8>,
@@ -367,8 +367,16 @@ pub enum EncodeError {
         length: usize,
     },
     /// Beyond [`JSON_NAME_MAX`].
-    #[error("the name \"{}\" is {} bytes long, and the JSON form takes at most {JSON_NAME_MAX}", escape(.0), .0.len())]
+    #[error("the name \"{}\" is {} bytes long, and the JSON form takes at most {JSON_NAME_MAX}", shortened(.0), .0.len())]
     NameTooLong(Vec<u8>),
+}
+
+/// The beginning of a name that is too long to be shown.
+fn shortened(name: &[u8]) -> String {
+    match name.get(..32) {
+        Some(beginning) if name.len() > 32 => format!("{}...", escape(beginning)),
+        _ => escape(name),
+    }
 }
 
 /// The form that `name` needs: ASCII wherever it can carry the name.

@@ -35,6 +35,7 @@ fn free() -> Facts {
         process_blind: Vec::new(),
         holder_blind: Vec::new(),
         assumed_complete: false,
+        catalogue_broken: None,
     }
 }
 
@@ -212,6 +213,12 @@ fn each_row_of_the_rule() {
             V::Unclaimed,
             C::WeakProducer,
         ),
+        (
+            "a broken file of the operators' catalogue",
+            Facts { catalogue_broken: Some("x.toml:3".into()), ..always_held() },
+            V::Unclaimed,
+            C::WeakProducer,
+        ),
         ("nobody knows", free(), V::Unclaimed, C::UnknownProducer),
     ];
     for (what, facts, verdict, reason) in rows {
@@ -345,6 +352,7 @@ proptest! {
             Facts { lease: Lease::NoPermission, holder_blind: vec!["h"], ..facts.clone() },
             Facts { lease: Lease::Unsupported, holder_blind: vec!["h"], ..facts.clone() },
             Facts { family: FamilyState::Unseen(who(9)), ..facts.clone() },
+            Facts { catalogue_broken: Some("x".into()), ..facts.clone() },
             Facts { producer: None, family: FamilyState::NotDefined, ..facts.clone() },
         ];
         for less in dimmer {

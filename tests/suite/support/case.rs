@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, exit};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -14,10 +14,12 @@ use super::sandbox;
 pub(crate) enum Need {
     /// Root of the first user namespace, to become other users.
     RealRoot,
-    /// A PID namespace of its own: the case is pid 1 and has a /proc of its own.
+    /// A PID namespace of its own, with a /proc of its own.
     PidNamespace,
-    /// Runs Pythons. Such cases run one at a time, since a live Python is evidence.
+    /// A Python from 3.8 on.
     Python,
+    /// No other case at the same time: a live Python or tracker of another one is evidence too.
+    Alone,
     /// /dev/fuse, and the right to mount it.
     Fuse,
 }
@@ -82,7 +84,8 @@ pub(super) fn find(full_name: &str) -> Case {
 
 /// What the summary tells: skipped cases and notes, by name.
 static SUMMARY: Mutex<BTreeSet<(String, String)>> = Mutex::new(BTreeSet::new());
-static ONE_PYTHON_AT_A_TIME: Mutex<()> = Mutex::new(());
+/// Written by a case that runs alone, read by the others.
+static ALONE: RwLock<()> = RwLock::new(());
 
 /// Runs what the command line asks for and prints what was skipped, and why, on stderr.
 pub(crate) fn run() -> ExitCode {
@@ -115,10 +118,9 @@ pub(crate) fn run() -> ExitCode {
 
 /// Runs one case in a process of its own; its output is shown when it failed.
 fn execute(name: &str, case: &Case, environment: &[(&str, String)]) -> Result<Completion, Failed> {
-    let _turn = case
-        .needs
-        .contains(&Need::Python)
-        .then(|| ONE_PYTHON_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner));
+    let is_alone = case.needs.contains(&Need::Alone);
+    let _alone = is_alone.then(|| ALONE.write().unwrap_or_else(PoisonError::into_inner));
+    let _beside_others = (!is_alone).then(|| ALONE.read().unwrap_or_else(PoisonError::into_inner));
     // A process group of its own: Ctrl-C reaches this process only, and its end the supervisor.
     let output = Command::new("/proc/self/exe")
         .args(["__case", name])

@@ -97,12 +97,12 @@ pub(crate) fn process_without_cmdline() -> Unreadable {
     let file = SilentFile::mount();
     let process = hold("memory-lock", &file.path);
     let tasks = format!("/proc/{}/task", process.pid);
-    wait_for("two threads to block", || {
-        let blocked = fs::read_dir(&tasks).unwrap().flatten().filter(|task| {
+    // The thread that wants the lock alone sleeps without being interruptible.
+    wait_for("a thread to block", || {
+        fs::read_dir(&tasks).unwrap().flatten().find(|task| {
             let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
             stat.contains(") D ")
-        });
-        (blocked.count() == 2).then_some(())
+        })
     });
     // Whoever reads it waits.
     let mut reader = Command::new("cat").arg(format!("/proc/{}/cmdline", process.pid)).spawn();
@@ -121,6 +121,8 @@ pub(crate) fn process_without_cmdline() -> Unreadable {
 /// queues behind that.
 pub(super) fn block_on(path: &Path) {
     let file = File::open(path).unwrap();
+    // The kernel learns the size here; beyond the end nothing would be read.
+    assert_eq!(file.metadata().unwrap().len(), 4096);
     let (access, private) = (libc::PROT_READ, libc::MAP_PRIVATE);
     // SAFETY: a new mapping at an address of the kernel's choice, never dereferenced here.
     let address =

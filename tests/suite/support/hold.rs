@@ -14,6 +14,7 @@ use std::thread;
 
 use nix::fcntl::{Flock, FlockArg};
 
+use super::shm::sem_open_existing;
 use super::{Finish, check, fuse, sandbox, scratch, wait_for};
 
 /// What keeps the hold: dropped when the fixture ends.
@@ -56,6 +57,7 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
     // SAFETY: this changes a flag of this process only.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     match kind.as_str() {
+        "semaphore" => sem_open_existing(path.to_str().unwrap()).wait(),
         "thread-table" => thread_table(path),
         "leader-gone" => leader_gone(path),
         "other-pid-namespace" => other_pid_namespace(path),

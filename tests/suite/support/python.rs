@@ -99,6 +99,13 @@ impl Python {
         command
     }
 
+    /// The interpreter with a program in a file, as spawned children need it; not yet started.
+    pub(crate) fn script(&self, path: &Path) -> Command {
+        let mut command = self.command();
+        command.arg(path);
+        command
+    }
+
     /// Whether user `uid` can run it (needs real root).
     pub(crate) fn runs_as(&self, uid: u32) -> bool {
         let mut command = self.program("import multiprocessing.shared_memory");

@@ -11,7 +11,7 @@ use std::process::{ExitCode, exit};
 use std::time::{Duration, Instant};
 
 use super::case::{Case, Need, find, skip};
-use super::check;
+use super::{check, pythons};
 
 /// Names the directory of this run to the cases.
 const RUN_DIRECTORY: &str = "RTRACK_SUITE_DIR";
@@ -217,18 +217,25 @@ fn enter_and_run(case: &Case) -> i32 {
         skip(format_args!("no private namespaces: {error}"));
     }
     if own_pids {
-        let child = fork();
-        if child > 0 {
+        let init = fork();
+        if init > 0 {
             let mut status = 0;
             // SAFETY: the status is one integer.
-            check(unsafe { libc::waitpid(child, &mut status, 0) }).unwrap();
+            check(unsafe { libc::waitpid(init, &mut status, 0) }).unwrap();
             return status_of(status).into();
         }
         // SAFETY: this changes a flag of this process only.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        let child = fork();
+        if child > 0 {
+            exit(be_init(child));
+        }
     }
     if let Err(error) = mounts(own_pids) {
         skip(format_args!("no private mounts: {error}"));
+    }
+    if case.needs.contains(&Need::Python) && pythons().is_empty() {
+        skip("no Python from 3.8 on was found");
     }
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
@@ -239,6 +246,19 @@ fn enter_and_run(case: &Case) -> i32 {
     }
     let result = catch_unwind(AssertUnwindSafe(case.body));
     if result.is_ok() { 0 } else { 101 }
+}
+
+/// Pid 1 of a namespace: waits for everything that loses its parent, until the case ends. The
+/// kernel ends what is left then.
+fn be_init(case: i32) -> i32 {
+    loop {
+        let mut status = 0;
+        // SAFETY: the status is one integer.
+        let pid = check(unsafe { libc::waitpid(-1, &mut status, 0) }).unwrap();
+        if pid == case {
+            return status_of(status).into();
+        }
+    }
 }
 
 /// Leaves the machine's mount and IPC namespaces: as root directly, as anybody else through a

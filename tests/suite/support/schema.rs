@@ -5,6 +5,7 @@ use serde_json::Value;
 /// Every published schema, by what documents call it.
 const SCHEMAS: &[(&str, &str)] = &[
     ("rtrack.inventory/1", include_str!("../../../schema/inventory.schema.json")),
+    ("rtrack.probe/1", include_str!("../../../schema/probe.schema.json")),
     ("rtrack.reap/1", include_str!("../../../schema/reap.schema.json")),
 ];
 

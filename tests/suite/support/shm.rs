@@ -91,10 +91,18 @@ pub(crate) struct Semaphore(*mut libc::sem_t);
 
 /// Makes a semaphore as the C library does.
 pub(crate) fn sem_open(name: &str, value: u32) -> Semaphore {
+    open_semaphore(name, libc::O_CREAT | libc::O_EXCL, value)
+}
+
+/// Opens a semaphore that exists.
+pub(crate) fn sem_open_existing(name: &str) -> Semaphore {
+    open_semaphore(name, 0, 0)
+}
+
+fn open_semaphore(name: &str, flags: i32, value: u32) -> Semaphore {
     let name = CString::new(name).unwrap();
     // SAFETY: the name is NUL-terminated and outlives the call.
-    let semaphore =
-        unsafe { libc::sem_open(name.as_ptr(), libc::O_CREAT | libc::O_EXCL, 0o600, value) };
+    let semaphore = unsafe { libc::sem_open(name.as_ptr(), flags, 0o600, value) };
     assert!(semaphore != libc::SEM_FAILED, "{}", io::Error::last_os_error());
     Semaphore(semaphore)
 }
@@ -104,6 +112,12 @@ impl Semaphore {
     pub(crate) fn wait(&self) {
         // SAFETY: the semaphore is open until drop.
         check(unsafe { libc::sem_wait(self.0) }).unwrap();
+    }
+
+    /// Increments it.
+    pub(crate) fn post(&self) {
+        // SAFETY: the semaphore is open until drop.
+        check(unsafe { libc::sem_post(self.0) }).unwrap();
     }
 }
 

@@ -1,0 +1,353 @@
+//! Removal and what can come between: other reapers, signals, leftovers of a reaper that was
+//! killed.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, chown, symlink};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::pty::openpty;
+use serde_json::Value;
+
+use crate::support::{
+    Case, Finish, Need, SOMEBODY, case, check, hold, identity, inventory, listed, names, object,
+    path, reap_all, rtrack, scratch, validate, verdict,
+};
+
+pub(crate) fn tests() -> Vec<Case> {
+    vec![
+        case("orphans_only_unless_told", orphans_only_unless_told),
+        case("only_what_is_selected", only_what_is_selected),
+        case("force_takes_one_object", force_takes_one_object),
+        case("dry_run_changes_nothing", dry_run_changes_nothing),
+        case("leftover_of_a_killed_reaper", leftover_of_a_killed_reaper),
+        case("leftover_whose_name_is_taken", leftover_whose_name_is_taken),
+        case("what_looks_like_a_leftover", what_looks_like_a_leftover),
+        case("leftover_of_a_stranger", leftover_of_a_stranger).needs(&[Need::RealRoot]),
+        case("changed_since_the_plan", changed_since_the_plan),
+        case("answer_at_the_prompt", answer_at_the_prompt),
+        case("reapers_at_the_same_time", reapers_at_the_same_time),
+        case("killed_again_and_again", killed_again_and_again),
+        case("interrupted", interrupted),
+    ]
+}
+
+/// Names of a producer whose live owners always hold its objects.
+fn orphan(number: usize) -> String {
+    format!("mpich_shar_tmp{number:06}")
+}
+
+fn make_orphans(count: usize) {
+    for number in 0..count {
+        object().size(64).make(orphan(number));
+    }
+}
+
+fn exactly(expected: &[&str]) {
+    let expected: BTreeSet<OsString> = expected.iter().map(OsString::from).collect();
+    assert_eq!(names(), expected);
+}
+
+fn orphans_only_unless_told() {
+    make_orphans(1);
+    object().make("unheard_of");
+    rtrack(["reap", "--yes", "--grace", "0s"]).finish().expect(0);
+    exactly(&["unheard_of"]);
+    // Nothing to do is no failure, and without --yes nobody has to be asked about nothing.
+    rtrack(["reap", "--yes", "--grace", "0s"]).finish().expect(0);
+    reap_all().finish().expect(0);
+    exactly(&[]);
+}
+
+fn only_what_is_selected() {
+    make_orphans(2);
+    object().size(3 << 20).make("pulse-shm-12345");
+    object().size(32).make("sem.qipc_systemsem_a0123456789012345678901234567890123456789");
+    let semaphore = "sem.qipc_systemsem_a0123456789012345678901234567890123456789";
+    let all = [&orphan(0), &orphan(1), "pulse-shm-12345", semaphore];
+    for nothing in [
+        &["--older-than", "1h"][..],
+        &["--min-size", "4MiB"],
+        &["--kind", "dir"],
+        &["psm_*"],
+        &["--producer", "cpython-shared-memory"],
+    ] {
+        rtrack(["reap", "--yes", "--grace", "0s"]).args(nothing).finish().expect(0);
+        exactly(&all);
+    }
+    rtrack(["reap", "--yes", "--grace", "0s", "--min-size", "3MiB"]).finish().expect(0);
+    exactly(&[&orphan(0), &orphan(1), semaphore]);
+    rtrack(["reap", "--yes", "--grace", "0s", "--kind", "sem"]).finish().expect(0);
+    exactly(&[&orphan(0), &orphan(1)]);
+    rtrack(["reap", "--yes", "--grace", "0s", "*000001"]).finish().expect(0);
+    exactly(&[&orphan(0)]);
+    rtrack(["reap", "--yes", "--grace", "0s", "--producer", "mpich-shar-tmp"]).finish().expect(0);
+    exactly(&[]);
+}
+
+fn force_takes_one_object() {
+    make_orphans(1);
+    object().make("libpod_lock");
+    object().make("unheard_of");
+    assert_eq!(verdict(&inventory(), "libpod_lock"), ("claimed", "persistent"));
+    reap_all().finish().expect(0);
+    exactly(&["libpod_lock"]);
+    make_orphans(1);
+    rtrack(["reap", "--yes", "--force", "libpod_lock"]).finish().expect(0);
+    exactly(&[&orphan(0)]);
+    // Young, and so claimed: by force only.
+    rtrack(["reap", "--yes"]).finish().expect(0);
+    exactly(&[&orphan(0)]);
+    let holder = hold("map-shared", path(orphan(0)));
+    let run = rtrack(["reap", "--yes", "--json", "--force", &orphan(0)]).finish().expect(1);
+    assert_eq!(listed(&run.json(), &orphan(0))["outcome"], "held");
+    exactly(&[&orphan(0)]);
+    drop(holder);
+    rtrack(["reap", "--yes", "--force", &orphan(0)]).finish().expect(0);
+    exactly(&[]);
+}
+
+fn dry_run_changes_nothing() {
+    make_orphans(3);
+    object().make("unheard_of");
+    let before: Vec<_> = names().into_iter().map(|name| (identity(&name), name)).collect();
+    for more in [&[][..], &["--yes"], &["--force", "unheard_of"], &["--json"]] {
+        rtrack(["reap", "-n", "--grace", "0s"]).args(more).finish().expect(0);
+        let after: Vec<_> = names().into_iter().map(|name| (identity(&name), name)).collect();
+        assert_eq!(before, after, "{more:?}");
+    }
+}
+
+/// A directory as a reaper makes it, with `mode`.
+fn quarantine(name: &str, mode: u32) {
+    fs::DirBuilder::new().mode(mode).create(path(name)).unwrap();
+}
+
+/// What is held goes back under its name, the rest is finished.
+fn leftover_of_a_killed_reaper() {
+    quarantine(".rtrack.0123456789abcdef", 0o700);
+    object().make(format!(".rtrack.0123456789abcdef/{}", orphan(0)));
+    let moved = object().make(format!(".rtrack.0123456789abcdef/{}", orphan(1)));
+    let holder = hold("map-shared", path(".rtrack.0123456789abcdef").join(orphan(1)));
+    rtrack(["reap", "-n", "--grace", "0s"]).finish().expect(0);
+    exactly(&[".rtrack.0123456789abcdef"]);
+    rtrack(["reap", "--yes", "--grace", "0s"]).finish().expect(0);
+    exactly(&[&orphan(1)]);
+    assert_eq!(identity(orphan(1)), Some(moved));
+    drop(holder);
+    rtrack(["reap", "--yes", "--grace", "0s"]).finish().expect(0);
+    exactly(&[]);
+}
+
+/// An object whose name has a new owner counts as unlinked: it never comes back.
+fn leftover_whose_name_is_taken() {
+    quarantine(".rtrack.0123456789abcdef", 0o700);
+    object().make(format!(".rtrack.0123456789abcdef/{}", orphan(0)));
+    let holder = hold("map-shared", path(".rtrack.0123456789abcdef").join(orphan(0)));
+    let new = object().make(orphan(0));
+    let new_holder = hold("fd-read", path(orphan(0)));
+    rtrack(["reap", "--yes", "--grace", "0s"]).finish();
+    assert_eq!(identity(orphan(0)), Some(new));
+    // Now the name is free, and must stay free.
+    drop(new_holder);
+    fs::remove_file(path(orphan(0))).unwrap();
+    rtrack(["reap", "--yes", "--grace", "0s"]).finish();
+    assert_eq!(identity(orphan(0)), None, "{:?}", names());
+    drop(holder);
+    rtrack(["reap", "--yes", "--grace", "0s"]).finish().expect(0);
+    exactly(&[]);
+}
+
+/// Directories that no reaper of ours made, or that one is working in.
+fn what_looks_like_a_leftover() {
+    let precious = scratch().join("precious");
+    fs::create_dir(&precious).unwrap();
+    fs::write(precious.join(orphan(0)), "precious").unwrap();
+    symlink(&precious, path(".rtrack.00000000000000aa")).unwrap();
+    let like = [
+        (".rtrack.00000000000000bb", 0o755),
+        (".rtrack.00000000000000cc", 0o700),
+        (".rtrack.my-notes", 0o700),
+    ];
+    for (name, mode) in like {
+        quarantine(name, mode);
+        object().make(format!("{name}/{}", orphan(0)));
+    }
+    let locked = File::open(path(".rtrack.00000000000000cc")).unwrap();
+    let _lock = Flock::lock(locked, FlockArg::LockExclusiveNonblock).unwrap();
+    object().make(".rtrack.00000000000000dd");
+    inventory();
+    rtrack(["reap", "--yes", "--grace", "0s"]).finish();
+    for (name, _) in like {
+        assert!(identity(format!("{name}/{}", orphan(0))).is_some(), "{name} was emptied");
+    }
+    assert!(precious.join(orphan(0)).exists());
+    assert_eq!(names().len(), 5, "{:?}", names());
+}
+
+fn leftover_of_a_stranger() {
+    quarantine(".rtrack.0123456789abcdef", 0o700);
+    object().owner(SOMEBODY).make(format!(".rtrack.0123456789abcdef/{}", orphan(0)));
+    chown(path(".rtrack.0123456789abcdef"), Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+    listed(&inventory(), ".rtrack.0123456789abcdef");
+    rtrack(["reap", "--yes", "--grace", "0s"]).finish();
+    assert!(identity(format!(".rtrack.0123456789abcdef/{}", orphan(0))).is_some());
+    let mut reap = rtrack(["reap", "--yes", "--grace", "0s"]);
+    reap.as_user(SOMEBODY).finish().expect(0);
+    exactly(&[]);
+}
+
+/// Runs `rtrack reap` at a terminal. When it has printed its plan and asks, `disturb` happens,
+/// and then `answer` is typed. Its status, its report, and what the terminal showed.
+fn at_the_prompt(disturb: impl FnOnce(), answer: &str) -> (Option<i32>, Value, String) {
+    let pty = openpty(None, None).unwrap();
+    let mut command = rtrack(["reap", "--json", "--grace", "0s"]);
+    command.stdin(pty.slave.try_clone().unwrap()).stderr(pty.slave).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // The command has copies of the terminal: only the child's may stay open.
+    drop(command);
+    let mut terminal = File::from(pty.master);
+    let mut shown = Vec::new();
+    let mut disturb = Some(disturb);
+    let mut chunk = [0; 4096];
+    // A terminal that nobody has open any more fails with EIO.
+    while let Ok(length @ 1..) = terminal.read(&mut chunk) {
+        shown.extend_from_slice(&chunk[..length]);
+        if shown.ends_with(b"[y/N] ") {
+            if let Some(disturb) = disturb.take() {
+                disturb();
+                terminal.write_all(answer.as_bytes()).unwrap();
+            }
+        }
+    }
+    let mut report = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut report).unwrap();
+    let report = serde_json::from_str(&report).unwrap_or(Value::Null);
+    let shown = String::from_utf8_lossy(&shown).into_owned();
+    assert!(disturb.is_none(), "nobody was asked: {shown}");
+    (child.wait().unwrap().code(), report, shown)
+}
+
+/// Between the plan and its execution everything can happen to an object.
+fn changed_since_the_plan() {
+    make_orphans(6);
+    let target = scratch().join("precious");
+    fs::write(&target, "precious").unwrap();
+    let mut holders = Vec::new();
+    let mut replaced = None;
+    let disturb = || {
+        holders.push(hold("map-shared", path(orphan(1))));
+        fs::remove_file(path(orphan(2))).unwrap();
+        fs::remove_file(path(orphan(3))).unwrap();
+        replaced = Some(object().size(1).make(orphan(3)));
+        fs::remove_file(path(orphan(4))).unwrap();
+        symlink(&target, path(orphan(4))).unwrap();
+        fs::remove_file(path(orphan(5))).unwrap();
+        fs::create_dir(path(orphan(5))).unwrap();
+        object().make(orphan(6));
+    };
+    let (code, report, shown) = at_the_prompt(disturb, "y\n");
+    assert_eq!(code, Some(1), "{shown}{report:#}");
+    validate(&report);
+    for (number, outcome) in
+        [(0, "reaped"), (1, "held"), (2, "gone"), (3, "changed"), (4, "changed"), (5, "changed")]
+    {
+        assert_eq!(listed(&report, &orphan(number))["outcome"], outcome, "{number}: {report:#}");
+    }
+    let left: Vec<_> = [1, 3, 4, 5, 6].map(orphan).into();
+    exactly(&left.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(identity(orphan(3)), replaced);
+    assert_eq!(fs::read(&target).unwrap(), b"precious");
+}
+
+fn answer_at_the_prompt() {
+    make_orphans(2);
+    object().make("unheard_of");
+    for answer in ["n\n", "\n", "yikes\n", "\x04"] {
+        let (code, _, shown) = at_the_prompt(|| {}, answer);
+        assert_eq!(code, Some(1), "{shown}");
+        assert!(shown.contains(&orphan(0)) && shown.contains(&orphan(1)), "{shown}");
+        assert!(!shown.contains("unheard_of"), "{shown}");
+        assert_eq!(names().len(), 3);
+    }
+    let (code, report, shown) = at_the_prompt(|| {}, "y\n");
+    assert_eq!((code, &report["dry_run"]), (Some(0), &false.into()), "{shown}");
+    exactly(&["unheard_of"]);
+}
+
+fn reapers_at_the_same_time() {
+    make_orphans(400);
+    let kept = object().make("pulse-shm-12345");
+    let _holder = hold("map-shared", path("pulse-shm-12345"));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let run = reap_all().finish();
+                // What another one took is gone: nothing that was planned is still there.
+                let report = run.expect(0).json();
+                for object in report["objects"].as_array().unwrap() {
+                    assert_ne!(object["outcome"], "failed", "{object:#}");
+                }
+            });
+        }
+    });
+    exactly(&["pulse-shm-12345"]);
+    assert_eq!(identity("pulse-shm-12345"), Some(kept));
+}
+
+fn start_reaping() -> Child {
+    let mut command: Command = reap_all();
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// Whenever a reaper is killed, what is held keeps its name, or gets it back from the next one.
+fn killed_again_and_again() {
+    let held: Vec<String> = (0..5).map(|number| format!("pulse-shm-{number}")).collect();
+    let identities: Vec<_> = held.iter().map(|name| object().make(name)).collect();
+    let _holders: Vec<_> = held.iter().map(|name| hold("fd-read", path(name))).collect();
+    let mut killed = 0;
+    // From the start of the process to well after the middle of its work.
+    for delay in (0..60).map(|step| Duration::from_micros(500 * step)) {
+        make_missing(200);
+        let mut reaper = start_reaping();
+        thread::sleep(delay);
+        reaper.kill().unwrap();
+        killed += u32::from(!reaper.wait().unwrap().success());
+        for (name, identity_before) in held.iter().zip(&identities) {
+            assert_eq!(identity(name).as_ref(), Some(identity_before), "{name}, {delay:?}");
+        }
+    }
+    assert!(killed > 0, "no reaper was killed before its end");
+    reap_all().finish().expect(0);
+    exactly(&held.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+fn make_missing(count: usize) {
+    for number in 0..count {
+        if identity(orphan(number)).is_none() {
+            object().size(64).make(orphan(number));
+        }
+    }
+}
+
+/// SIGINT ends it between two objects: nothing is left half done.
+fn interrupted() {
+    make_orphans(5000);
+    let mut reaper = start_reaping();
+    while names().len() == 5000 {
+        assert!(reaper.try_wait().unwrap().is_none(), "nothing was reaped");
+        thread::sleep(Duration::from_millis(1));
+    }
+    // SAFETY: the child has not been waited for.
+    check(unsafe { libc::kill(reaper.id().try_into().unwrap(), libc::SIGINT) }).unwrap();
+    let status = reaper.wait().unwrap();
+    let left = names();
+    assert!(left.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{left:?}");
+    // It may have been done already; only then is this no interruption.
+    assert_eq!(status.code(), Some(if left.is_empty() { 0 } else { 130 }), "{}", left.len());
+}
