@@ -95,13 +95,20 @@ fn yes() -> bool {
 }
 
 /// The directories of operators' files: the machine's and the user's (`$XDG_CONFIG_HOME`, or
-/// `~/.config`).
+/// `~/.config`). The latter counts only if it is below a directory of the user that runs this:
+/// after su or sudo the environment may still name somebody else's home.
 #[must_use]
 pub fn operator_directories() -> Vec<PathBuf> {
-    let config = std::env::var_os("XDG_CONFIG_HOME")
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
-        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".config")));
+    let own = |path: PathBuf| {
+        let uid = std::fs::metadata(&path).ok()?.uid();
+        (path.is_absolute() && uid == nix::unistd::geteuid().as_raw()).then_some(path)
+    };
+    let config = match std::env::var_os("XDG_CONFIG_HOME") {
+        Some(config) => own(config.into()),
+        None => std::env::var_os("HOME")
+            .and_then(|home| own(home.into()))
+            .map(|home| home.join(".config")),
+    };
     std::iter::once(PathBuf::from(SYSTEM))
         .chain(config.map(|config| config.join("rtrack/producers.d")))
         .collect()
