@@ -3,21 +3,24 @@
 //! The order matters. Objects first, then the kernel's answer about each, then the processes; and
 //! what a lease holds up is never kept waiting for any of it.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+mod owners;
+mod snapshot;
+
+pub use snapshot::Snapshot;
+
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::evidence::clock::Clocks;
-use super::evidence::holders::{self, Holder, NameFilter, Scan, Targets};
+use self::owners::Owners;
+use self::snapshot::Matter;
+use super::evidence::holders::Holder;
 use super::evidence::lease::{self, Lease, Look};
-use super::evidence::mounts::Mounts;
-use super::evidence::processes::{Executable, Process, Processes};
-use super::evidence::producers::{Catalogue, Family, Match, operator_directories};
-use super::evidence::sight::Sight;
+use super::evidence::producers::{Catalogue, Match, Producer, operator_directories};
 use super::host::Host;
 use super::inventory::posix::{self, Object, Semaphore};
-use super::resource::{Kind, Name};
+use super::resource::Kind;
 use super::sys::{Nanoseconds, Stat};
 use super::verdict::{CreatorState, Facts, FamilyState, Judgement, ProducerFacts, Who, judge};
 
@@ -46,33 +49,6 @@ pub enum SurveyError {
     },
 }
 
-/// What is known of the processes at one moment.
-#[derive(Debug)]
-pub struct Snapshot {
-    /// Who exists.
-    pub processes: Processes,
-    /// Who holds what.
-    pub scan: Scan,
-    /// What could be seen.
-    pub sight: Sight,
-    clocks: Clocks,
-    guardians: HashMap<String, Vec<i32>>,
-    families: HashMap<String, Members>,
-    /// This process and those that it was started by.
-    ancestors: HashSet<i32>,
-    /// Running processes by each pid that they have in any namespace.
-    by_any_pid: HashMap<i32, Vec<i32>>,
-    uses: HashMap<Vec<u8>, Vec<String>>,
-}
-
-/// The running processes of a family, by pid.
-#[derive(Debug, Default)]
-struct Members {
-    alive: Vec<i32>,
-    /// Those that may be: they could not be looked into.
-    unseen: Vec<i32>,
-}
-
 /// Everything that one look found.
 #[derive(Debug)]
 pub struct Survey {
@@ -90,7 +66,7 @@ pub struct Survey {
     pub troubles: Vec<(String, io::Error)>,
     judging: Judging,
     catalogue: Arc<Catalogue>,
-    owners: HashMap<u32, Owner>,
+    owners: Owners,
 }
 
 impl Survey {
@@ -114,21 +90,20 @@ impl Survey {
         let lease_works = lease::calibrate(host);
         let mut survey = Self {
             leases: vec![Lease::NotAsked; objects.len()],
-            snapshot: Snapshot::empty(host),
+            snapshot: Snapshot::default(),
             objects,
             lease_works,
             taken_at,
             troubles: Vec::new(),
             judging,
             catalogue,
-            owners: HashMap::new(),
+            owners: Owners::default(),
         };
         survey.probe_all(host);
         survey.snapshot = survey.look_at_processes(host);
         survey.probe_unexplained_again(host);
-        // Looked up once, and never under a lease: a name service may take its time.
-        let uids: HashSet<u32> = survey.objects.iter().map(|object| object.stat.uid).collect();
-        survey.owners = uids.into_iter().map(|uid| (uid, Owner::look_up(uid))).collect();
+        survey.owners =
+            Owners::look_up(survey.objects.iter().map(|object| object.stat.uid).collect());
         survey
     }
 
@@ -146,7 +121,7 @@ impl Survey {
     /// The user name of an owner.
     #[must_use]
     pub fn owner(&self, uid: u32) -> &str {
-        self.owners.get(&uid).map_or("", |owner| owner.name.as_str())
+        self.owners.name(uid)
     }
 
     /// The catalogue of producers that this survey judges by.
@@ -165,7 +140,7 @@ impl Survey {
     #[must_use]
     pub fn creator(&self, object: &Object) -> Option<(i32, CreatorState)> {
         let pid = self.producer(object)?.pid?;
-        Some((pid, self.creator_state(object, pid)))
+        Some((pid, self.snapshot.creator(object, pid)))
     }
 
     /// Who holds the object at `index`.
@@ -255,60 +230,13 @@ impl Survey {
     }
 
     fn look_at_processes(&self, host: &Host) -> Snapshot {
-        let mut targets = Targets::default();
-        for (index, object) in self.objects.iter().enumerate() {
-            targets.names.push(object.file.as_bytes().to_vec());
-            targets.by_inode.insert((object.stat.dev, object.stat.ino), index);
-            if let Some(tree) = &object.directory {
-                targets.by_inode.extend(tree.inodes.iter().map(|inode| (*inode, index)));
-            }
-        }
-        let catalogue = Arc::clone(&self.catalogue);
-        let remember: NameFilter =
-            Arc::new(move |name| catalogue.families().iter().any(|f| f.has_mapping(name)));
-        let mut processes = Processes::read(host);
-        let targets = Arc::new(targets);
-        let mut scan = holders::scan(host, &mut processes, &targets, &remember, !self.lease_works);
-        let unexplained =
-            self.leases.iter().enumerate().any(|(index, lease)| {
-                *lease == Lease::Refused && !scan.holders.contains_key(&index)
-            });
-        if unexplained && self.lease_works {
-            // Somebody whom the first look missed: a thread with a table of its own, perhaps.
-            scan = holders::scan(host, &mut processes, &targets, &remember, true);
-        }
-        let own = scan.mounts.first().cloned().unwrap_or_default();
-        let sight =
-            Sight::new(host, &own, &processes, scan.unreadable.len(), self.judging.assume_complete);
-        let clocks = Clocks::read(host, &own);
-        let guardians = self.find_guardians(host, &processes);
-        let uses = uses(host, &scan.mounts);
-        let families = self
-            .catalogue
-            .families()
-            .iter()
-            .map(|family| (family.name.clone(), members(family, &processes, &scan)))
-            .collect();
-        let mut by_any_pid: HashMap<i32, Vec<i32>> = HashMap::new();
-        for process in processes.running() {
-            let pids: BTreeSet<i32> =
-                process.ns_pids.iter().copied().chain([process.pid]).collect();
-            for pid in pids {
-                by_any_pid.entry(pid).or_default().push(process.pid);
-            }
-        }
-        let ancestors = ancestors(&processes);
-        Snapshot {
-            processes,
-            scan,
-            sight,
-            clocks,
-            guardians,
-            families,
-            ancestors,
-            by_any_pid,
-            uses,
-        }
+        let matter = Matter {
+            objects: &self.objects,
+            leases: &self.leases,
+            lease_works: self.lease_works,
+            assume_complete: self.judging.assume_complete,
+        };
+        Snapshot::take(host, &self.catalogue, matter)
     }
 
     /// An object that the kernel calls held and nobody was found for may have been opened for a
@@ -336,53 +264,13 @@ impl Survey {
         drop(lock);
     }
 
-    /// The processes whose command line is one of a guardian, by the guardian's name. Command
-    /// lines are read last, and only of processes that could matter.
-    fn find_guardians(&self, host: &Host, processes: &Processes) -> HashMap<String, Vec<i32>> {
-        let mut names = BTreeSet::new();
-        let mut owners = HashSet::from([0]);
-        let mut anybody = false;
-        for object in &self.objects {
-            if let Some(name) = self.producer(object).and_then(|m| m.producer.guardian.as_ref()) {
-                names.insert(name.as_str());
-                owners.insert(object.stat.uid);
-                anybody |= is_shared(object.stat.mode);
-            }
-        }
-        if names.is_empty() {
-            return HashMap::new();
-        }
-        let pids = processes
-            .running()
-            .filter(|process| !matches!(process.exe, Executable::None))
-            .filter(|process| {
-                anybody || owners.iter().any(|uid| process.may_be_of(*uid, processes.overflow))
-            })
-            .map(|process| process.pid)
-            .collect();
-        let lines = Processes::command_lines(host, pids);
-        names
-            .into_iter()
-            .filter_map(|name| {
-                let guardian = self.catalogue.guardian(name)?;
-                let mut pids: Vec<i32> = lines
-                    .iter()
-                    .filter(|(_, line)| guardian.has_command_line(line))
-                    .map(|(pid, _)| *pid)
-                    .collect();
-                pids.sort_unstable();
-                Some((name.to_owned(), pids))
-            })
-            .collect()
-    }
-
     /// Everything that the verdict on the object at `index` depends on.
     #[must_use]
     pub fn facts(&self, host: &Host, index: usize) -> Option<Facts> {
         let object = self.objects.get(index)?;
         let snapshot = &self.snapshot;
         let found = self.producer(object);
-        let shared_mode = is_shared(object.stat.mode);
+        let producer = found.map(|found| found.producer);
         let directory = object.kind == Kind::Dir;
         let mut holder_blind: Vec<&'static str> =
             snapshot.sight.holders.iter().map(|blind| blind.says()).collect();
@@ -398,22 +286,31 @@ impl Survey {
                 .iter()
                 .map(|h| (Who { pid: h.pid, comm: h.comm.clone() }, h.how.clone()))
                 .collect(),
-            mounted: snapshot.uses.get(object.file.as_bytes()).cloned().unwrap_or_default(),
+            mounted: snapshot.mounted(object),
             quiet: quiet(host, &object.stat),
             grace: nanoseconds(self.judging.grace),
-            producer: found.map(|m| ProducerFacts {
-                id: m.producer.id.clone(),
-                software: m.producer.software.clone(),
-                held: m.producer.held_while_alive,
-                persistent: m.producer.persistent_by_design,
-                proof: m.producer.proof,
+            producer: producer.map(|producer| ProducerFacts {
+                id: producer.id.clone(),
+                software: producer.software.clone(),
+                held: producer.held_while_alive,
+                persistent: producer.persistent_by_design,
+                proof: producer.proof && fits(producer, object),
             }),
             creator: self.creator(object),
-            guardian: found.and_then(|m| self.guardian(object, m.producer.guardian.as_deref()?)),
-            family: found
-                .and_then(|m| m.producer.family.as_deref())
-                .map_or(FamilyState::NotDefined, |name| self.family(object, name)),
-            shared_mode,
+            guardian: producer.and_then(|producer| {
+                let name = producer.guardian.as_deref()?;
+                let what = self.catalogue.guardian(name)?.what.clone();
+                Some((snapshot.guardian(object, &self.owners, name)?, what))
+            }),
+            family: producer
+                .and_then(|producer| producer.family.as_deref())
+                .map_or(FamilyState::NotDefined, |name| {
+                    snapshot.family(object, &self.owners, name)
+                }),
+            descendant: found.and_then(|found| snapshot.descendant(found.pid?)),
+            locked: snapshot.locked(host, object, producer),
+            kin: snapshot.kin(object, &self.owners),
+            shared_mode: is_shared(object.stat.mode),
             owner: self.owner(object.stat.uid).to_owned(),
             process_blind: snapshot.sight.processes.iter().map(|blind| blind.says()).collect(),
             holder_blind,
@@ -424,159 +321,12 @@ impl Survey {
             }),
         })
     }
-
-    fn creator_state(&self, object: &Object, pid: i32) -> CreatorState {
-        let processes = &self.snapshot.processes;
-        let mut recycled = None;
-        let candidates = self.snapshot.by_any_pid.get(&pid).map_or(&[][..], Vec::as_slice);
-        for process in candidates.iter().filter_map(|pid| processes.seen.get(pid)) {
-            if self.snapshot.clocks.started_after(process.start_ticks, object.stat.born) {
-                recycled = Some(who(process));
-            } else {
-                return CreatorState::Alive(who(process));
-            }
-        }
-        match recycled {
-            Some(who) => CreatorState::Recycled(who),
-            None if self.snapshot.sight.processes.is_empty() => CreatorState::Dead,
-            None => CreatorState::NotVisible,
-        }
-    }
-
-    /// Whether a process could open the object: it is its owner's, or the mode lets others in.
-    ///
-    /// A root daemon that took the owner's uid to make the object and gave it back leaves no trace
-    /// of that uid, but it leaves its group: then root's processes count too, but for those that
-    /// this rtrack itself was started by.
-    fn may_open(&self, process: &Process, object: &Object) -> bool {
-        let overflow = self.snapshot.processes.overflow;
-        is_shared(object.stat.mode)
-            || process.may_be_of(object.stat.uid, overflow)
-            || self.bears_roots_group(object)
-                && process.may_be_of(0, overflow)
-                && !self.snapshot.ancestors.contains(&process.pid)
-    }
-
-    fn bears_roots_group(&self, object: &Object) -> bool {
-        object.stat.uid != 0
-            && object.stat.gid == 0
-            && self.owners.get(&object.stat.uid).and_then(|owner| owner.gid) != Some(0)
-    }
-
-    /// A guardian that may clean the object, of those that could open it. One does not count only if it and its parent provably started after
-    /// the object was born, and always counts once its own parent is gone.
-    fn guardian(&self, object: &Object, name: &str) -> Option<(Who, String)> {
-        let what = &self.catalogue.guardian(name)?.what;
-        let snapshot = &self.snapshot;
-        let late = |process: &Process| {
-            snapshot.clocks.started_after(process.start_ticks, object.stat.born)
-        };
-        snapshot
-            .guardians
-            .get(name)?
-            .iter()
-            .filter_map(|pid| snapshot.processes.seen.get(pid))
-            .filter(|process| self.may_open(process, object))
-            .find(|process| {
-                let parent = snapshot.processes.seen.get(&process.ppid);
-                // Reparented means: the parent is none that could have started it.
-                let own_parent = parent.filter(|p| p.pid != 1 && self.is_of_any_family(p));
-                !(late(process) && own_parent.is_some_and(late))
-            })
-            .map(|process| (who(process), what.clone()))
-    }
-
-    fn is_of_any_family(&self, process: &Process) -> bool {
-        self.snapshot.families.values().any(|family| family.alive.contains(&process.pid))
-    }
-
-    fn family(&self, object: &Object, name: &str) -> FamilyState {
-        let processes = &self.snapshot.processes;
-        let Some(members) = self.snapshot.families.get(name) else {
-            return FamilyState::NotDefined;
-        };
-        let could_open = |pids: &[i32]| -> Vec<Who> {
-            pids.iter()
-                .filter_map(|pid| processes.seen.get(pid))
-                .filter(|process| self.may_open(process, object))
-                .map(who)
-                .collect()
-        };
-        let alive = could_open(&members.alive);
-        if let Some(first) = alive.first() {
-            return FamilyState::Alive(first.clone(), alive.len());
-        }
-        could_open(&members.unseen)
-            .into_iter()
-            .next()
-            .map_or(FamilyState::Gone, FamilyState::Unseen)
-    }
 }
 
-/// This process, its parent, and so on.
-fn ancestors(processes: &Processes) -> HashSet<i32> {
-    let mut line = HashSet::new();
-    let mut pid = nix::unistd::getpid().as_raw();
-    while let Some(process) = processes.seen.get(&pid)
-        && line.insert(pid)
-    {
-        pid = process.ppid;
-    }
-    line
-}
-
-/// The members of a family among the running processes, lowest pid first.
-fn members(family: &Family, processes: &Processes, scan: &Scan) -> Members {
-    let mut members = Members::default();
-    for process in processes.running() {
-        // Its own word counts too: a name can be forged, but a forged one only protects.
-        let named = family.has_executable(&process.comm)
-            || process.exe.file_name().is_some_and(|name| family.has_executable(name));
-        let maps = scan.mapped_names.get(&process.pid);
-        if named || maps.is_some_and(|names| names.iter().any(|name| family.has_mapping(name))) {
-            members.alive.push(process.pid);
-        } else if process.exe == Executable::Unreadable || !scan.maps_read.contains(&process.pid) {
-            members.unseen.push(process.pid);
-        }
-    }
-    members.alive.sort_unstable();
-    members.unseen.sort_unstable();
-    members
-}
-
-impl Snapshot {
-    fn empty(host: &Host) -> Self {
-        Self {
-            processes: Processes::default(),
-            scan: Scan::default(),
-            sight: Sight::default(),
-            clocks: Clocks::read(host, &Mounts::default()),
-            guardians: HashMap::new(),
-            families: HashMap::new(),
-            ancestors: HashSet::new(),
-            by_any_pid: HashMap::new(),
-            uses: HashMap::new(),
-        }
-    }
-}
-
-/// The objects that are mounted somewhere, under a mount, or a layer of an overlay.
-fn uses(host: &Host, namespaces: &[Arc<Mounts>]) -> HashMap<Vec<u8>, Vec<String>> {
-    let mut uses: HashMap<Vec<u8>, Vec<String>> = HashMap::new();
-    let Ok(dev) = host.shm_dev() else { return uses };
-    for mounts in namespaces {
-        for (name, says) in mounts.uses_of(dev) {
-            let known = uses.entry(name).or_default();
-            if !known.contains(&says) {
-                known.push(says);
-            }
-        }
-    }
-    uses
-}
-
-fn who(process: &Process) -> Who {
-    Who { pid: process.pid, comm: process.comm.clone() }
+/// Whether the object can be what the entry is about. Without glibc's prefix, as musl names them,
+/// only its size tells a semaphore from somebody's file.
+fn fits(producer: &Producer, object: &Object) -> bool {
+    producer.kind != "sem" || object.kind == Kind::Sem || object.stat.size == posix::SEMAPHORE_SIZE
 }
 
 /// Whether a mode grants anything to group or others.
@@ -593,24 +343,4 @@ fn nanoseconds(duration: Duration) -> Nanoseconds {
 #[must_use]
 pub fn quiet(host: &Host, stat: &Stat) -> Nanoseconds {
     (host.clock.wall)() - stat.born.unwrap_or(stat.changed).max(stat.changed)
-}
-
-/// What the user database says of an owner.
-#[derive(Debug)]
-struct Owner {
-    /// The name, or `uid N` where there is none.
-    name: String,
-    /// The primary group.
-    gid: Option<u32>,
-}
-
-impl Owner {
-    fn look_up(uid: u32) -> Self {
-        match nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)) {
-            Ok(Some(user)) => {
-                Self { name: Name::new(user.name).to_string(), gid: Some(user.gid.as_raw()) }
-            }
-            _ => Self { name: format!("uid {uid}"), gid: None },
-        }
-    }
 }

@@ -82,6 +82,21 @@ pub fn take_write_lease(fd: impl AsFd) -> io::Result<()> {
     check(unsafe { libc::fcntl(fd, libc::F_SETLEASE, libc::F_WRLCK) }).map(drop)
 }
 
+/// As [`take_write_lease`], in the name of the file's owner: a process that may change its uids
+/// (`CAP_SETUID`) need not have `CAP_LEASE`, which containers usually lack. The file-system uid of
+/// this thread is `owner` for one system call.
+///
+/// # Errors
+/// As [`take_write_lease`]; `EACCES` also where the uid cannot be taken.
+pub fn take_write_lease_as(fd: impl AsFd, owner: u32) -> io::Result<()> {
+    // SAFETY: setfsuid changes an attribute of this thread and touches no memory.
+    let before = unsafe { libc::setfsuid(owner) };
+    let result = take_write_lease(fd);
+    // SAFETY: as above; it goes back to what this thread had, which is always allowed.
+    unsafe { libc::setfsuid(libc::uid_t::try_from(before).unwrap_or(0)) };
+    result
+}
+
 /// Asks whether the lease taken on `fd` is still whole (`F_GETLEASE`).
 ///
 /// # Errors

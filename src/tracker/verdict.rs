@@ -4,8 +4,12 @@
 //! (only by name and force), *unclaimed* when asked, *orphaned* by default. More evidence of life
 //! never makes an object more removable, and neither does seeing less.
 
+mod code;
+
+pub use code::{Code, Evidence};
+
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::evidence::holders::How;
 use super::evidence::lease::Lease;
@@ -60,122 +64,6 @@ impl std::fmt::Display for Verdict {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(self.as_str())
     }
-}
-
-/// The codes of evidence: a closed list, part of the JSON interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-#[allow(missing_docs, reason = "each is explained where it is produced, and in rtrack-verdicts(7)")]
-pub enum Code {
-    LeaseRefused,
-    LeaseGranted,
-    MappedBy,
-    OpenBy,
-    Attached,
-    Mounted,
-    NoPermission,
-    NoLease,
-    Persistent,
-    CreatorAlive,
-    CreatorDead,
-    PidRecycled,
-    GuardianAlive,
-    Registered,
-    Unread,
-    TooYoung,
-    Locked,
-    AlwaysHeldProducer,
-    NoFamily,
-    FamilyAlive,
-    NoKin,
-    KinAlive,
-    SharedMode,
-    PartialProcessSight,
-    PartialHolderSight,
-    AssumedComplete,
-    UnknownProducer,
-    WeakProducer,
-}
-
-impl Code {
-    /// All of them.
-    pub const ALL: [Self; 28] = [
-        Self::LeaseRefused,
-        Self::LeaseGranted,
-        Self::MappedBy,
-        Self::OpenBy,
-        Self::Attached,
-        Self::Mounted,
-        Self::NoPermission,
-        Self::NoLease,
-        Self::Persistent,
-        Self::CreatorAlive,
-        Self::CreatorDead,
-        Self::PidRecycled,
-        Self::GuardianAlive,
-        Self::Registered,
-        Self::Unread,
-        Self::TooYoung,
-        Self::Locked,
-        Self::AlwaysHeldProducer,
-        Self::NoFamily,
-        Self::FamilyAlive,
-        Self::NoKin,
-        Self::KinAlive,
-        Self::SharedMode,
-        Self::PartialProcessSight,
-        Self::PartialHolderSight,
-        Self::AssumedComplete,
-        Self::UnknownProducer,
-        Self::WeakProducer,
-    ];
-
-    /// The code as tables and JSON have it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::LeaseRefused => "lease-refused",
-            Self::LeaseGranted => "lease-granted",
-            Self::MappedBy => "mapped-by",
-            Self::OpenBy => "open-by",
-            Self::Attached => "attached",
-            Self::Mounted => "mounted",
-            Self::NoPermission => "no-permission",
-            Self::NoLease => "no-lease",
-            Self::Persistent => "persistent",
-            Self::CreatorAlive => "creator-alive",
-            Self::CreatorDead => "creator-dead",
-            Self::PidRecycled => "pid-recycled",
-            Self::GuardianAlive => "guardian-alive",
-            Self::Registered => "registered",
-            Self::Unread => "unread",
-            Self::TooYoung => "too-young",
-            Self::Locked => "locked",
-            Self::AlwaysHeldProducer => "always-held-producer",
-            Self::NoFamily => "no-family",
-            Self::FamilyAlive => "family-alive",
-            Self::NoKin => "no-kin",
-            Self::KinAlive => "kin-alive",
-            Self::SharedMode => "shared-mode",
-            Self::PartialProcessSight => "partial-process-sight",
-            Self::PartialHolderSight => "partial-holder-sight",
-            Self::AssumedComplete => "assumed-complete",
-            Self::UnknownProducer => "unknown-producer",
-            Self::WeakProducer => "weak-producer",
-        }
-    }
-}
-
-/// One piece of evidence: a code for programs, a sentence for people, fields for machines.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Evidence {
-    /// What kind of evidence.
-    pub code: Code,
-    /// One sentence.
-    pub says: String,
-    /// What the sentence is made of.
-    #[serde(flatten)]
-    pub fields: Map<String, Value>,
 }
 
 /// The verdict, the code that decided it, and everything that is known.
@@ -238,6 +126,17 @@ pub enum FamilyState {
     Unseen(Who),
 }
 
+/// Whether a process of the owner's lives, whatever program it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KinState {
+    /// The owner is a system user: its services come and go, and their objects with them.
+    SystemUser,
+    /// None lives, as far as process sight reaches.
+    Gone,
+    /// This one does, among so many.
+    Alive(Who, usize),
+}
+
 /// What the catalogue says of the producer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProducerFacts {
@@ -258,7 +157,7 @@ pub struct ProducerFacts {
 pub struct Facts {
     /// A kind that can be judged: not a symlink, FIFO, socket or device.
     pub known_kind: bool,
-    /// A directory: it has no lease, and its proofs are not established.
+    /// A directory: it has no lease.
     pub directory: bool,
     /// The kernel's answer.
     pub lease: Lease,
@@ -278,6 +177,12 @@ pub struct Facts {
     pub guardian: Option<(Who, String)>,
     /// What lives of the family.
     pub family: FamilyState,
+    /// A live process of the creator's session or group, or its child.
+    pub descendant: Option<Who>,
+    /// The producer's own lock on it, or beside it, that somebody holds.
+    pub locked: Option<String>,
+    /// Whether anybody lives who could come back for it as its owner.
+    pub kin: KinState,
     /// The mode grants something to group or others.
     pub shared_mode: bool,
     /// Name of the owner, for sentences.
@@ -433,6 +338,9 @@ fn claims(facts: &Facts, found: &mut Vec<Evidence>) {
             [("quiet_s", json!(seconds(facts.quiet))), ("grace_s", json!(seconds(facts.grace)))];
         found.push(evidence(Code::TooYoung, says, &fields));
     }
+    if let Some(lock) = &facts.locked {
+        found.push(evidence(Code::Locked, lock.clone(), &[]));
+    }
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a display of seconds needs no 53 bits")]
@@ -497,81 +405,66 @@ fn proving(facts: &Facts, found: &mut Vec<Evidence>) -> Result<Code, Code> {
             &[],
         ));
     }
-    let Some(producer) = facts.producer.as_ref().filter(|_| facts.known_kind) else {
-        found.push(evidence(
-            Code::UnknownProducer,
-            "no known program makes objects of this name",
-            &[],
-        ));
-        return Err(Code::UnknownProducer);
-    };
-    let fields = [("producer", json!(producer.id))];
-    if let Some(broken) = &facts.catalogue_broken {
-        found.push(evidence(
-            Code::WeakProducer,
-            format!("the catalogue of producers proves nothing until {broken} is mended"),
-            &fields,
-        ));
-        return Err(Code::WeakProducer);
-    }
-    if !producer.proof {
-        found.push(evidence(
-            Code::WeakProducer,
-            format!("the name fits {}, but that proves nothing", producer.software),
-            &fields,
-        ));
-        return Err(Code::WeakProducer);
-    }
-    if facts.directory {
-        found.push(evidence(
-            Code::WeakProducer,
-            format!("made by {}; no proof is known for directories", producer.software),
-            &fields,
-        ));
-        return Err(Code::WeakProducer);
-    }
-    if matches!(producer.held, HeldWhileAlive::Mapped | HeldWhileAlive::Open) {
-        found.push(evidence(
-            Code::AlwaysHeldProducer,
-            format!(
-                "made by {}, whose live owners always have it {}",
-                producer.software,
-                if producer.held == HeldWhileAlive::Mapped { "mapped" } else { "open" }
-            ),
-            &fields,
-        ));
-        return Ok(Code::AlwaysHeldProducer);
-    }
-    let owners = if facts.shared_mode {
+    if facts.shared_mode {
         found.push(evidence(
             Code::SharedMode,
             "its mode lets other users open it, so their processes count too",
             &[],
         ));
-        "any user".to_owned()
-    } else {
-        facts.owner.clone()
+    }
+    let by_producer = match &facts.producer {
+        Some(producer) if facts.known_kind => prove_by_producer(facts, producer, found),
+        _ => {
+            let says = "no known program makes objects of this name";
+            found.push(evidence(Code::UnknownProducer, says, &[]));
+            Err(Code::UnknownProducer)
+        }
     };
+    let by_kin = prove_by_kin(facts, found);
+    by_producer.or_else(|obstacle| by_kin.map_err(|_| obstacle))
+}
+
+/// `always-held-producer` and `no-family`.
+fn prove_by_producer(
+    facts: &Facts,
+    producer: &ProducerFacts,
+    found: &mut Vec<Evidence>,
+) -> Result<Code, Code> {
+    let fields = [("producer", json!(producer.id))];
+    let weak = |found: &mut Vec<Evidence>, says: String| {
+        found.push(evidence(Code::WeakProducer, says, &fields));
+        Err(Code::WeakProducer)
+    };
+    let software = &producer.software;
+    if let Some(broken) = &facts.catalogue_broken {
+        return weak(
+            found,
+            format!("the catalogue of producers proves nothing until {broken} is mended"),
+        );
+    }
+    if !producer.proof {
+        return weak(found, format!("the name fits {software}, but that proves nothing"));
+    }
+    let always = match producer.held {
+        HeldWhileAlive::Mapped => Some("mapped"),
+        HeldWhileAlive::Open => Some("open"),
+        HeldWhileAlive::ByName | HeldWhileAlive::Unknown => None,
+    };
+    if let Some(how) = always {
+        let says = format!("made by {software}, whose live owners always have it {how}");
+        found.push(evidence(Code::AlwaysHeldProducer, says, &fields));
+        return Ok(Code::AlwaysHeldProducer);
+    }
+    let owners = if facts.shared_mode { "any user" } else { &facts.owner };
     match &facts.family {
         FamilyState::NotDefined => {
-            found.push(evidence(
-                Code::WeakProducer,
-                format!(
-                    "made by {}, which may need it while nobody has it open",
-                    producer.software
-                ),
-                &fields,
-            ));
-            Err(Code::WeakProducer)
+            weak(found, format!("made by {software}, which may need it while nobody has it open"))
         }
         FamilyState::Alive(who, count) => {
             let more = if *count > 1 { format!(" and {} more", count - 1) } else { String::new() };
             found.push(evidence(
                 Code::FamilyAlive,
-                format!(
-                    "made by {}, and such a program of {owners} is alive: {who}{more}",
-                    producer.software
-                ),
+                format!("made by {software}, and such a program of {owners} is alive: {who}{more}"),
                 &[("pid", json!(who.pid)), ("count", json!(count))],
             ));
             Err(Code::FamilyAlive)
@@ -585,21 +478,61 @@ fn proving(facts: &Facts, found: &mut Vec<Evidence>) -> Result<Code, Code> {
             Err(Code::PartialProcessSight)
         }
         FamilyState::Gone if !facts.process_blind.is_empty() => {
-            found.push(evidence(
-                Code::PartialProcessSight,
-                format!("not all processes can be seen: {}", facts.process_blind.join("; ")),
-                &[],
-            ));
+            partial_process_sight(facts, found);
             Err(Code::PartialProcessSight)
         }
-        FamilyState::Gone => {
+        FamilyState::Gone => match &facts.descendant {
+            Some(who) => {
+                found.push(evidence(
+                    Code::FamilyAlive,
+                    format!("made by {software}, and {who} descends from the process that made it"),
+                    &[("pid", json!(who.pid))],
+                ));
+                Err(Code::FamilyAlive)
+            }
+            None => {
+                let says = format!("made by {software}, and no such program of {owners} is alive");
+                found.push(evidence(Code::NoFamily, says, &fields));
+                Ok(Code::NoFamily)
+            }
+        },
+    }
+}
+
+/// `no-kin`: whoever made it, nobody of its owner's is left, and nobody else may open it.
+fn prove_by_kin(facts: &Facts, found: &mut Vec<Evidence>) -> Result<Code, ()> {
+    if !facts.known_kind || facts.shared_mode {
+        return Err(());
+    }
+    match &facts.kin {
+        KinState::SystemUser => Err(()),
+        KinState::Alive(who, count) => {
+            let more = if *count > 1 { format!(" and {} more", count - 1) } else { String::new() };
             found.push(evidence(
-                Code::NoFamily,
-                format!("made by {}, and no such program of {owners} is alive", producer.software),
-                &fields,
+                Code::KinAlive,
+                format!("processes of {} are alive: {who}{more}", facts.owner),
+                &[("pid", json!(who.pid)), ("count", json!(count))],
             ));
-            Ok(Code::NoFamily)
+            Err(())
         }
+        KinState::Gone if !facts.process_blind.is_empty() => {
+            partial_process_sight(facts, found);
+            Err(())
+        }
+        KinState::Gone if facts.descendant.is_some() => Err(()),
+        KinState::Gone => {
+            let says =
+                format!("no process of {} is alive, and nobody else may open it", facts.owner);
+            found.push(evidence(Code::NoKin, says, &[]));
+            Ok(Code::NoKin)
+        }
+    }
+}
+
+fn partial_process_sight(facts: &Facts, found: &mut Vec<Evidence>) {
+    if found.iter().all(|evidence| evidence.code != Code::PartialProcessSight) {
+        let says = format!("not all processes can be seen: {}", facts.process_blind.join("; "));
+        found.push(evidence(Code::PartialProcessSight, says, &[]));
     }
 }
 

@@ -55,6 +55,8 @@ pub struct Targets {
     pub by_inode: HashMap<(u64, u64), usize>,
     /// Their file names, by the same index.
     pub names: Vec<Vec<u8>>,
+    /// The device number of their mount.
+    pub dev: u64,
 }
 
 /// What one pass over the processes found.
@@ -68,6 +70,8 @@ pub struct Scan {
     pub mapped_names: HashMap<i32, BTreeSet<Vec<u8>>>,
     /// Processes whose mappings could be read whole.
     pub maps_read: HashSet<i32>,
+    /// Processes whose mount namespace does not have the mount of the targets at all.
+    pub elsewhere: HashSet<i32>,
     /// The mounts of every mount namespace that could be seen, ours first.
     pub mounts: Vec<Arc<Mounts>>,
 }
@@ -141,6 +145,9 @@ impl Scan {
         if found.maps_read {
             self.maps_read.insert(process.pid);
         }
+        if found.elsewhere {
+            self.elsewhere.insert(process.pid);
+        }
         if !found.mapped_names.is_empty() {
             self.mapped_names.insert(process.pid, found.mapped_names);
         }
@@ -164,6 +171,7 @@ struct Found {
     holds: HashMap<usize, BTreeSet<How>>,
     mapped_names: BTreeSet<Vec<u8>>,
     maps_read: bool,
+    elsewhere: bool,
     incomplete: bool,
 }
 
@@ -177,7 +185,16 @@ impl Reader<'_> {
     fn read(&self, pid: i32, threads: bool, namespaces: &Namespaces) -> Found {
         let mut found = Found::default();
         let own = self.root.join(pid.to_string());
-        let mounts = namespace_of(&own, namespaces);
+        let mounts = match namespace_of(&own, namespaces) {
+            Ok(mounts) => Some(mounts),
+            Err(error) => {
+                // Mounts of an object that nobody could look for.
+                found.incomplete |= !gone(&error);
+                None
+            }
+        };
+        found.elsewhere =
+            mounts.as_ref().is_some_and(|m| m.0.iter().all(|mount| mount.dev != self.targets.dev));
         let mut roots = vec![own.clone()];
         if threads {
             match std::fs::read_dir(own.join("task")) {
@@ -334,14 +351,14 @@ impl Reader<'_> {
 }
 
 /// The mounts of the process's mount namespace, read once for each namespace.
-fn namespace_of(process: &Path, namespaces: &Namespaces) -> Option<Arc<Mounts>> {
-    let key = std::fs::read_link(process.join("ns/mnt")).ok()?.as_os_str().as_bytes().to_vec();
+fn namespace_of(process: &Path, namespaces: &Namespaces) -> io::Result<Arc<Mounts>> {
+    let key = std::fs::read_link(process.join("ns/mnt"))?.as_os_str().as_bytes().to_vec();
     if let Some(known) = namespaces.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
-        return Some(Arc::clone(known));
+        return Ok(Arc::clone(known));
     }
-    let mounts = Arc::new(Mounts::parse(&std::fs::read(process.join("mountinfo")).ok()?));
+    let mounts = Arc::new(Mounts::parse(&std::fs::read(process.join("mountinfo"))?));
     let mut known = namespaces.lock().unwrap_or_else(PoisonError::into_inner);
-    Some(Arc::clone(known.entry(key).or_insert(mounts)))
+    Ok(Arc::clone(known.entry(key).or_insert(mounts)))
 }
 
 fn gone(error: &io::Error) -> bool {

@@ -165,7 +165,11 @@ pub fn take(
 }
 
 fn lease(file: OwnedFd) -> Result<Leased, LeaseError> {
-    match sys::take_write_lease(&file) {
+    let mut result = sys::take_write_lease(&file);
+    if result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EACCES)) {
+        result = sys::take_write_lease_as(&file, sys::stat(&file, c"")?.uid);
+    }
+    match result {
         Ok(()) => Ok(Leased { file }),
         Err(error) => Err(match error.raw_os_error() {
             Some(libc::EAGAIN) => LeaseError::Held,

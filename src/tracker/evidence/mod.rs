@@ -4,6 +4,7 @@ pub mod clock;
 pub mod deadline;
 pub mod holders;
 pub mod lease;
+pub mod locks;
 pub mod mounts;
 pub mod processes;
 pub mod producers;

@@ -44,6 +44,10 @@ pub struct Process {
     pub pid: i32,
     /// Its parent's.
     pub ppid: i32,
+    /// Its process group.
+    pub group: i32,
+    /// Its session.
+    pub session: i32,
     /// When it started, in clock ticks since boot.
     pub start_ticks: u64,
     /// The name that the kernel has for it (`comm`): 15 bytes that the process may change.
@@ -170,6 +174,8 @@ fn read_one(process: &procfs::process::Process, root: &Path) -> io::Result<Proce
     Ok(Process {
         pid: stat.pid,
         ppid: stat.ppid,
+        group: stat.pgrp,
+        session: stat.session,
         start_ticks: stat.starttime,
         comm,
         uids,
@@ -275,6 +281,8 @@ mod tests {
         let process = Process {
             pid: 1,
             ppid: 0,
+            group: 1,
+            session: 1,
             start_ticks: 0,
             comm: Vec::new(),
             uids: [0, 65534, 0, 0],

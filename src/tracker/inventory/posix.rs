@@ -24,7 +24,7 @@ pub const MOST_ENTRIES: usize = 100_000;
 const MOST_LEVELS: usize = 64;
 
 /// The size of a semaphore (`sem_t`) on this architecture.
-const SEMAPHORE_SIZE: u64 = size_of::<libc::sem_t>() as u64;
+pub const SEMAPHORE_SIZE: u64 = size_of::<libc::sem_t>() as u64;
 
 /// One entry of /dev/shm.
 #[derive(Debug, Clone)]

@@ -30,6 +30,9 @@ fn free() -> Facts {
         creator: None,
         guardian: None,
         family: FamilyState::NotDefined,
+        descendant: None,
+        locked: None,
+        kin: KinState::Alive(who(3), 1),
         shared_mode: false,
         owner: "alice".into(),
         process_blind: Vec::new(),
@@ -157,8 +160,50 @@ fn each_row_of_the_rule() {
         (
             "a directory, complete sight",
             Facts { directory: true, lease: Lease::NotAsked, ..by_name() },
+            V::Orphaned,
+            C::NoFamily,
+        ),
+        ("locked", Facts { locked: Some("by 7".into()), ..always_held() }, V::Claimed, C::Locked),
+        (
+            "a descendant of the creator",
+            Facts { descendant: Some(who(9)), ..by_name() },
             V::Unclaimed,
-            C::WeakProducer,
+            C::FamilyAlive,
+        ),
+        ("no kin", Facts { kin: KinState::Gone, ..free() }, V::Orphaned, C::NoKin),
+        (
+            "no kin, whatever the catalogue cannot prove",
+            Facts {
+                kin: KinState::Gone,
+                producer: Some(producer(HeldWhileAlive::Unknown)),
+                ..free()
+            },
+            V::Orphaned,
+            C::NoKin,
+        ),
+        (
+            "no kin, but others may open it",
+            Facts { kin: KinState::Gone, shared_mode: true, ..free() },
+            V::Unclaimed,
+            C::UnknownProducer,
+        ),
+        (
+            "no kin seen, partial sight",
+            Facts { kin: KinState::Gone, process_blind: blind(), ..free() },
+            V::Unclaimed,
+            C::UnknownProducer,
+        ),
+        (
+            "a system user",
+            Facts { kin: KinState::SystemUser, ..free() },
+            V::Unclaimed,
+            C::UnknownProducer,
+        ),
+        (
+            "no kin, but a descendant of the creator under another uid",
+            Facts { kin: KinState::Gone, descendant: Some(who(9)), ..free() },
+            V::Unclaimed,
+            C::UnknownProducer,
         ),
         ("always held", always_held(), V::Orphaned, C::AlwaysHeldProducer),
         (
@@ -289,6 +334,10 @@ fn families() -> impl Strategy<Value = FamilyState> {
     ]
 }
 
+fn kin() -> impl Strategy<Value = KinState> {
+    prop_oneof![Just(KinState::SystemUser), Just(KinState::Gone), Just(KinState::Alive(who(3), 1)),]
+}
+
 fn creators() -> impl Strategy<Value = Option<(i32, CreatorState)>> {
     proptest::option::of(prop_oneof![
         Just((7, CreatorState::Alive(who(7)))),
@@ -304,6 +353,7 @@ prop_compose! {
         producer in producers(),
         family in families(),
         creator in creators(),
+        kin in kin(),
         quiet in -2i128..120,
         flags in any::<[bool; 7]>(),
     ) -> Facts {
@@ -317,6 +367,7 @@ prop_compose! {
             producer,
             creator,
             family,
+            kin,
             process_blind: if flags[4] { vec!["p"] } else { Vec::new() },
             holder_blind: if flags[5] { vec!["h"] } else { Vec::new() },
             shared_mode: flags[6],
@@ -336,6 +387,10 @@ proptest! {
             Facts { creator: Some((7, CreatorState::Alive(who(7)))), ..facts.clone() },
             Facts { guardian: Some((who(8), "g".into())), ..facts.clone() },
             Facts { family: FamilyState::Alive(who(9), 1), ..facts.clone() },
+            Facts { descendant: Some(who(9)), ..facts.clone() },
+            Facts { locked: Some("by 7".into()), ..facts.clone() },
+            Facts { kin: KinState::Alive(who(3), 1), ..facts.clone() },
+            Facts { shared_mode: true, ..facts.clone() },
             Facts { quiet: 0, ..facts.clone() },
         ];
         for more in livelier {

@@ -1,0 +1,362 @@
+//! What is known of the processes at one moment, and what that says of an object.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::owners::{Owners, is_system_uid};
+use crate::tracker::evidence::clock::Clocks;
+use crate::tracker::evidence::holders::{self, NameFilter, Scan, Targets};
+use crate::tracker::evidence::lease::{Lease, c_name};
+use crate::tracker::evidence::locks::Locks;
+use crate::tracker::evidence::mounts::Mounts;
+use crate::tracker::evidence::processes::{Executable, Process, Processes};
+use crate::tracker::evidence::producers::{Catalogue, Family, Producer};
+use crate::tracker::evidence::sight::Sight;
+use crate::tracker::host::Host;
+use crate::tracker::inventory::posix::Object;
+use crate::tracker::resource::Name;
+use crate::tracker::sys;
+use crate::tracker::verdict::{CreatorState, FamilyState, KinState, Who};
+
+/// What is known of the processes at one moment.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Who exists.
+    pub processes: Processes,
+    /// Who holds what.
+    pub scan: Scan,
+    /// What could be seen.
+    pub sight: Sight,
+    clocks: Option<Clocks>,
+    guardians: HashMap<String, Vec<i32>>,
+    families: HashMap<String, Members>,
+    /// This process and those that it was started by.
+    ancestors: HashSet<i32>,
+    /// Running processes by each pid that they have in any namespace.
+    by_any_pid: HashMap<i32, Vec<i32>>,
+    /// Running processes by each uid that they have.
+    by_uid: HashMap<u32, Vec<i32>>,
+    locks: Locks,
+    /// Objects that are mounted, or under a mount, with what is seen of it.
+    uses: HashMap<Vec<u8>, Vec<String>>,
+}
+
+/// The running processes of a family, lowest pid first.
+#[derive(Debug, Default)]
+struct Members {
+    alive: Vec<i32>,
+    /// Those that may be: they could not be looked into.
+    unseen: Vec<i32>,
+}
+
+/// The objects of a survey, as far as the processes are concerned.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Matter<'a> {
+    pub(super) objects: &'a [Object],
+    pub(super) leases: &'a [Lease],
+    pub(super) lease_works: bool,
+    pub(super) assume_complete: bool,
+}
+
+impl Snapshot {
+    /// Looks at every process.
+    pub(super) fn take(host: &Host, catalogue: &Arc<Catalogue>, matter: Matter<'_>) -> Self {
+        let targets = Arc::new(targets(host, matter.objects));
+        let remember: NameFilter = {
+            let catalogue = Arc::clone(catalogue);
+            Arc::new(move |name| catalogue.families().iter().any(|f| f.has_mapping(name)))
+        };
+        let mut processes = Processes::read(host);
+        let mut scan =
+            holders::scan(host, &mut processes, &targets, &remember, !matter.lease_works);
+        let unexplained =
+            matter.leases.iter().enumerate().any(|(index, lease)| {
+                *lease == Lease::Refused && !scan.holders.contains_key(&index)
+            });
+        if unexplained && matter.lease_works {
+            // Somebody whom the first look missed: a thread with a table of its own, perhaps.
+            scan = holders::scan(host, &mut processes, &targets, &remember, true);
+        }
+        let own = scan.mounts.first().cloned().unwrap_or_default();
+        let families = catalogue.families().iter();
+        let mut snapshot = Self {
+            sight: Sight::new(
+                host,
+                &own,
+                &processes,
+                scan.unreadable.len(),
+                matter.assume_complete,
+            ),
+            clocks: Some(Clocks::read(host, &own)),
+            guardians: find_guardians(host, catalogue, matter.objects, &processes),
+            families: families
+                .map(|family| (family.name.clone(), members(family, &processes, &scan)))
+                .collect(),
+            ancestors: ancestors(&processes),
+            locks: Locks::read(host),
+            uses: uses(host, &scan.mounts),
+            by_any_pid: HashMap::new(),
+            by_uid: HashMap::new(),
+            processes,
+            scan,
+        };
+        snapshot.index();
+        snapshot
+    }
+
+    fn index(&mut self) {
+        for process in self.processes.running() {
+            // A pid of another PID namespace means something only where the mount is seen.
+            let elsewhere = self.scan.elsewhere.contains(&process.pid);
+            let inner = process.ns_pids.iter().copied().filter(|_| !elsewhere);
+            for pid in inner.chain([process.pid]).collect::<BTreeSet<i32>>() {
+                self.by_any_pid.entry(pid).or_default().push(process.pid);
+            }
+            for uid in BTreeSet::from(process.uids) {
+                self.by_uid.entry(uid).or_default().push(process.pid);
+            }
+        }
+    }
+
+    fn started_after(&self, process: &Process, object: &Object) -> bool {
+        self.clocks
+            .as_ref()
+            .is_some_and(|clocks| clocks.started_after(process.start_ticks, object.stat.born))
+    }
+
+    /// Mounts that the object is part of.
+    pub(super) fn mounted(&self, object: &Object) -> Vec<String> {
+        self.uses.get(object.file.as_bytes()).cloned().unwrap_or_default()
+    }
+
+    /// What became of the pid in the object's name.
+    pub(super) fn creator(&self, object: &Object, pid: i32) -> CreatorState {
+        let candidates = self.by_any_pid.get(&pid).map_or(&[][..], Vec::as_slice);
+        let mut recycled = None;
+        for process in candidates.iter().filter_map(|pid| self.processes.seen.get(pid)) {
+            if self.started_after(process, object) {
+                recycled = Some(who(process));
+            } else {
+                return CreatorState::Alive(who(process));
+            }
+        }
+        match recycled {
+            Some(who) => CreatorState::Recycled(who),
+            None if self.sight.processes.is_empty() => CreatorState::Dead,
+            None => CreatorState::NotVisible,
+        }
+    }
+
+    /// A process of the session or the group that the creator led, or a child of it.
+    pub(super) fn descendant(&self, pid: i32) -> Option<Who> {
+        self.processes
+            .running()
+            .find(|process| {
+                process.pid != pid && [process.ppid, process.group, process.session].contains(&pid)
+            })
+            .map(who)
+    }
+
+    /// The producer's own lock on the object or on a lock file beside it.
+    pub(super) fn locked(
+        &self,
+        host: &Host,
+        object: &Object,
+        producer: Option<&Producer>,
+    ) -> Option<String> {
+        let says = |pid: i32, what: &str| match pid {
+            0 => format!("somebody has a lock on {what}"),
+            pid => format!("process {pid} has a lock on {what}"),
+        };
+        if let Some(pid) = self.locks.holder(object.stat.dev, object.stat.ino) {
+            return Some(says(pid, "it"));
+        }
+        producer?.lock_suffixes.iter().find_map(|suffix| {
+            let name = Name::new([object.file.as_bytes(), suffix.as_bytes()].concat());
+            let stat = sys::stat(host.shm(), &c_name(&name).ok()?).ok()?;
+            let pid = self.locks.holder(stat.dev, stat.ino)?;
+            Some(says(pid, &name.to_string()))
+        })
+    }
+
+    /// A guardian that may clean the object, of those that could open it. One does not count only
+    /// if it and its parent provably started after the object was born, and always counts once its
+    /// own parent is gone.
+    pub(super) fn guardian(&self, object: &Object, owners: &Owners, name: &str) -> Option<Who> {
+        let guardians = self.guardians.get(name)?;
+        guardians
+            .iter()
+            .filter_map(|pid| self.processes.seen.get(pid))
+            .filter(|process| self.may_open(process, object, owners))
+            .find(|process| {
+                // Reparented means: its parent is none that could have started it.
+                let parent = self.processes.seen.get(&process.ppid);
+                let own_parent = parent.filter(|p| p.pid != 1 && self.is_of_any_family(p));
+                !(self.started_after(process, object)
+                    && own_parent.is_some_and(|parent| self.started_after(parent, object)))
+            })
+            .map(who)
+    }
+
+    fn is_of_any_family(&self, process: &Process) -> bool {
+        self.families.values().any(|family| family.alive.contains(&process.pid))
+    }
+
+    /// What lives of the family that could open the object.
+    pub(super) fn family(&self, object: &Object, owners: &Owners, name: &str) -> FamilyState {
+        let Some(members) = self.families.get(name) else { return FamilyState::NotDefined };
+        let could_open = |pids: &[i32]| -> Vec<Who> {
+            pids.iter()
+                .filter_map(|pid| self.processes.seen.get(pid))
+                .filter(|process| self.may_open(process, object, owners))
+                .map(who)
+                .collect()
+        };
+        let alive = could_open(&members.alive);
+        if let Some(first) = alive.first() {
+            return FamilyState::Alive(first.clone(), alive.len());
+        }
+        let unseen = could_open(&members.unseen).into_iter().next();
+        unseen.map_or(FamilyState::Gone, FamilyState::Unseen)
+    }
+
+    /// Whether a process lives that has the owner's uid in any of its four, whatever its age.
+    pub(super) fn kin(&self, object: &Object, owners: &Owners) -> KinState {
+        let uid = object.stat.uid;
+        let overflow = self.processes.overflow;
+        if is_system_uid(uid) || overflow == Some(uid) {
+            return KinState::SystemUser;
+        }
+        let of = |uid: u32| self.by_uid.get(&uid).into_iter().flatten().copied();
+        let mut pids: BTreeSet<i32> = of(uid).chain(overflow.into_iter().flat_map(of)).collect();
+        if bears_roots_group(object, owners) {
+            pids.extend(of(0).filter(|pid| !self.ancestors.contains(pid)));
+        }
+        match pids.first().and_then(|pid| self.processes.seen.get(pid)) {
+            Some(process) => KinState::Alive(who(process), pids.len()),
+            None => KinState::Gone,
+        }
+    }
+
+    /// Whether a process could open the object: it is its owner's, or the mode lets others in.
+    ///
+    /// A root daemon that took the owner's uid to make the object and gave it back leaves no trace
+    /// of that uid, but it leaves its group: then root's processes count too, but for those that
+    /// this rtrack itself was started by.
+    fn may_open(&self, process: &Process, object: &Object, owners: &Owners) -> bool {
+        let overflow = self.processes.overflow;
+        super::is_shared(object.stat.mode)
+            || process.may_be_of(object.stat.uid, overflow)
+            || bears_roots_group(object, owners)
+                && process.may_be_of(0, overflow)
+                && !self.ancestors.contains(&process.pid)
+    }
+}
+
+/// Whether the object has root's group and its owner does not.
+fn bears_roots_group(object: &Object, owners: &Owners) -> bool {
+    object.stat.uid != 0 && object.stat.gid == 0 && owners.primary_group(object.stat.uid) != Some(0)
+}
+
+fn targets(host: &Host, objects: &[Object]) -> Targets {
+    let mut targets = Targets { dev: host.shm_dev().unwrap_or(0), ..Targets::default() };
+    for (index, object) in objects.iter().enumerate() {
+        targets.names.push(object.file.as_bytes().to_vec());
+        targets.by_inode.insert((object.stat.dev, object.stat.ino), index);
+        if let Some(tree) = &object.directory {
+            targets.by_inode.extend(tree.inodes.iter().map(|inode| (*inode, index)));
+        }
+    }
+    targets
+}
+
+/// The processes whose command line is one of a guardian, by the guardian's name. Command lines
+/// are read last, and only of processes that could matter.
+fn find_guardians(
+    host: &Host,
+    catalogue: &Catalogue,
+    objects: &[Object],
+    processes: &Processes,
+) -> HashMap<String, Vec<i32>> {
+    let mut names = BTreeSet::new();
+    let mut owners = HashSet::from([0]);
+    let mut anybody = false;
+    for object in objects {
+        let found = catalogue.find(object.kind, object.file.as_bytes());
+        if let Some(name) = found.and_then(|found| found.producer.guardian.as_ref()) {
+            names.insert(name.as_str());
+            owners.insert(object.stat.uid);
+            anybody |= super::is_shared(object.stat.mode);
+        }
+    }
+    if names.is_empty() {
+        return HashMap::new();
+    }
+    let pids = processes
+        .running()
+        .filter(|process| !matches!(process.exe, Executable::None))
+        .filter(|process| {
+            anybody || owners.iter().any(|uid| process.may_be_of(*uid, processes.overflow))
+        })
+        .map(|process| process.pid)
+        .collect();
+    let lines = Processes::command_lines(host, pids);
+    let of = |name: &str| -> Option<Vec<i32>> {
+        let guardian = catalogue.guardian(name)?;
+        let lines = lines.iter().filter(|(_, line)| guardian.has_command_line(line));
+        let mut pids: Vec<i32> = lines.map(|(pid, _)| *pid).collect();
+        pids.sort_unstable();
+        Some(pids)
+    };
+    names.into_iter().filter_map(|name| Some((name.to_owned(), of(name)?))).collect()
+}
+
+/// The members of a family among the running processes.
+fn members(family: &Family, processes: &Processes, scan: &Scan) -> Members {
+    let mut members = Members::default();
+    for process in processes.running() {
+        // Its own word counts too: a name can be forged, but a forged one only protects.
+        let named = family.has_executable(&process.comm)
+            || process.exe.file_name().is_some_and(|name| family.has_executable(name));
+        let maps = scan.mapped_names.get(&process.pid);
+        if named || maps.is_some_and(|names| names.iter().any(|name| family.has_mapping(name))) {
+            members.alive.push(process.pid);
+        } else if process.exe == Executable::Unreadable || !scan.maps_read.contains(&process.pid) {
+            members.unseen.push(process.pid);
+        }
+    }
+    members.alive.sort_unstable();
+    members.unseen.sort_unstable();
+    members
+}
+
+/// This process, its parent, and so on.
+fn ancestors(processes: &Processes) -> HashSet<i32> {
+    let mut line = HashSet::new();
+    let mut pid = nix::unistd::getpid().as_raw();
+    while let Some(process) = processes.seen.get(&pid)
+        && line.insert(pid)
+    {
+        pid = process.ppid;
+    }
+    line
+}
+
+/// The objects that are mounted somewhere, under a mount, or a layer of an overlay.
+fn uses(host: &Host, namespaces: &[Arc<Mounts>]) -> HashMap<Vec<u8>, Vec<String>> {
+    let mut uses: HashMap<Vec<u8>, Vec<String>> = HashMap::new();
+    let Ok(dev) = host.shm_dev() else { return uses };
+    for mounts in namespaces {
+        for (name, says) in mounts.uses_of(dev) {
+            let known = uses.entry(name).or_default();
+            if !known.contains(&says) {
+                known.push(says);
+            }
+        }
+    }
+    uses
+}
+
+fn who(process: &Process) -> Who {
+    Who { pid: process.pid, comm: process.comm.clone() }
+}
