@@ -5,6 +5,8 @@
 //! `UPDATE=1 cargo test --test man` writes them anew. `rtrack-protocol.7` and `rtrack-verdicts.7`
 //! are written by hand as a whole, and are checked for completeness.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -52,7 +54,13 @@ fn title(page: &str) -> String {
 /// hand replaces the one of `--help`.
 fn generate(command: &Command) -> String {
     let name = page_name(command);
-    let by_hand = read(format!("man/src/{}.roff", name.trim_end_matches(".1")));
+    let source = format!("man/src/{}.roff", name.trim_end_matches(".1"));
+    assert!(
+        root().join(&source).exists(),
+        "there is no {source}: write what the manual has to say beyond the options, \
+         at least EXIT STATUS, EXAMPLES and SEE ALSO"
+    );
+    let by_hand = read(source);
     let man = Man::new(command.clone());
     let mut page = title(&name).into_bytes();
     man.render_name_section(&mut page).unwrap();

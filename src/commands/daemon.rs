@@ -22,7 +22,7 @@ use crate::tracker::sys;
 /// or one of the test types noop and dummy.
 ///
 /// SIGINT, SIGTERM, SIGHUP and SIGQUIT are ignored. SIGUSR1 lists on stderr what is registered.
-/// Every inherited descriptor but FD and stderr is closed.
+/// Every inherited descriptor but N and stderr is closed.
 ///
 /// Exit status: 0 nothing was left, 1 leftovers were removed, 2 something could not be removed,
 /// 3 a line was bad (what happened last decides), 64 the tracker did not start.

@@ -21,23 +21,23 @@ pub struct ListArgs {
     #[arg(long, value_enum, value_delimiter = ',', value_name = "VERDICT")]
     verdict: Vec<Verdict>,
 
-    /// One JSON document
+    /// Print one JSON document, with all the evidence
     #[arg(long, group = "format")]
     json: bool,
 
-    /// One JSON object a line
+    /// Print one JSON object a line
     #[arg(long, group = "format")]
     ndjson: bool,
 
-    /// Ids only, each ended by a NUL, for xargs -0
+    /// Print ids only, each ended by a NUL, for xargs -0
     #[arg(short = '0', long = "null", group = "format")]
     null: bool,
 
-    /// These columns, e.g. id,uid,size
+    /// Print these columns, e.g. id,uid,size
     #[arg(short, long, value_delimiter = ',', value_name = "COLUMNS", long_help = columns_help())]
     output: Vec<String>,
 
-    /// No line of headings
+    /// Print no line of headings
     #[arg(long)]
     no_headings: bool,
 
@@ -66,7 +66,7 @@ enum GroupKey {
 }
 
 fn columns_help() -> String {
-    let mut help = String::from("These columns, e.g. id,uid,size:\n");
+    let mut help = String::from("Print these columns, e.g. id,uid,size:\n");
     for column in columns::COLUMNS {
         help.push_str(&format!("  {:<12} {}\n", column.key, column.help));
     }

@@ -31,7 +31,7 @@ pub struct Cli {
     #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
     pub color: ColorChoice,
 
-    /// Silence what is not an error
+    /// Print answers, warnings and errors, but no notes and summaries
     #[arg(short, long, global = true)]
     pub quiet: bool,
 

@@ -56,15 +56,15 @@ pub struct ReapArgs {
     #[arg(short = 'n', long)]
     dry_run: bool,
 
-    /// Do not ask
+    /// Remove without asking
     #[arg(short, long)]
     yes: bool,
 
-    /// One JSON document
+    /// Print one JSON document, with all the evidence
     #[arg(long)]
     json: bool,
 
-    /// Exit with status 3 if not everything could be seen
+    /// Exit with status 3 if not everything could be seen; what is orphaned goes all the same
     #[arg(long)]
     strict: bool,
 }

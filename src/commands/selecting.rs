@@ -25,11 +25,11 @@ pub struct SelectArgs {
     #[arg(long, value_delimiter = ',', value_name = "USER")]
     pub user: Vec<String>,
 
-    /// Only what these producers make (ids, as in JSON)
+    /// Only what these producers make (ids, as rtrack producers lists them)
     #[arg(long, value_delimiter = ',', value_name = "ID")]
     pub producer: Vec<String>,
 
-    /// Only what was born at least so long ago, e.g. 2h30m
+    /// Only what was made at least so long ago, e.g. 2h30m
     #[arg(long, value_parser = values::duration, value_name = "AGE")]
     pub older_than: Option<Duration>,
 
@@ -37,15 +37,15 @@ pub struct SelectArgs {
     #[arg(long, value_parser = values::size, value_name = "SIZE")]
     pub min_size: Option<u64>,
 
-    /// The order
+    /// Sort by this
     #[arg(long, value_enum, default_value_t, value_name = "KEY")]
     pub sort: SortKey,
 
-    /// The other way round
+    /// Sort the other way round
     #[arg(long)]
     pub reverse: bool,
 
-    /// What was born or changed less than this ago is claimed
+    /// Take what was made or changed less than this ago for claimed, and leave it alone
     #[arg(long, value_parser = values::duration, default_value = "60s", value_name = "AGE")]
     pub grace: Duration,
 

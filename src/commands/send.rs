@@ -49,7 +49,7 @@ pub struct SendArgs {
     #[arg(allow_hyphen_values = true, requires = "rtype")]
     name: Option<OsString>,
 
-    /// Its type
+    /// Its type: semaphore or shared_memory
     #[arg(allow_hyphen_values = true)]
     rtype: Option<OsString>,
 }

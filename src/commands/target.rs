@@ -9,7 +9,7 @@ use crate::tracker::service::client::{Target, TargetError};
 #[derive(Debug, clap::Args)]
 #[group(multiple = false)]
 pub struct TargetArgs {
-    /// The tracker whose pipe is open for writing as descriptor N
+    /// The tracker whose pipe is open for writing as descriptor N; $RTRACK_FD if not given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
     pub fd: Option<i32>,
 
