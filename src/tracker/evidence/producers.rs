@@ -160,6 +160,8 @@ pub struct Catalogue {
     guardians: Vec<Guardian>,
     files: OnceLock<Matcher>,
     directories: OnceLock<Matcher>,
+    /// The patterns with a pid in them, each compiled when first needed, by the producer's index.
+    with_pid: Vec<OnceLock<Option<Regex>>>,
 }
 
 /// The patterns of some entries, compiled to be tried in one pass.
@@ -245,6 +247,7 @@ impl Catalogue {
             })
             .collect::<Result<_, CatalogueError>>()?;
         Ok(Self {
+            with_pid: raw.producer.iter().map(|_| OnceLock::new()).collect(),
             producers: raw.producer,
             families,
             guardians,
@@ -288,8 +291,28 @@ impl Catalogue {
             Kind::Other => return None,
         };
         let first = matcher.set.matches(file).into_iter().next()?;
-        let producer = self.producers.get(*matcher.indices.get(first)?)?;
-        Some(Match { producer, pid: embedded_pid(producer, file) })
+        let index = *matcher.indices.get(first)?;
+        let producer = self.producers.get(index)?;
+        Some(Match { producer, pid: self.embedded_pid(index, producer, file) })
+    }
+
+    /// The pid in a name. Compiling a pattern costs a hundred times what matching it does, and any
+    /// user can make as many such names as the mount holds.
+    fn embedded_pid(&self, index: usize, producer: &Producer, file: &[u8]) -> Option<i32> {
+        if !producer.pid_embedded {
+            return None;
+        }
+        let pattern = self
+            .with_pid
+            .get(index)?
+            .get_or_init(|| compile(&producer.id, &producer.pattern).ok())
+            .as_ref()?;
+        let captures = pattern.captures(file)?;
+        let group = |name: &str, radix: u32| {
+            let digits = std::str::from_utf8(captures.name(name)?.as_bytes()).ok()?;
+            i32::from_str_radix(digits, radix).ok().filter(|pid| *pid > 0)
+        };
+        group("pid", 10).or_else(|| group("pid_hex", 16))
     }
 
     fn matcher(&self, kinds: &[&str]) -> Matcher {
@@ -314,18 +337,6 @@ fn compile(id: &str, pattern: &str) -> Result<Regex, CatalogueError> {
         .map_err(|source| CatalogueError::Pattern { id: id.into(), source: Box::new(source) })
 }
 
-fn embedded_pid(producer: &Producer, file: &[u8]) -> Option<i32> {
-    if !producer.pid_embedded {
-        return None;
-    }
-    let pattern = compile(&producer.id, &producer.pattern).ok()?;
-    let captures = pattern.captures(file)?;
-    let group = |name: &str, radix: u32| {
-        let digits = std::str::from_utf8(captures.name(name)?.as_bytes()).ok()?;
-        i32::from_str_radix(digits, radix).ok().filter(|pid| *pid > 0)
-    };
-    group("pid", 10).or_else(|| group("pid_hex", 16))
-}
 
 #[cfg(test)]
 mod tests {
