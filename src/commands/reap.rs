@@ -85,7 +85,7 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     let looked = Instant::now();
 
     let steps = steps(args, &host, &survey);
-    let planned = steps.iter().filter(|(_, step)| matches!(step, Step::Remove(_))).count();
+    let planned = steps.iter().filter(|(_, step)| matches!(step, Step::Remove(..))).count();
     say_what_was_not_seen(&survey, ui);
     for (id, error) in &survey.troubles {
         ui.line(format_args!("error: {id}: {error}"));
@@ -231,7 +231,7 @@ fn steps(args: &ReapArgs, host: &Host, survey: &Survey) -> Vec<(usize, Step)> {
 
 fn foresee(step: Step) -> Report {
     match step {
-        Step::Remove(_) => {
+        Step::Remove(..) => {
             Report { outcome: Outcome::WouldReap, says: "would be removed".into(), errno: None }
         }
         Step::Refuse(verdict, why) => refused(verdict, why),
@@ -257,8 +257,9 @@ struct Worker<'a> {
 
 impl Worker<'_> {
     fn carry_out(&mut self, index: usize, step: Step, force: bool) -> Report {
-        let manner = match step {
-            Step::Remove(manner) => manner,
+        // The verdict that the operator was shown: what weaker one a newer look gives is no plan.
+        let (manner, planned) = match step {
+            Step::Remove(manner, planned) => (manner, planned),
             Step::Refuse(verdict, why) => return refused(verdict, why),
             Step::Leave => return untouched("not planned"),
         };
@@ -271,7 +272,10 @@ impl Worker<'_> {
         else {
             return untouched("not planned");
         };
-        let planned = judge(&facts).verdict;
+        let now = judge(&facts);
+        if let Err(why) = plan::still_goes(planned, &now, force) {
+            return refused(now.verdict, why);
+        }
         let (host, seen) = (self.host, object.stat);
         let target = Target {
             file: &object.file,
@@ -333,7 +337,7 @@ fn confirm(
     let mut bytes = 0;
     let mut count = 0;
     for (index, step) in steps {
-        let (Some(row), Step::Remove(_)) = (rows.iter().find(|row| row.index == *index), step)
+        let (Some(row), Step::Remove(..)) = (rows.iter().find(|row| row.index == *index), step)
         else {
             continue;
         };
