@@ -24,6 +24,9 @@ use super::verdict::{CreatorState, Facts, FamilyState, Judgement, ProducerFacts,
 /// How long another rtrack may keep this one from probing.
 const COURTESY: Duration = Duration::from_millis(250);
 
+/// So many mounts of one object are told of: any user can make a hundred thousand.
+const MOST_USES: usize = 16;
+
 /// What the operator said about judging.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Judging {
@@ -255,9 +258,12 @@ impl Survey {
         let mut targets = Targets::default();
         for (index, object) in self.objects.iter().enumerate() {
             targets.names.push(object.file.as_bytes().to_vec());
-            targets.by_inode.insert((object.stat.dev, object.stat.ino), index);
+            targets.add((object.stat.dev, object.stat.ino), index);
             if let Some(tree) = &object.directory {
-                targets.by_inode.extend(tree.inodes.iter().map(|inode| (*inode, index)));
+                let own = (object.stat.dev, object.stat.ino);
+                for inode in tree.inodes.iter().filter(|inode| **inode != own) {
+                    targets.add(*inode, index);
+                }
             }
         }
         let patterns: Vec<String> =
@@ -565,7 +571,7 @@ fn uses(host: &Host, namespaces: &[Arc<Mounts>]) -> HashMap<Vec<u8>, Vec<String>
     for mounts in namespaces {
         for (name, says) in mounts.uses_of(dev) {
             let known = uses.entry(name).or_default();
-            if !known.contains(&says) {
+            if known.len() < MOST_USES && !known.contains(&says) {
                 known.push(says);
             }
         }
