@@ -1,6 +1,7 @@
 //! `rtrack reap`: removes what is proven to be orphaned.
 
-use std::ffi::{OsStr, OsString};
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io::{BufRead, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
@@ -197,10 +198,7 @@ fn is_forced(args: &ReapArgs, object: &Object) -> bool {
 
 /// Whether one of `names`, which are exact, is the object's.
 fn is_one_of(names: &[OsString], object: &Object) -> bool {
-    names.iter().any(|name| {
-        !select::is_glob(name)
-            && select::by_names(std::slice::from_ref(object), &[name as &OsStr]).is_ok()
-    })
+    names.iter().any(|name| select::is_named(object, name))
 }
 
 /// What is to be done with each object, in the order of `--sort`; what was neither planned nor
@@ -334,10 +332,11 @@ fn confirm(
     leftovers: usize,
 ) -> Result<bool, CommandError> {
     let rows = render::rows(host, survey);
+    let by_index: HashMap<usize, &Row<'_>> = rows.iter().map(|row| (row.index, row)).collect();
     let mut bytes = 0;
     let mut count = 0;
     for (index, step) in steps {
-        let (Some(row), Step::Remove(..)) = (rows.iter().find(|row| row.index == *index), step)
+        let (Some(row), Step::Remove(..)) = (by_index.get(index), step)
         else {
             continue;
         };
@@ -384,10 +383,9 @@ fn reported<'a>(
     args: &ReapArgs,
 ) -> Vec<Row<'a>> {
     let mut rows = render::rows(host, survey);
-    for (index, report) in reports {
-        if let Some(row) = rows.iter_mut().find(|row| row.index == index) {
-            row.report = Some(report);
-        }
+    let mut reports: HashMap<usize, Report> = reports.into_iter().collect();
+    for row in &mut rows {
+        row.report = reports.remove(&row.index);
     }
     rows.retain(|row| row.report.is_some());
     sort(&mut rows, args.select.sort, args.select.reverse);
