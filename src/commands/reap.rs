@@ -1,6 +1,7 @@
 //! `rtrack reap`: removes what is proven to be orphaned.
 
-use std::ffi::{OsStr, OsString};
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io::{BufRead, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
@@ -85,7 +86,7 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     let looked = Instant::now();
 
     let steps = steps(args, &host, &survey);
-    let planned = steps.iter().filter(|(_, step)| matches!(step, Step::Remove(_))).count();
+    let planned = steps.iter().filter(|(_, step)| matches!(step, Step::Remove(..))).count();
     say_what_was_not_seen(&survey, ui);
     let troubled = say_troubles(&survey, args.strict, ui);
 
@@ -193,10 +194,7 @@ fn is_forced(args: &ReapArgs, object: &Object) -> bool {
 
 /// Whether one of `names`, which are exact, is the object's.
 fn is_one_of(names: &[OsString], object: &Object) -> bool {
-    names.iter().any(|name| {
-        !select::is_glob(name)
-            && select::by_names(std::slice::from_ref(object), &[name as &OsStr]).is_ok()
-    })
+    names.iter().any(|name| select::is_named(object, name))
 }
 
 /// What is to be done with each object, in the order of `--sort`; what was neither planned nor
@@ -227,7 +225,7 @@ fn steps(args: &ReapArgs, host: &Host, survey: &Survey) -> Vec<(usize, Step)> {
 
 fn foresee(step: Step) -> Report {
     match step {
-        Step::Remove(_) => {
+        Step::Remove(..) => {
             Report { outcome: Outcome::WouldReap, says: "would be removed".into(), errno: None }
         }
         Step::Refuse(verdict, why) => refused(verdict, why),
@@ -253,8 +251,9 @@ struct Worker<'a> {
 
 impl Worker<'_> {
     fn carry_out(&mut self, index: usize, step: Step, force: bool) -> Report {
-        let manner = match step {
-            Step::Remove(manner) => manner,
+        // The verdict that the operator was shown: what weaker one a newer look gives is no plan.
+        let (manner, planned) = match step {
+            Step::Remove(manner, planned) => (manner, planned),
             Step::Refuse(verdict, why) => return refused(verdict, why),
             Step::Leave => return untouched("not planned"),
         };
@@ -267,7 +266,10 @@ impl Worker<'_> {
         else {
             return untouched("not planned");
         };
-        let planned = judge(&facts).verdict;
+        let now = judge(&facts);
+        if let Err(why) = plan::still_goes(planned, &now, force) {
+            return refused(now.verdict, why);
+        }
         let (host, seen) = (self.host, object.stat);
         let target = Target {
             file: &object.file,
@@ -326,11 +328,11 @@ fn confirm(
     leftovers: usize,
 ) -> Result<bool, CommandError> {
     let rows = render::rows(host, survey);
+    let by_index: HashMap<usize, &Row<'_>> = rows.iter().map(|row| (row.index, row)).collect();
     let mut bytes = 0;
     let mut count = 0;
     for (index, step) in steps {
-        let (Some(row), Step::Remove(_)) = (rows.iter().find(|row| row.index == *index), step)
-        else {
+        let (Some(row), Step::Remove(..)) = (by_index.get(index), step) else {
             continue;
         };
         count += 1;
@@ -376,10 +378,9 @@ fn reported<'a>(
     args: &ReapArgs,
 ) -> Vec<Row<'a>> {
     let mut rows = render::rows(host, survey);
-    for (index, report) in reports {
-        if let Some(row) = rows.iter_mut().find(|row| row.index == index) {
-            row.report = Some(report);
-        }
+    let mut reports: HashMap<usize, Report> = reports.into_iter().collect();
+    for row in &mut rows {
+        row.report = reports.remove(&row.index);
     }
     rows.retain(|row| row.report.is_some());
     sort(&mut rows, args.select.sort, args.select.reverse);

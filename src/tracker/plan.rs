@@ -8,8 +8,8 @@ use super::verdict::{Code, Judgement, Verdict};
 /// What is to be done with one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Remove it so.
-    Remove(Manner),
+    /// Remove it so, as long as its verdict does not become weaker than this one.
+    Remove(Manner, Verdict),
     /// It was asked for, and will not be done: why.
     Refuse(Verdict, String),
     /// Nothing: its verdict is not among those to reap.
@@ -42,12 +42,15 @@ pub fn step(
             judgement.verdict,
             "this version of rtrack does not remove directories".into(),
         ),
-        Kind::Other => Step::Remove(Manner::Unleased),
-        Kind::Shm | Kind::Sem => Step::Remove(match lease {
-            // Not asked means that the answer did not matter to a claim: now it does.
-            Lease::Granted | Lease::Refused | Lease::NotAsked => Manner::Leased,
-            Lease::NoPermission | Lease::Unsupported => Manner::Unleased,
-        }),
+        Kind::Other => Step::Remove(Manner::Unleased, judgement.verdict),
+        Kind::Shm | Kind::Sem => {
+            let manner = match lease {
+                // Not asked means that the answer did not matter to a claim: now it does.
+                Lease::Granted | Lease::Refused | Lease::NotAsked => Manner::Leased,
+                Lease::NoPermission | Lease::Unsupported => Manner::Unleased,
+            };
+            Step::Remove(manner, judgement.verdict)
+        }
     }
 }
 
@@ -126,7 +129,7 @@ mod tests {
         let removes = |verdict, verdicts: &[Verdict], force| {
             matches!(
                 step(Kind::Shm, Lease::Granted, &judged(verdict), verdicts, force),
-                Step::Remove(_)
+                Step::Remove(..)
             )
         };
         for (verdict, by_default, when_asked, by_force) in [

@@ -100,6 +100,12 @@ pub fn is_glob(name: &OsStr) -> bool {
     name.as_bytes().iter().any(|b| b"*?[{".contains(b))
 }
 
+/// Whether `name` is exactly the object's.
+#[must_use]
+pub fn is_named(object: &Object, name: &OsStr) -> bool {
+    !exactly(std::slice::from_ref(object), name.as_bytes()).is_empty()
+}
+
 fn one(objects: &[Object], text: &[u8]) -> Result<Vec<usize>, SelectError> {
     let exact = exactly(objects, text);
     match exact.as_slice() {

@@ -207,6 +207,22 @@ pub fn stat(dir: impl AsFd, name: &CStr) -> io::Result<Stat> {
     })
 }
 
+/// The device number of what the `O_PATH` descriptor `fd` refers to, and nothing else of it: a
+/// user's FUSE mount denies root every other answer, or never gives one (statx(2), mask 0).
+///
+/// # Errors
+/// The errno of the call.
+pub fn device(fd: impl AsFd) -> io::Result<u64> {
+    let mut raw = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    let flags = libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC;
+    let name = c"".as_ptr();
+    // SAFETY: the name is NUL-terminated, and the kernel writes at most one statx to the buffer.
+    check(unsafe { libc::statx(fd.as_fd().as_raw_fd(), name, flags, 0, raw.as_mut_ptr()) })?;
+    // SAFETY: a statx is integers only, for which zeroes are valid, and the call succeeded.
+    let raw = unsafe { raw.assume_init() };
+    Ok(libc::makedev(raw.stx_dev_major, raw.stx_dev_minor))
+}
+
 /// Ignores `signal`, as `signal(2)` with `SIG_IGN` does.
 ///
 /// # Errors

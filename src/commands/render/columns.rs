@@ -84,7 +84,7 @@ pub static COLUMNS: &[Column] = &[
     optional(column(
         "file_type",
         "FILE TYPE",
-        "of kind other: symlink, fifo, socket or device",
+        "of kind other: symlink, fifo, socket, device or mount",
         |r| r.object.file_type.unwrap_or_default().to_owned(),
         |r| json!(r.object.file_type),
     )),

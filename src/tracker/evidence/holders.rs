@@ -76,12 +76,29 @@ pub struct Holder {
 /// What to look for.
 #[derive(Debug, Default)]
 pub struct Targets {
-    /// The objects by device and inode. A directory is there with every inode below it.
-    pub by_inode: HashMap<(u64, u64), usize>,
+    /// The objects by device and inode: an inode can have several names, hard links.
+    by_inode: HashMap<(u64, u64), Vec<usize>>,
+    /// The same by the inode number alone.
+    by_number: HashMap<u64, Vec<usize>>,
+    /// The devices that any of them is on.
+    devices: HashSet<u64>,
     /// Their file names, by the same index.
     pub names: Vec<Vec<u8>>,
     /// The device number of their mount.
     pub dev: u64,
+}
+
+impl Targets {
+    /// Adds an inode of the object `index`. A directory is there with every inode below it.
+    pub fn add(&mut self, (dev, ino): (u64, u64), index: usize) {
+        self.by_inode.entry((dev, ino)).or_default().push(index);
+        self.by_number.entry(ino).or_default().push(index);
+        self.devices.insert(dev);
+    }
+
+    fn at(&self, inode: (u64, u64)) -> &[usize] {
+        self.by_inode.get(&inode).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// What one pass over the processes found.
@@ -149,6 +166,9 @@ pub fn scan(
             break;
         }
     }
+    // Somebody forks faster than one can look: who is still there was not looked into.
+    let unseen = processes.running().map(|process| process.pid).filter(|pid| new.contains(pid));
+    scan.unreadable.extend(unseen.filter(|pid| host.proc.join(pid.to_string()).exists()));
     for holders in scan.holders.values_mut() {
         holders.sort_by_key(|holder| holder.pid);
     }
@@ -267,7 +287,7 @@ impl Reader<'_> {
         let mut last: &[u8] = b"";
         for line in text.split(|b| *b == b'\n') {
             let Some(map) = parse_map(line) else { continue };
-            if let Some(target) = self.targets.by_inode.get(&(map.dev, map.ino)) {
+            for target in self.targets.at((map.dev, map.ino)) {
                 found.note(*target, map.detail());
             }
             let name = map.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
@@ -305,15 +325,18 @@ impl Reader<'_> {
                 }
             };
             match self.descriptor(root, &entry.file_name(), &link, mounts) {
-                Ok(Some((target, detail))) => found.note(target, detail),
-                Ok(None) => {}
+                Ok((targets, detail)) => {
+                    for target in targets {
+                        found.note(target, detail.clone());
+                    }
+                }
                 Err(error) if gone(&error) => {}
                 Err(_) => found.incomplete = true,
             }
         }
     }
 
-    /// The target that a descriptor refers to. A mount that the process's namespace does not list
+    /// The targets that a descriptor refers to. A mount that the process's namespace does not list
     /// may be the kernel's own (memfd, System V) or ours, detached: then the name has to fit too.
     fn descriptor(
         &self,
@@ -321,7 +344,7 @@ impl Reader<'_> {
         fd: &OsStr,
         link: &[u8],
         mounts: Option<&Mounts>,
-    ) -> io::Result<Option<(usize, Detail)>> {
+    ) -> io::Result<(Vec<usize>, Detail)> {
         let info = std::fs::read(root.join("fdinfo").join(fd))?;
         let field = |key: &[u8]| {
             info.split(|b| *b == b'\n')
@@ -331,8 +354,8 @@ impl Reader<'_> {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "fdinfo has no inode number"));
         };
         let dev = field(b"mnt_id:").and_then(|id| mounts?.dev_of(id));
-        let target = match dev {
-            Some(dev) => self.targets.by_inode.get(&(dev, ino)).copied(),
+        let targets = match dev {
+            Some(dev) => self.targets.at((dev, ino)).to_vec(),
             None => {
                 let link = link.strip_suffix(b" (deleted)").unwrap_or(link);
                 let name = link.rsplit(|b| *b == b'/').next().unwrap_or_default();
@@ -341,8 +364,13 @@ impl Reader<'_> {
                         own == name || (own.starts_with(b"sem.") && name.starts_with(b"sem."))
                     })
                 };
-                let same_inode = self.targets.by_inode.iter().filter(|((_, i), _)| *i == ino);
-                same_inode.map(|(_, target)| *target).find(|target| fits(*target))
+                let same_number = self.targets.by_number.get(&ino).map_or(&[][..], Vec::as_slice);
+                // One name that fits is enough for all that the inode has.
+                if same_number.iter().any(|target| fits(*target)) {
+                    same_number.to_vec()
+                } else {
+                    Vec::new()
+                }
             }
         };
         let flags = info
@@ -366,7 +394,7 @@ impl Reader<'_> {
             bytes: None,
             fd: number(fd.as_bytes()),
         };
-        Ok(target.map(|target| (target, detail)))
+        Ok((targets, detail))
     }
 
     /// A working or root directory is followed only where the namespace's own mounts say that it
@@ -391,7 +419,7 @@ impl Reader<'_> {
         let Some(mount) = mounts.and_then(|m| m.containing(target.as_os_str().as_bytes())) else {
             return;
         };
-        if !self.targets.by_inode.keys().any(|(dev, _)| *dev == mount.dev) {
+        if !self.targets.devices.contains(&mount.dev) {
             return;
         }
         let directory = nix::fcntl::open(
@@ -399,11 +427,12 @@ impl Reader<'_> {
             nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC,
             nix::sys::stat::Mode::empty(),
         );
-        if let Ok(stat) = directory.map_err(io::Error::from).and_then(|fd| sys::stat(&fd, c""))
-            && let Some(target) = self.targets.by_inode.get(&(stat.dev, stat.ino))
-        {
+        if let Ok(stat) = directory.map_err(io::Error::from).and_then(|fd| sys::stat(&fd, c"")) {
             let (access, shared, bytes, fd) = (String::new(), None, None, None);
-            found.note(*target, Detail { how, access, shared, bytes, fd });
+            let detail = Detail { how, access, shared, bytes, fd };
+            for target in self.targets.at((stat.dev, stat.ino)) {
+                found.note(*target, detail.clone());
+            }
         }
     }
 }

@@ -133,6 +133,10 @@ pub fn open_expected(
         Err(nix::Error::EACCES) => return Err(LeaseError::NoPermission),
         Err(errno) => return Err(io::Error::from(errno).into()),
     };
+    // Over what lay there a user may have mounted a FUSE file that never answers.
+    if sys::device(&path)? != expected.dev {
+        return Err(LeaseError::Changed);
+    }
     let stat = sys::stat(&path, c"")?;
     if !stat.is_file() || !expected.is(&stat) {
         return Err(LeaseError::Changed);

@@ -1,6 +1,8 @@
 //! `mountinfo`, read as bytes: which mount a descriptor belongs to, and which objects are
 //! themselves mounted somewhere or lie below an overlay.
 
+use std::collections::HashSet;
+
 /// One line of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
@@ -64,26 +66,22 @@ impl Mounts {
                 uses.push((name.to_vec(), format!("mounted at {at}")));
             }
         }
-        for whole in self.0.iter().filter(|mount| mount.dev == dev && mount.root == b"/") {
-            for other in &self.0 {
-                // What is mounted on top of something inside keeps that name busy.
-                if other.point.len() > whole.point.len()
-                    && is_within(&other.point, &whole.point)
-                    && let Some(rest) = other.point.get(whole.point.len()..)
-                    && let Some(name) = first_component(rest)
-                {
-                    let fstype = super::super::resource::escape(&other.fstype);
-                    uses.push((name.to_vec(), format!("a mount point of {fstype}")));
-                }
-                if other.fstype == b"overlay" {
-                    for option in other.options.split(|b| matches!(b, b',' | b':' | b'=')) {
-                        if option.len() > whole.point.len()
-                            && is_within(option, &whole.point)
-                            && let Some(rest) = option.get(whole.point.len()..)
-                            && let Some(name) = first_component(rest)
-                        {
-                            uses.push((name.to_vec(), "a layer of an overlay".into()));
-                        }
+        let points: HashSet<&[u8]> = self
+            .0
+            .iter()
+            .filter(|mount| mount.dev == dev && mount.root == b"/")
+            .map(|mount| mount.point.as_slice())
+            .collect();
+        for other in &self.0 {
+            // What is mounted on top of something inside keeps that name busy.
+            for name in names_below(&points, &other.point) {
+                let fstype = super::super::resource::escape(&other.fstype);
+                uses.push((name.to_vec(), format!("a mount point of {fstype}")));
+            }
+            if other.fstype == b"overlay" {
+                for option in other.options.split(|b| matches!(b, b',' | b':' | b'=')) {
+                    for name in names_below(&points, option) {
+                        uses.push((name.to_vec(), "a layer of an overlay".into()));
                     }
                 }
             }
@@ -97,6 +95,17 @@ fn is_within(path: &[u8], point: &[u8]) -> bool {
         || path
             .strip_prefix(point)
             .is_some_and(|rest| rest.is_empty() || rest.first() == Some(&b'/'))
+}
+
+/// The first name that `path` has below each of `points`. Every prefix is looked up: comparing
+/// every path with every point would take minutes with the mounts that any user can make.
+fn names_below<'a>(points: &HashSet<&[u8]>, path: &'a [u8]) -> Vec<&'a [u8]> {
+    let ends = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
+    ends.filter_map(|end| {
+        let point = path.get(..end.max(1))?;
+        points.contains(point).then(|| first_component(path.get(end..)?)).flatten()
+    })
+    .collect()
 }
 
 fn first_component(path: &[u8]) -> Option<&[u8]> {

@@ -94,6 +94,12 @@ impl Processes {
     pub fn read(host: &Host) -> Self {
         let mut list = Self { overflow: overflow_uid(host), ..Self::default() };
         list.read_more(host);
+        // An empty directory, or another PID namespace's procfs, is no list of processes.
+        let own = std::fs::read_link(host.proc.join("self")).ok();
+        let own = own.and_then(|own| own.to_str()?.parse().ok());
+        if list.missing.is_none() && !own.is_some_and(|own: i32| list.seen.contains_key(&own)) {
+            list.missing = Some(format!("{}: this process is not in it", host.proc.display()));
+        }
         list
     }
 

@@ -63,6 +63,9 @@ pub struct Producer {
     pub source: String,
     /// The operator's file that it comes from; `None` for the built-in catalogue.
     pub file: Option<PathBuf>,
+    /// The pattern, compiled when a pid in a name is first asked for: that costs a hundred times
+    /// what matching it does, and any user can make as many such names as the mount holds.
+    compiled: OnceLock<Option<Regex>>,
 }
 
 /// Executables and libraries of one family.
@@ -292,7 +295,8 @@ fn embedded_pid(producer: &Producer, file: &[u8]) -> Option<i32> {
     if !producer.pid_embedded {
         return None;
     }
-    let pattern = compile(&whole(&producer.pattern)).ok()?;
+    let compiled = producer.compiled.get_or_init(|| compile(&whole(&producer.pattern)).ok());
+    let pattern = compiled.as_ref()?;
     let captures = pattern.captures(file)?;
     let group = |name: &str, radix: u32| {
         let digits = std::str::from_utf8(captures.name(name)?.as_bytes()).ok()?;

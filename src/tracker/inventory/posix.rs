@@ -5,13 +5,12 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::dir::Dir;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
-use crate::tracker::evidence::lease::c_name;
 use crate::tracker::host::Host;
 use crate::tracker::resource::{Identity, Kind, Name};
 use crate::tracker::sys::{self, Stat};
@@ -139,7 +138,8 @@ impl Semaphore {
 /// Reads the directory of the POSIX objects.
 ///
 /// # Errors
-/// The directory itself could not be read. What vanishes meanwhile is not there.
+/// The directory itself, or one of its entries, could not be read. What vanishes meanwhile is not
+/// there.
 pub fn read(host: &Host) -> io::Result<Vec<Object>> {
     let mut objects = Vec::new();
     for name in entries(host.shm())? {
@@ -157,7 +157,9 @@ pub fn read(host: &Host) -> io::Result<Vec<Object>> {
 /// # Errors
 /// The errno of statx(2); `ENOENT` when there is no such name.
 pub fn read_one(host: &Host, file: &Name) -> io::Result<Object> {
-    let stat = sys::stat(host.shm(), &c_name(file)?)?;
+    let dev = host.shm_dev()?;
+    let Entry::Here(path) = entry(host.shm(), file, dev)? else { return Ok(mount_point(file)) };
+    let stat = sys::stat(&path, c"")?;
     let semaphore = file.as_bytes().strip_prefix(b"sem.").filter(|rest| !rest.is_empty());
     let (kind, name, file_type) = match (stat.file_type(), semaphore) {
         (libc::S_IFREG, Some(name)) => (Kind::Sem, Name::new(name), None),
@@ -171,7 +173,7 @@ pub fn read_one(host: &Host, file: &Name) -> io::Result<Object> {
     let directory = (kind == Kind::Dir).then(|| {
         let mut tree = Tree::default();
         tree.inodes.insert((stat.dev, stat.ino));
-        match open_directory(host.shm(), file) {
+        match open_directory(path.as_fd()) {
             Ok(dir) => walk(&dir, stat.dev, &mut tree, 0),
             Err(_) => tree.truncated = true,
         }
@@ -180,14 +182,70 @@ pub fn read_one(host: &Host, file: &Name) -> io::Result<Object> {
     Ok(Object { kind, name, file: file.clone(), stat, file_type, directory, semaphore: None })
 }
 
-/// Opens a directory without following a symlink.
+/// One name of a directory.
+#[derive(Debug)]
+pub enum Entry {
+    /// An `O_PATH` descriptor of what lies there.
+    Here(OwnedFd),
+    /// Another file system is mounted over it. Any user can mount a FUSE file system over what is
+    /// his: nothing of it may be asked, since that can fail or never return.
+    OtherMount,
+}
+
+/// Looks at what `name` in `dir` is, on the file system `dev`, without following a symlink.
+///
+/// # Errors
+/// The errno of openat(2) or statx(2).
+pub fn entry(dir: BorrowedFd<'_>, name: &Name, dev: u64) -> io::Result<Entry> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let path = openat(dir, name.as_os_str(), flags, Mode::empty())?;
+    Ok(if sys::device(&path)? == dev { Entry::Here(path) } else { Entry::OtherMount })
+}
+
+/// What statx(2) says of `name` in `dir`; `None` when another file system is mounted over it.
+///
+/// # Errors
+/// As [`entry`].
+pub fn stat_here(dir: BorrowedFd<'_>, name: &Name, dev: u64) -> io::Result<Option<Stat>> {
+    match entry(dir, name, dev)? {
+        Entry::Here(path) => sys::stat(&path, c"").map(Some),
+        Entry::OtherMount => Ok(None),
+    }
+}
+
+/// Opens the directory that an `O_PATH` descriptor refers to.
 ///
 /// # Errors
 /// The errno of openat(2).
-pub fn open_directory(parent: BorrowedFd<'_>, name: &Name) -> io::Result<Dir> {
+pub fn open_directory(path: BorrowedFd<'_>) -> io::Result<Dir> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let fd = openat(parent, name.as_os_str(), flags, Mode::empty())?;
-    Ok(Dir::from_fd(fd)?)
+    Ok(Dir::from_fd(openat(path, c".", flags, Mode::empty())?)?)
+}
+
+/// What is known of a name that another file system is mounted over: the name.
+fn mount_point(file: &Name) -> Object {
+    let stat = Stat {
+        dev: 0,
+        ino: 0,
+        mode: 0,
+        uid: u32::MAX,
+        gid: u32::MAX,
+        nlink: 1,
+        size: 0,
+        allocated: 0,
+        born: None,
+        modified: 0,
+        changed: 0,
+    };
+    Object {
+        kind: Kind::Other,
+        name: file.clone(),
+        file: file.clone(),
+        stat,
+        file_type: Some("mount"),
+        directory: None,
+        semaphore: None,
+    }
 }
 
 /// The names in a directory, without `.` and `..`.
@@ -218,8 +276,17 @@ fn walk(dir: &Dir, dev: u64, tree: &mut Tree, level: usize) {
             tree.truncated = true;
             return;
         }
-        let stat = match c_name(&name).and_then(|name| sys::stat(dir.as_fd(), &name)) {
-            Ok(stat) => stat,
+        let seen = entry(dir.as_fd(), &name, dev).and_then(|entry| match entry {
+            Entry::Here(path) => sys::stat(&path, c"").map(|stat| Some((path, stat))),
+            Entry::OtherMount => Ok(None),
+        });
+        let (path, stat) = match seen {
+            Ok(Some(seen)) => seen,
+            Ok(None) => {
+                tree.entries += 1;
+                tree.truncated = true;
+                continue;
+            }
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
             Err(_) => {
                 tree.truncated = true;
@@ -228,14 +295,12 @@ fn walk(dir: &Dir, dev: u64, tree: &mut Tree, level: usize) {
         };
         tree.entries += 1;
         // A file with several names inside is there once.
-        if stat.dev != dev {
-            tree.truncated = true;
-        } else if tree.inodes.insert((stat.dev, stat.ino)) && !stat.is_dir() {
+        if tree.inodes.insert((stat.dev, stat.ino)) && !stat.is_dir() {
             tree.size = tree.size.saturating_add(stat.size);
             tree.allocated = tree.allocated.saturating_add(stat.allocated);
         }
-        if stat.is_dir() && stat.dev == dev {
-            match open_directory(dir.as_fd(), &name) {
+        if stat.is_dir() {
+            match open_directory(path.as_fd()) {
                 Ok(sub) if level < MOST_LEVELS => walk(&sub, dev, tree, level + 1),
                 _ => tree.truncated = true,
             }

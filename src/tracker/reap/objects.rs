@@ -9,6 +9,7 @@ use super::quarantine::Quarantine;
 use super::{Outcome, Report};
 use crate::tracker::evidence::lease::{self, LeaseError, Leased, c_name};
 use crate::tracker::host::Host;
+use crate::tracker::inventory::posix::stat_here;
 use crate::tracker::resource::{Identity, Name};
 use crate::tracker::sys::{self, Stat};
 
@@ -129,8 +130,9 @@ impl<'a> Reaper<'a> {
         judge: &mut dyn FnMut(&Stat) -> Result<(), String>,
         made: io::Result<()>,
     ) -> Report {
-        let stat = match c_name(target.file).and_then(|name| sys::stat(self.host.shm(), &name)) {
-            Ok(stat) => stat,
+        let stat = match stat_here(self.host.shm(), target.file, target.identity.dev) {
+            Ok(Some(stat)) => stat,
+            Ok(None) => return changed(),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return gone(),
             Err(error) => return Report::failed("statx", &error),
         };
@@ -185,8 +187,8 @@ impl<'a> Reaper<'a> {
 
     /// With no inode left for a directory: lease, identity and unlink follow each other directly.
     fn unlink_directly(&self, target: &Target<'_>, leased: &Leased) -> Report {
-        match c_name(target.file).and_then(|name| sys::stat(self.host.shm(), &name)) {
-            Ok(stat) if target.identity.is(&stat) => {}
+        match stat_here(self.host.shm(), target.file, target.identity.dev) {
+            Ok(Some(stat)) if target.identity.is(&stat) => {}
             Ok(_) => return changed(),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return gone(),
             Err(error) => return Report::failed("statx", &error),

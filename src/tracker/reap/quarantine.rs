@@ -5,11 +5,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::fcntl::{Flock, FlockArg, OFlag, RenameFlags, openat, renameat2};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::tracker::host::Host;
-use crate::tracker::inventory::posix::Object;
+use crate::tracker::inventory::posix::{Entry, Object, entry};
 use crate::tracker::resource::Name;
 use crate::tracker::sys;
 
@@ -62,11 +62,30 @@ impl Quarantine {
                 Err(errno) => return Err(errno.into()),
             }
             // Another reaper may take a directory without a lock for a leftover and remove it.
-            if let Some(own) = Self::open(host, &name)? {
-                return Ok(own);
+            match Self::set_mode(host, &name).and_then(|()| Self::open(host, &name)) {
+                Ok(Some(own)) => return Ok(own),
+                other => {
+                    // Empty, and no use to anybody.
+                    unlinkat(host.shm(), name.as_os_str(), UnlinkatFlags::RemoveDir).unwrap_or(());
+                    other?;
+                }
             }
         }
         Err(io::Error::other("no private directory could be made and locked"))
+    }
+
+    /// Undoes what the umask, or a set-group-ID bit of the directory above, made of the mode.
+    fn set_mode(host: &Host, name: &Name) -> io::Result<()> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let dir = match openat(host.shm(), name.as_os_str(), flags, Mode::empty()) {
+            Err(nix::Error::ENOENT) => return Ok(()),
+            dir => dir?,
+        };
+        let stat = sys::stat(&dir, c"")?;
+        if stat.uid == nix::unistd::geteuid().as_raw() && stat.mode & 0o7777 != 0o700 {
+            fchmod(&dir, Mode::S_IRWXU)?;
+        }
+        Ok(())
     }
 
     /// Opens and locks the quarantine of this name, if it is one of ours: a directory, not a
@@ -75,19 +94,18 @@ impl Quarantine {
     /// # Errors
     /// The errno of a step that failed for another reason.
     pub(super) fn open(host: &Host, name: &Name) -> io::Result<Option<Self>> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = match openat(host.shm(), name.as_os_str(), flags, Mode::empty()) {
-            Ok(fd) => fd,
-            Err(
-                nix::Error::ENOENT | nix::Error::ELOOP | nix::Error::ENOTDIR | nix::Error::EACCES,
-            ) => {
-                return Ok(None);
-            }
-            Err(errno) => return Err(errno.into()),
+        // Looked at before it is opened: it may be anybody's FUSE mount, which never answers.
+        let path = match entry(host.shm(), name, host.shm_dev()?) {
+            Ok(Entry::Here(path)) => path,
+            Ok(Entry::OtherMount) => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            Err(error) => return Err(error),
         };
-        if !is_ours(&sys::stat(&fd, c"")?) {
+        if !is_ours(&sys::stat(&path, c"")?) {
             return Ok(None);
         }
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = openat(&path, c".", flags, Mode::empty())?;
         let dir = match Flock::lock(File::from(fd), FlockArg::LockExclusiveNonblock) {
             Ok(dir) => dir,
             Err((_, nix::Error::EAGAIN)) => return Ok(None),

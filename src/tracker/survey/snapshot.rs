@@ -6,17 +6,19 @@ use std::sync::Arc;
 use super::owners::{Owners, is_system_uid};
 use crate::tracker::evidence::clock::Clocks;
 use crate::tracker::evidence::holders::{self, NameFilter, Scan, Targets};
-use crate::tracker::evidence::lease::{Lease, c_name};
+use crate::tracker::evidence::lease::Lease;
 use crate::tracker::evidence::locks::Locks;
 use crate::tracker::evidence::mounts::Mounts;
 use crate::tracker::evidence::processes::{Executable, Process, Processes};
 use crate::tracker::evidence::producers::{Catalogue, Family, Producer};
 use crate::tracker::evidence::sight::Sight;
 use crate::tracker::host::Host;
-use crate::tracker::inventory::posix::Object;
+use crate::tracker::inventory::posix::{Object, stat_here};
 use crate::tracker::resource::Name;
-use crate::tracker::sys;
 use crate::tracker::verdict::{CreatorState, FamilyState, KinState, Who};
+
+/// So many mounts of one object are told of: any user can make a hundred thousand.
+const MOST_USES: usize = 16;
 
 /// What is known of the processes at one moment.
 #[derive(Debug, Default)]
@@ -173,7 +175,7 @@ impl Snapshot {
         }
         producer?.lock_suffixes.iter().find_map(|suffix| {
             let name = Name::new([object.file.as_bytes(), suffix.as_bytes()].concat());
-            let stat = sys::stat(host.shm(), &c_name(&name).ok()?).ok()?;
+            let stat = stat_here(host.shm(), &name, object.stat.dev).ok()??;
             let pid = self.locks.holder(stat.dev, stat.ino)?;
             Some(says(pid, &name.to_string()))
         })
@@ -259,12 +261,16 @@ fn bears_roots_group(object: &Object, owners: &Owners) -> bool {
 }
 
 fn targets(host: &Host, objects: &[Object]) -> Targets {
-    let mut targets = Targets { dev: host.shm_dev().unwrap_or(0), ..Targets::default() };
+    let mut targets = Targets::default();
+    targets.dev = host.shm_dev().unwrap_or(0);
     for (index, object) in objects.iter().enumerate() {
         targets.names.push(object.file.as_bytes().to_vec());
-        targets.by_inode.insert((object.stat.dev, object.stat.ino), index);
+        let own = (object.stat.dev, object.stat.ino);
+        targets.add(own, index);
         if let Some(tree) = &object.directory {
-            targets.by_inode.extend(tree.inodes.iter().map(|inode| (*inode, index)));
+            for inode in tree.inodes.iter().filter(|inode| **inode != own) {
+                targets.add(*inode, index);
+            }
         }
     }
     targets
@@ -349,7 +355,7 @@ fn uses(host: &Host, namespaces: &[Arc<Mounts>]) -> HashMap<Vec<u8>, Vec<String>
     for mounts in namespaces {
         for (name, says) in mounts.uses_of(dev) {
             let known = uses.entry(name).or_default();
-            if !known.contains(&says) {
+            if known.len() < MOST_USES && !known.contains(&says) {
                 known.push(says);
             }
         }

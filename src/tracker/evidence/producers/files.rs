@@ -242,6 +242,7 @@ fn parse(text: &str, file: Option<&Path>, base: &Layer) -> Result<Layer, Broken>
             note: raw.note,
             source: raw.source,
             file: file.map(Path::to_path_buf),
+            compiled: std::sync::OnceLock::new(),
         });
     }
     Ok(layer)
