@@ -279,7 +279,10 @@ impl Worker<'_> {
         };
         self.reaper.remove(&target, &mut |now| {
             if (now.mode, now.uid, now.gid) != (seen.mode, seen.uid, seen.gid) {
-                return Err("its owner or mode was changed".into());
+                return Err("its owner or mode was changed since it was looked at".into());
+            }
+            if (now.size, now.modified, now.changed) != (seen.size, seen.modified, seen.changed) {
+                return Err("it was written or changed since it was looked at".into());
             }
             if manner == Manner::Leased {
                 facts.lease = lease::Lease::Granted;

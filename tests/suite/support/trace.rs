@@ -20,7 +20,8 @@ pub(crate) fn stopped_before(
         });
     }
     command.stdin(Stdio::null());
-    // Not waited for by its handle: the stops below are its states too.
+    // Not waited for by its handle: its stops have to be told from its end.
+    #[allow(clippy::zombie_processes)]
     let child = command.spawn().unwrap();
     let pid = i32::try_from(child.id()).unwrap();
     let mut stops = 0;
