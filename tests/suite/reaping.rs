@@ -73,8 +73,8 @@ fn orphans_only_unless_told() {
 fn only_what_is_selected() {
     make_orphans(2);
     object().size(3 << 20).make("pulse-shm-12345");
-    object().size(32).make("sem.qipc_systemsem_a0123456789012345678901234567890123456789");
-    let semaphore = "sem.qipc_systemsem_a0123456789012345678901234567890123456789";
+    object().size(32).make("sem.ApR.65a1b2c3Z4d5e6");
+    let semaphore = "sem.ApR.65a1b2c3Z4d5e6";
     let all = [&orphan(0), &orphan(1), "pulse-shm-12345", semaphore];
     for nothing in [
         &["--older-than", "1h"][..],
