@@ -9,7 +9,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::OnceLock;
 
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
@@ -102,32 +103,42 @@ fn plain(page: &str) -> String {
         .fold(page.to_owned(), |text, (escape, plain)| text.replace(escape, plain))
 }
 
+/// The pages that are not what they should be. With `UPDATE` set they are written first, once
+/// and before any test looks at them.
+fn stale() -> &'static [String] {
+    static STALE: OnceLock<Vec<String>> = OnceLock::new();
+    STALE.get_or_init(|| {
+        let update = std::env::var_os("UPDATE").is_some_and(|value| !value.is_empty());
+        let mut stale = Vec::new();
+        for command in commands() {
+            let path = format!("man/{}", page_name(&command));
+            let page = generate(&command);
+            if fs::read_to_string(root().join(&path)).is_ok_and(|old| old == page) {
+                continue;
+            }
+            if update {
+                fs::write(root().join(&path), page).unwrap();
+            } else {
+                stale.push(path);
+            }
+        }
+        stale
+    })
+}
+
 #[test]
 fn pages_of_commands_are_up_to_date() {
-    let update = std::env::var_os("UPDATE").is_some_and(|value| !value.is_empty());
-    let mut stale = Vec::new();
-    for command in commands() {
-        let path = PathBuf::from("man").join(page_name(&command));
-        let page = generate(&command);
-        if fs::read_to_string(root().join(&path)).is_ok_and(|old| old == page) {
-            continue;
-        }
-        if update {
-            fs::write(root().join(&path), page).unwrap();
-        } else {
-            stale.push(path.display().to_string());
-        }
-    }
     assert!(
-        stale.is_empty(),
+        stale().is_empty(),
         "the command line or man/src has changed and these pages have not: {}\n\
          look at the difference after: UPDATE=1 cargo test --test man",
-        stale.join(", ")
+        stale().join(", ")
     );
 }
 
 #[test]
 fn every_page_belongs_to_something() {
+    stale();
     let expected: BTreeSet<String> =
         commands().iter().map(page_name).chain(BY_HAND.map(str::to_owned)).collect();
     let pages: BTreeSet<String> = fs::read_dir(root().join("man"))
@@ -149,6 +160,7 @@ fn every_page_belongs_to_something() {
 
 #[test]
 fn every_option_is_in_its_page() {
+    stale();
     for command in commands() {
         let name = page_name(&command);
         let page = plain(&read(Path::new("man").join(&name)));
@@ -199,6 +211,7 @@ fn verdicts_and_evidence_are_documented() {
 
 #[test]
 fn outcomes_are_documented() {
+    stale();
     let page = plain(&read("man/rtrack-reap.1"));
     let mut schema = BTreeMap::new();
     enumerated(&serde_json::from_str(&read("schema/reap.schema.json")).unwrap(), &mut schema);
