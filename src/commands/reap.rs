@@ -193,12 +193,7 @@ fn choose(args: &ReapArgs, host: &Host, all: Vec<Object>) -> Result<Vec<Object>,
 }
 
 fn is_forced(args: &ReapArgs, object: &Object) -> bool {
-    is_one_of(&args.force, object)
-}
-
-/// Whether one of `names`, which are exact, is the object's.
-fn is_one_of(names: &[OsString], object: &Object) -> bool {
-    names.iter().any(|name| select::is_named(object, name))
+    !select::named(std::slice::from_ref(object), &args.force).is_empty()
 }
 
 /// What is to be done with each object, in the order of `--sort`; what was neither planned nor
@@ -206,6 +201,7 @@ fn is_one_of(names: &[OsString], object: &Object) -> bool {
 fn steps(args: &ReapArgs, host: &Host, survey: &Survey) -> Vec<(usize, Step)> {
     let mut rows = render::rows(host, survey);
     sort(&mut rows, args.select.sort, args.select.reverse);
+    let named = select::named(&survey.objects, &args.select.names);
     let mut steps = Vec::new();
     for row in rows {
         let force = is_forced(args, row.object);
@@ -215,7 +211,7 @@ fn steps(args: &ReapArgs, host: &Host, survey: &Survey) -> Vec<(usize, Step)> {
         let Some(lease) = survey.leases.get(row.index) else { continue };
         match plan::step(row.object.kind, *lease, &row.judgement, &args.verdict, force) {
             // Somebody who names an object is told why it stays.
-            Step::Leave if is_one_of(&args.select.names, row.object) => {
+            Step::Leave if named.contains(&row.index) => {
                 let verdict = row.judgement.verdict;
                 let why = format!("{verdict}: {}", row.judgement.says());
                 steps.push((row.index, Step::Refuse(verdict, why)));
@@ -336,8 +332,7 @@ fn confirm(
     let mut bytes = 0;
     let mut count = 0;
     for (index, step) in steps {
-        let (Some(row), Step::Remove(..)) = (by_index.get(index), step)
-        else {
+        let (Some(row), Step::Remove(..)) = (by_index.get(index), step) else {
             continue;
         };
         count += 1;

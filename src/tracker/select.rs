@@ -100,10 +100,9 @@ pub fn is_glob(name: &OsStr) -> bool {
     name.as_bytes().iter().any(|b| b"*?[{".contains(b))
 }
 
-/// Whether `name` is exactly the object's.
-#[must_use]
-pub fn is_named(object: &Object, name: &OsStr) -> bool {
-    !exactly(std::slice::from_ref(object), name.as_bytes()).is_empty()
+/// The indices of the objects that one of `names` names exactly, without globs.
+pub fn named<N: AsRef<OsStr>>(objects: &[Object], names: &[N]) -> BTreeSet<usize> {
+    names.iter().flat_map(|name| exactly(objects, name.as_ref().as_bytes())).collect()
 }
 
 fn one(objects: &[Object], text: &[u8]) -> Result<Vec<usize>, SelectError> {

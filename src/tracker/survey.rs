@@ -499,20 +499,18 @@ impl Survey {
         let Some(members) = self.snapshot.families.get(name) else {
             return FamilyState::NotDefined;
         };
-        let could_open = |pids: &[i32]| -> Vec<Who> {
-            pids.iter()
+        let could_open = |pids: &[i32]| {
+            let mut found = pids
+                .iter()
                 .filter_map(|pid| processes.seen.get(pid))
-                .filter(|process| self.may_open(process, object))
-                .map(who)
-                .collect()
+                .filter(|process| self.may_open(process, object));
+            found.next().map(|first| (who(first), 1 + found.count()))
         };
-        let alive = could_open(&members.alive);
-        if let Some(first) = alive.first() {
-            return FamilyState::Alive(first.clone(), alive.len());
+        if let Some((first, count)) = could_open(&members.alive) {
+            return FamilyState::Alive(first, count);
         }
         could_open(&members.unseen)
-            .into_iter()
-            .next()
+            .map(|(first, _)| first)
             .map_or(FamilyState::Gone, FamilyState::Unseen)
     }
 }

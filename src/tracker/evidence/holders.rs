@@ -351,8 +351,7 @@ impl Reader<'_> {
             nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC,
             nix::sys::stat::Mode::empty(),
         );
-        if let Ok(stat) = directory.map_err(io::Error::from).and_then(|fd| sys::stat(&fd, c""))
-        {
+        if let Ok(stat) = directory.map_err(io::Error::from).and_then(|fd| sys::stat(&fd, c"")) {
             for target in self.targets.at((stat.dev, stat.ino)) {
                 found.holds.entry(*target).or_default().insert(how);
             }
@@ -428,5 +427,16 @@ mod tests {
         for rubbish in [&b""[..], b"x", b"a b c d e", b"a b c 1:2:3 9 /x", b"a b c zz:1 9"] {
             let _ignored: Option<Map<'_>> = parse_map(rubbish);
         }
+    }
+
+    #[test]
+    fn every_name_of_an_inode_is_a_target() {
+        let mut targets = Targets::default();
+        targets.add((1, 7), 0);
+        targets.add((1, 7), 2);
+        targets.add((2, 7), 1);
+        assert_eq!(targets.at((1, 7)), [0, 2]);
+        assert_eq!(targets.at((2, 7)), [1]);
+        assert!(targets.at((3, 7)).is_empty());
     }
 }

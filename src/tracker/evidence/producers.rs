@@ -337,7 +337,6 @@ fn compile(id: &str, pattern: &str) -> Result<Regex, CatalogueError> {
         .map_err(|source| CatalogueError::Pattern { id: id.into(), source: Box::new(source) })
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
