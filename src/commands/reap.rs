@@ -161,7 +161,7 @@ fn check(args: &ReapArgs, ui: &Ui) -> Result<(), CommandError> {
         ))
         .hint("--force NAME removes one object whatever its verdict, unless it is held"));
     }
-    if let Some(name) = args.force.iter().find(|name| select::is_glob(name)) {
+    if let Some(name) = args.force.iter().find(|name| !args.select.exact && select::is_glob(name)) {
         let name = crate::tracker::resource::escape(name.as_bytes());
         return Err(CommandError::usage(format_args!(
             "--force {name}: takes one exact name, no glob"
@@ -181,7 +181,7 @@ fn choose(args: &ReapArgs, host: &Host, all: Vec<Object>) -> Result<Vec<Object>,
         return args.select.select(all, now);
     }
     // A name to force is checked as any other; alone it selects nothing else.
-    let forced = select::by_names(&all, &args.force).map_err(super::selecting::explain)?;
+    let forced = args.select.indices(&all, &args.force)?;
     let mut chosen: Vec<_> = forced.iter().filter_map(|index| all.get(*index)).cloned().collect();
     if !args.select.names.is_empty() {
         let files: std::collections::HashSet<_> =

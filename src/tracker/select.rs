@@ -1,6 +1,6 @@
 //! Which objects the operator means: names, globs, kinds, owners, producers, ages and sizes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
@@ -98,6 +98,28 @@ pub fn by_names<N: AsRef<OsStr>>(
 #[must_use]
 pub fn is_glob(name: &OsStr) -> bool {
     name.as_bytes().iter().any(|b| b"*?[{".contains(b))
+}
+
+/// The indices of the objects with these ids, as `list -0` prints them, and no other reading: who
+/// reads names from a list must not get a glob, or another object, because one has gone since.
+///
+/// # Errors
+/// [`SelectError::Missing`], for the first id that no object has.
+pub fn by_ids<N: AsRef<OsStr>>(
+    objects: &[Object],
+    ids: &[N],
+) -> Result<BTreeSet<usize>, SelectError> {
+    let known: HashMap<Vec<u8>, usize> =
+        objects.iter().enumerate().map(|(index, object)| (object.id_bytes(), index)).collect();
+    ids.iter()
+        .map(|id| {
+            let id = id.as_ref().as_bytes();
+            known
+                .get(id)
+                .copied()
+                .ok_or_else(|| SelectError::Missing { name: escape(id), nearest: Vec::new() })
+        })
+        .collect()
 }
 
 /// The indices of the objects that one of `names` names exactly, without globs.
@@ -277,6 +299,16 @@ mod tests {
         );
         assert!(matches!(one(&world, b"sem:psm_1"), Err(SelectError::Missing { .. })));
         assert!(matches!(one(&world, b"a[*"), Err(SelectError::Glob { .. })));
+    }
+
+    #[test]
+    fn an_id_is_nothing_but_an_id() {
+        let world = world();
+        let ids = |id: &str| by_ids(&world, &[id]);
+        assert_eq!(ids("sem:x").unwrap(), BTreeSet::from([1]));
+        for id in ["shm:*", "psm_1", "sem:sem.x", "shm:odd*"] {
+            assert!(matches!(ids(id), Err(SelectError::Missing { .. })), "{id}");
+        }
     }
 
     #[test]
