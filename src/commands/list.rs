@@ -29,7 +29,7 @@ pub struct ListArgs {
     #[arg(long, group = "format")]
     ndjson: bool,
 
-    /// Print ids only, each ended by a NUL, for xargs -0
+    /// Print ids only, each ended by a NUL, for xargs -0 rtrack reap --exact
     #[arg(short = '0', long = "null", group = "format")]
     null: bool,
 

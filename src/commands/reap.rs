@@ -157,7 +157,7 @@ fn check(args: &ReapArgs, ui: &Ui) -> Result<(), CommandError> {
         ))
         .hint("--force NAME removes one object whatever its verdict, unless it is held"));
     }
-    if let Some(name) = args.force.iter().find(|name| select::is_glob(name)) {
+    if let Some(name) = args.force.iter().find(|name| !args.select.exact && select::is_glob(name)) {
         let name = crate::tracker::resource::escape(name.as_bytes());
         return Err(CommandError::usage(format_args!(
             "--force {name}: takes one exact name, no glob"
@@ -177,7 +177,7 @@ fn choose(args: &ReapArgs, host: &Host, all: Vec<Object>) -> Result<Vec<Object>,
         return args.select.select(all, now);
     }
     // A name to force is checked as any other; alone it selects nothing else.
-    let forced = select::by_names(&all, &args.force).map_err(super::selecting::explain)?;
+    let forced = args.select.indices(&all, &args.force)?;
     let mut chosen: Vec<_> = forced.iter().filter_map(|index| all.get(*index)).cloned().collect();
     if !args.select.names.is_empty() {
         let files: std::collections::HashSet<_> =
@@ -189,12 +189,7 @@ fn choose(args: &ReapArgs, host: &Host, all: Vec<Object>) -> Result<Vec<Object>,
 }
 
 fn is_forced(args: &ReapArgs, object: &Object) -> bool {
-    is_one_of(&args.force, object)
-}
-
-/// Whether one of `names`, which are exact, is the object's.
-fn is_one_of(names: &[OsString], object: &Object) -> bool {
-    names.iter().any(|name| select::is_named(object, name))
+    !select::named(std::slice::from_ref(object), &args.force).is_empty()
 }
 
 /// What is to be done with each object, in the order of `--sort`; what was neither planned nor
@@ -202,6 +197,7 @@ fn is_one_of(names: &[OsString], object: &Object) -> bool {
 fn steps(args: &ReapArgs, host: &Host, survey: &Survey) -> Vec<(usize, Step)> {
     let mut rows = render::rows(host, survey);
     sort(&mut rows, args.select.sort, args.select.reverse);
+    let named = select::named(&survey.objects, &args.select.names);
     let mut steps = Vec::new();
     for row in rows {
         let force = is_forced(args, row.object);
@@ -211,7 +207,7 @@ fn steps(args: &ReapArgs, host: &Host, survey: &Survey) -> Vec<(usize, Step)> {
         let Some(lease) = survey.leases.get(row.index) else { continue };
         match plan::step(row.object.kind, *lease, &row.judgement, &args.verdict, force) {
             // Somebody who names an object is told why it stays.
-            Step::Leave if is_one_of(&args.select.names, row.object) => {
+            Step::Leave if named.contains(&row.index) => {
                 let verdict = row.judgement.verdict;
                 let why = format!("{verdict}: {}", row.judgement.says());
                 steps.push((row.index, Step::Refuse(verdict, why)));

@@ -1,5 +1,6 @@
 //! The options by which `list` and `reap` select objects.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::time::Duration;
 
@@ -16,6 +17,10 @@ pub struct SelectArgs {
     /// Names: psm_x, /psm_x, /dev/shm/psm_x, shm:psm_x, or globs of these; all objects if none
     #[arg(value_name = "NAME", allow_hyphen_values = false)]
     pub names: Vec<OsString>,
+
+    /// Names are ids as `list -0` prints them, and nothing else: no globs, no paths
+    #[arg(long)]
+    pub exact: bool,
 
     /// Only these kinds
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND")]
@@ -86,13 +91,30 @@ impl SelectArgs {
     /// is unknown status 2.
     pub fn select(&self, mut objects: Vec<Object>, now: i128) -> Result<Vec<Object>, CommandError> {
         let filter = self.filter()?;
-        let chosen = select::by_names(&objects, &self.names).map_err(explain)?;
+        let chosen = self.indices(&objects, &self.names)?;
         let mut index = 0;
         objects.retain(|object| {
             index += 1;
             chosen.contains(&(index - 1)) && filter.passes(object, now)
         });
         Ok(objects)
+    }
+
+    /// The objects that `names` mean; all of them when there is no name.
+    ///
+    /// # Errors
+    /// As [`SelectArgs::select`].
+    pub fn indices(
+        &self,
+        objects: &[Object],
+        names: &[OsString],
+    ) -> Result<BTreeSet<usize>, CommandError> {
+        let found = if self.exact && !names.is_empty() {
+            select::by_ids(objects, names)
+        } else {
+            select::by_names(objects, names)
+        };
+        found.map_err(explain)
     }
 
     /// What can be wrong with the options, before anything is read.

@@ -1,6 +1,6 @@
 //! Which objects the operator means: names, globs, kinds, owners, producers, ages and sizes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
@@ -94,33 +94,61 @@ pub fn by_names<N: AsRef<OsStr>>(
     Ok(chosen)
 }
 
-/// Whether a name is a glob, unless an object has exactly this name.
+/// Whether a name is a glob.
 #[must_use]
 pub fn is_glob(name: &OsStr) -> bool {
     name.as_bytes().iter().any(|b| b"*?[{".contains(b))
 }
 
-/// Whether `name` is exactly the object's.
-#[must_use]
-pub fn is_named(object: &Object, name: &OsStr) -> bool {
-    !exactly(std::slice::from_ref(object), name.as_bytes()).is_empty()
+/// The indices of the objects with these ids, as `list -0` prints them, and no other reading: who
+/// reads names from a list must not get a glob, or another object, because one has gone since.
+///
+/// # Errors
+/// [`SelectError::Missing`], for the first id that no object has.
+pub fn by_ids<N: AsRef<OsStr>>(
+    objects: &[Object],
+    ids: &[N],
+) -> Result<BTreeSet<usize>, SelectError> {
+    let known: HashMap<Vec<u8>, usize> =
+        objects.iter().enumerate().map(|(index, object)| (object.id_bytes(), index)).collect();
+    ids.iter()
+        .map(|id| {
+            let id = id.as_ref().as_bytes();
+            known
+                .get(id)
+                .copied()
+                .ok_or_else(|| SelectError::Missing { name: escape(id), nearest: Vec::new() })
+        })
+        .collect()
+}
+
+/// The indices of the objects that one of `names` names exactly, without globs.
+pub fn named<N: AsRef<OsStr>>(objects: &[Object], names: &[N]) -> BTreeSet<usize> {
+    names.iter().flat_map(|name| exactly(objects, name.as_ref().as_bytes())).collect()
 }
 
 fn one(objects: &[Object], text: &[u8]) -> Result<Vec<usize>, SelectError> {
     let exact = exactly(objects, text);
+    if is_glob(OsStr::from_bytes(text)) {
+        // An object whose name looks like a glob must not hide those that the glob matches.
+        return match by_glob(objects, text) {
+            Ok(mut found) => {
+                found.extend(exact);
+                Ok(found)
+            }
+            Err(_) if exact.len() == 1 => Ok(exact),
+            Err(error) => Err(error),
+        };
+    }
     match exact.as_slice() {
-        [_] => return Ok(exact),
-        [] => {}
+        [_] => Ok(exact),
+        [] => Err(SelectError::Missing { name: escape(text), nearest: nearest(objects, text) }),
         several => {
             let ids =
                 several.iter().filter_map(|i| objects.get(*i)).map(Object::shown_id).collect();
-            return Err(SelectError::Ambiguous { name: escape(text), ids });
+            Err(SelectError::Ambiguous { name: escape(text), ids })
         }
     }
-    if is_glob(OsStr::from_bytes(text)) {
-        return by_glob(objects, text);
-    }
-    Err(SelectError::Missing { name: escape(text), nearest: nearest(objects, text) })
 }
 
 /// The objects of exactly this name. The first reading that fits anything is taken: a path, a
@@ -257,6 +285,7 @@ mod tests {
             object(Kind::Shm, b"sem:x", b"sem:x"),
             object(Kind::Shm, b"a\nb\xff", b"a\nb\xff"),
             object(Kind::Shm, b"odd[1]", b"odd[1]"),
+            object(Kind::Shm, b"psm_*", b"psm_*"),
         ]
     }
 
@@ -279,13 +308,16 @@ mod tests {
             (b"shm:a\\nb\\xff", Ok(vec![4])),
             (b"odd[1]", Ok(vec![5])),
             (b"odd*", Ok(vec![5])),
-            (b"psm_*", Ok(vec![0])),
+            (b"psm_*", Ok(vec![0, 6])),
             (b"sem:*", Ok(vec![1])),
             (b"sem.*", Ok(vec![1])),
             (b"nothing*", Ok(vec![])),
             (b"/dev/shm/*x", Ok(vec![1, 2, 3])),
         ] {
-            assert_eq!(one(&world, text), expected, "{}", escape(text));
+            let found = one(&world, text).map(|found| {
+                found.into_iter().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+            });
+            assert_eq!(found, expected, "{}", escape(text));
         }
         assert!(
             matches!(one(&world, b"x"), Err(SelectError::Ambiguous { ids, .. }) if ids == ["sem:x", "shm:x"])
@@ -295,6 +327,16 @@ mod tests {
         );
         assert!(matches!(one(&world, b"sem:psm_1"), Err(SelectError::Missing { .. })));
         assert!(matches!(one(&world, b"a[*"), Err(SelectError::Glob { .. })));
+    }
+
+    #[test]
+    fn an_id_is_nothing_but_an_id() {
+        let world = world();
+        let ids = |id: &str| by_ids(&world, &[id]);
+        assert_eq!(ids("sem:x").unwrap(), BTreeSet::from([1]));
+        for id in ["shm:*", "psm_1", "sem:sem.x", "shm:odd*"] {
+            assert!(matches!(ids(id), Err(SelectError::Missing { .. })), "{id}");
+        }
     }
 
     #[test]

@@ -314,7 +314,7 @@ impl Survey {
             locked: snapshot.locked(host, object, producer),
             kin: snapshot.kin(object, &self.owners),
             shared_mode: is_shared(object.stat.mode),
-            owner: self.owner(object.stat.uid).to_owned(),
+            owner: self.owners.says(object.stat.uid),
             process_blind: snapshot.sight.processes.iter().map(|blind| blind.says()).collect(),
             holder_blind,
             assumed_complete: snapshot.sight.assumed_complete,

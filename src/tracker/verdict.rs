@@ -451,20 +451,20 @@ fn prove_by_producer(
         HeldWhileAlive::ByName | HeldWhileAlive::Unknown => None,
     };
     if let Some(how) = always {
-        let says = format!("made by {software}, whose live owners always have it {how}");
+        let says = format!("nobody has it {how}, and a live owner always would; made by {software}");
         found.push(evidence(Code::AlwaysHeldProducer, says, &fields));
         return Ok(Code::AlwaysHeldProducer);
     }
     let owners = if facts.shared_mode { "any user" } else { &facts.owner };
     match &facts.family {
         FamilyState::NotDefined => {
-            weak(found, format!("made by {software}, which may need it while nobody has it open"))
+            weak(found, format!("it may be needed while nobody has it open; made by {software}"))
         }
         FamilyState::Alive(who, count) => {
             let more = if *count > 1 { format!(" and {} more", count - 1) } else { String::new() };
             found.push(evidence(
                 Code::FamilyAlive,
-                format!("made by {software}, and such a program of {owners} is alive: {who}{more}"),
+                format!("{who}{more} of {owners} may come back for it; made by {software}"),
                 &[("pid", json!(who.pid)), ("count", json!(count))],
             ));
             Err(Code::FamilyAlive)
@@ -485,13 +485,13 @@ fn prove_by_producer(
             Some(who) => {
                 found.push(evidence(
                     Code::FamilyAlive,
-                    format!("made by {software}, and {who} descends from the process that made it"),
+                    format!("{who} descends from the process that made it; made by {software}"),
                     &[("pid", json!(who.pid))],
                 ));
                 Err(Code::FamilyAlive)
             }
             None => {
-                let says = format!("made by {software}, and no such program of {owners} is alive");
+                let says = format!("no program of {owners} is alive that could come back for it; made by {software}");
                 found.push(evidence(Code::NoFamily, says, &fields));
                 Ok(Code::NoFamily)
             }

@@ -534,4 +534,15 @@ mod tests {
             let _ignored: Option<Map<'_>> = parse_map(rubbish);
         }
     }
+
+    #[test]
+    fn every_name_of_an_inode_is_a_target() {
+        let mut targets = Targets::default();
+        targets.add((1, 7), 0);
+        targets.add((1, 7), 2);
+        targets.add((2, 7), 1);
+        assert_eq!(targets.at((1, 7)), [0, 2]);
+        assert_eq!(targets.at((2, 7)), [1]);
+        assert!(targets.at((3, 7)).is_empty());
+    }
 }

@@ -16,7 +16,7 @@ pub(super) struct Owners(HashMap<u32, Owner>);
 
 #[derive(Debug)]
 struct Owner {
-    /// The name, or `uid N` where there is none.
+    /// The name, or the number where there is none.
     name: String,
     /// The primary group.
     gid: Option<u32>,
@@ -31,6 +31,14 @@ impl Owners {
         self.0.get(&uid).map_or("", |owner| owner.name.as_str())
     }
 
+    /// For a sentence: the name, or `uid N`.
+    pub(super) fn says(&self, uid: u32) -> String {
+        match self.name(uid) {
+            name if name.parse::<u32>().is_ok() => format!("uid {name}"),
+            name => name.to_owned(),
+        }
+    }
+
     pub(super) fn primary_group(&self, uid: u32) -> Option<u32> {
         self.0.get(&uid)?.gid
     }
@@ -42,12 +50,12 @@ impl Owner {
             Ok(Some(user)) => {
                 Self { name: Name::new(user.name).to_string(), gid: Some(user.gid.as_raw()) }
             }
-            _ => Self { name: format!("uid {uid}"), gid: None },
+            _ => Self { name: uid.to_string(), gid: None },
         }
     }
 }
 
-/// The user name of a uid, or `uid N` where there is none.
+/// The user name of a uid, or the number where there is none.
 #[must_use]
 pub fn owner_name(uid: u32) -> String {
     Owner::look_up(uid).name

@@ -207,19 +207,19 @@ impl Snapshot {
     /// What lives of the family that could open the object.
     pub(super) fn family(&self, object: &Object, owners: &Owners, name: &str) -> FamilyState {
         let Some(members) = self.families.get(name) else { return FamilyState::NotDefined };
-        let could_open = |pids: &[i32]| -> Vec<Who> {
-            pids.iter()
+        // Neither cloned nor counted one by one for each object: any user can make many of both.
+        let could_open = |pids: &[i32]| {
+            let mut found = pids
+                .iter()
                 .filter_map(|pid| self.processes.seen.get(pid))
-                .filter(|process| self.may_open(process, object, owners))
-                .map(who)
-                .collect()
+                .filter(|process| self.may_open(process, object, owners));
+            found.next().map(|first| (who(first), 1 + found.count()))
         };
-        let alive = could_open(&members.alive);
-        if let Some(first) = alive.first() {
-            return FamilyState::Alive(first.clone(), alive.len());
+        if let Some((first, count)) = could_open(&members.alive) {
+            return FamilyState::Alive(first, count);
         }
-        let unseen = could_open(&members.unseen).into_iter().next();
-        unseen.map_or(FamilyState::Gone, FamilyState::Unseen)
+        could_open(&members.unseen)
+            .map_or(FamilyState::Gone, |(first, _)| FamilyState::Unseen(first))
     }
 
     /// Whether a process lives that has the owner's uid in any of its four, whatever its age.
