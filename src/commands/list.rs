@@ -90,11 +90,12 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
             .hint("rtrack list --help names them")
     })?;
     let host = open_host()?;
-    let objects = Survey::inventory(&host)?;
-    let visible = visible(&objects);
+    let mut inventory = Survey::inventory(&host)?;
+    let visible = visible(&inventory.objects);
     let usage = host.usage()?;
-    let objects = args.select.select(objects, (host.clock.wall)())?;
-    let survey = Survey::take(&host, args.select.judging(), objects);
+    inventory.objects = args.select.select(inventory.objects, (host.clock.wall)())?;
+    let survey = Survey::take(&host, args.select.judging(), inventory);
+    args.select.check_producers(survey.catalogue())?;
     let mut rows = render::rows(&host, &survey);
     rows.retain(|row| {
         args.select.passes_producer(row.producer.map(|(id, _)| id))

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::Status;
 use super::error::{CommandError, Kind as ErrorKind};
 use super::ui::Ui;
+use super::values::plural;
 use crate::tracker::evidence::producers::{
     Catalogue, HeldWhileAlive, Match, Producer, check_file, operator_directories,
 };
@@ -49,7 +50,8 @@ pub fn run(args: &ProducersArgs, ui: &Ui) -> Result<Status, CommandError> {
                     json!({ "schema": "rtrack.producers/1", "file": file, "entries": entries });
                 writeln!(out, "{answer:#}")
             } else {
-                writeln!(out, "{}: {entries} entries, all right", file.display())
+                let entries = plural(entries, "entry", "entries");
+                writeln!(out, "{}: {entries}, all right", file.display())
             }
         })?;
         return Ok(0);
@@ -144,8 +146,11 @@ fn describe(out: &mut dyn Write, found: &Match<'_>) -> io::Result<()> {
         line("guardian", &format!("{guardian}: while one is alive, the object is claimed"))?;
     }
     line("verdict", verdict_says(producer))?;
-    line("note", &producer.note)?;
-    line("source", &producer.source)?;
+    for (key, value) in [("note", &producer.note), ("source", &producer.source)] {
+        if !value.is_empty() {
+            line(key, value)?;
+        }
+    }
     if let Some(file) = &producer.file {
         line("file", &file.to_string_lossy())?;
     }

@@ -15,12 +15,13 @@ use super::list::{open_host, say_troubles, say_what_was_not_seen, sort, visible}
 use super::render::{self, Row, columns, document, table};
 use super::selecting::SelectArgs;
 use super::ui::Ui;
-use super::values::show_size;
+use super::values::{self, show_size};
 use crate::tracker::evidence::lease;
 use crate::tracker::host::Host;
 use crate::tracker::inventory::posix::Object;
 use crate::tracker::plan::{self, Step};
 use crate::tracker::reap::{self, Manner, Outcome, Reaper, Report, Settled, Target};
+use crate::tracker::resource::{Kind, Name};
 use crate::tracker::select;
 use crate::tracker::survey::{self, Survey};
 use crate::tracker::verdict::{Verdict, judge};
@@ -77,27 +78,43 @@ pub struct ReapArgs {
 pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     check(args, ui)?;
     let host = open_host()?;
-    let all = Survey::inventory(&host)?;
-    let visible = visible(&all);
+    let mut inventory = Survey::inventory(&host)?;
+    let visible = visible(&inventory.objects);
     let usage = host.usage()?;
-    let leftovers = all.iter().filter(|object| reap::is_our_leftover(object)).count();
-    let objects = choose(args, &host, all)?;
-    let mut survey = Survey::take(&host, args.select.judging(), objects);
+    let leftovers = inventory.objects.iter().filter(|object| reap::is_our_leftover(object)).count();
+    inventory.objects = choose(args, &host, inventory.objects)?;
+    let mut survey = Survey::take(&host, args.select.judging(), inventory);
+    args.select.check_producers(survey.catalogue())?;
     let looked = Instant::now();
 
     let steps = steps(args, &host, &survey);
     let planned = steps.iter().filter(|(_, step)| matches!(step, Step::Remove(..))).count();
     say_what_was_not_seen(&survey, ui);
     let troubled = say_troubles(&survey, args.strict, ui);
+    let directories = render::rows(&host, &survey)
+        .iter()
+        .filter(|row| row.object.kind == Kind::Dir && args.verdict.contains(&row.judgement.verdict))
+        .count();
+    if directories > 0 {
+        ui.note(format_args!(
+            "note: {} left: {}",
+            values::plural(directories, "directory", "directories"),
+            plan::DIRECTORIES
+        ));
+    }
 
     let mut interrupted = false;
+    let mut settled = Vec::new();
     let mut reports: Vec<(usize, Report)> = Vec::new();
     if args.dry_run {
         for (index, step) in steps {
             reports.push((index, foresee(step)));
         }
         if leftovers > 0 {
-            ui.note(format_args!("{leftovers} directories of interrupted reaps would be settled"));
+            ui.note(format_args!(
+                "{} of interrupted reaps would be settled",
+                values::plural(leftovers, "directory", "directories")
+            ));
         }
     } else {
         if (planned > 0 || leftovers > 0)
@@ -109,8 +126,9 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
         }
         let signals = Signals::block()?;
         let lock = lease::courtesy_lock(&host, COURTESY);
-        for settled in reap::settle(&host)? {
-            say_settled(&settled, ui);
+        settled = reap::settle(&host)?;
+        for settled in &settled {
+            say_settled(settled, ui);
         }
         let mut at =
             Worker { host: &host, survey: &mut survey, looked, reaper: Reaper::new(&host) };
@@ -123,17 +141,17 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
             let force = at.survey.objects.get(index).is_some_and(|object| is_forced(args, object));
             reports.push((index, at.carry_out(index, step, force)));
         }
-        for name in at.reaper.finish() {
-            ui.line(format_args!(
-                "warning: {}/{name}: left for the next reap, somebody holds what is in it",
-                host.shm_path.display()
-            ));
+        for (name, why) in at.reaper.finish() {
+            ui.line(format_args!("warning: {}/{name}: {why}", host.shm_path.display()));
         }
         drop(lock);
     }
 
     let rows = reported(&host, &survey, reports, args);
-    answer(args, ui, &host, &survey, &rows, document::mount(&host, usage, visible))?;
+    let mount = document::mount(&host, usage, visible);
+    let mut head = document::head("rtrack.reap/1", &host, &survey, mount);
+    head.insert("settled".into(), settled.iter().map(settled_value).collect());
+    answer(args, ui, head, &rows)?;
     for row in &rows {
         say_failed(row, ui);
     }
@@ -209,7 +227,12 @@ fn steps(args: &ReapArgs, host: &Host, survey: &Survey) -> Vec<(usize, Step)> {
             // Somebody who names an object is told why it stays.
             Step::Leave if named.contains(&row.index) => {
                 let verdict = row.judgement.verdict;
-                let why = format!("{verdict}: {}", row.judgement.says());
+                let why = if row.object.kind == Kind::Dir && row.judgement.verdict.reapability() > 0
+                {
+                    plan::DIRECTORIES.to_owned()
+                } else {
+                    format!("{verdict}: {}", row.judgement.says())
+                };
                 steps.push((row.index, Step::Refuse(verdict, why)));
             }
             Step::Leave => {}
@@ -347,10 +370,18 @@ fn confirm(
         ));
     }
     if leftovers > 0 {
-        ui.line(format_args!("  and {leftovers} directories of interrupted reaps to settle"));
+        ui.line(format_args!(
+            "  and {} of interrupted reaps to settle",
+            values::plural(leftovers, "directory", "directories")
+        ));
     }
     let mut err = std::io::stderr().lock();
-    write!(err, "remove {count} objects ({})? [y/N] ", show_size(bytes))?;
+    write!(
+        err,
+        "remove {} ({})? [y/N] ",
+        values::plural(count, "object", "objects"),
+        show_size(bytes)
+    )?;
     err.flush()?;
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line)?;
@@ -359,8 +390,9 @@ fn confirm(
 
 fn say_settled(settled: &Settled, ui: &Ui) {
     let Some(directory) = &settled.directory else { return };
+    // Said even to who wants quiet: something was removed.
     for name in &settled.finished {
-        ui.note(format_args!("{directory}: {name}: removed, as an interrupted reap had begun"));
+        ui.line(format_args!("{directory}: {name}: removed, as an interrupted reap had begun"));
     }
     for name in &settled.put_back {
         ui.note(format_args!("{directory}: {name}: put back, somebody holds it"));
@@ -406,13 +438,22 @@ fn outcome(row: &Row<'_>) -> Outcome {
     row.report.as_ref().map_or(Outcome::Refused, |report| report.outcome)
 }
 
+fn settled_value(settled: &Settled) -> serde_json::Value {
+    let names = |names: &[Name]| names.iter().map(Name::to_lossy).collect::<Vec<_>>();
+    let left = settled.left.iter();
+    serde_json::json!({
+        "directory": settled.directory.as_ref().map(Name::to_lossy),
+        "finished": names(&settled.finished),
+        "put_back": names(&settled.put_back),
+        "left": left.map(|(name, why)| serde_json::json!({ "name": name, "says": why })).collect::<Vec<_>>(),
+    })
+}
+
 fn answer(
     args: &ReapArgs,
     ui: &Ui,
-    host: &Host,
-    survey: &Survey,
+    head: serde_json::Map<String, serde_json::Value>,
     rows: &[Row<'_>],
-    mount: serde_json::Value,
 ) -> Result<(), CommandError> {
     let keys: &[&str] = if args.dry_run {
         &["id", "size", "user", "age_s", "verdict", "outcome", "reason"]
@@ -427,7 +468,6 @@ fn answer(
     };
     ui.answer(|out| {
         if args.json {
-            let head = document::head("rtrack.reap/1", host, survey, mount);
             document::write(out, &document::reap(head, rows, args.dry_run))
         } else {
             table::write(out, rows, &columns, look)
@@ -439,14 +479,16 @@ fn answer(
     let (would, bytes) = count(&|o| o == Outcome::WouldReap);
     if args.dry_run {
         ui.note(format_args!(
-            "would remove {would} objects ({}); nothing was removed",
+            "would remove {} ({}); nothing was removed",
+            values::plural(would, "object", "objects"),
             show_size(bytes)
         ));
         return Ok(());
     }
     let (removed, bytes) = count(&|o| matches!(o, Outcome::Reaped | Outcome::OpenedAtRemoval));
     let (left, _) = count(&Outcome::is_left);
-    let mut text = format!("removed {removed} objects ({})", show_size(bytes));
+    let mut text =
+        format!("removed {} ({})", values::plural(removed, "object", "objects"), show_size(bytes));
     if left > 0 {
         text.push_str(&format!(", left {left}"));
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::error::{CommandError, Kind as ErrorKind};
 use super::values;
+use crate::tracker::evidence::producers::Catalogue;
 use crate::tracker::inventory::posix::Object;
 use crate::tracker::resource::Kind;
 use crate::tracker::select::{self, Filter, SelectError};
@@ -129,6 +130,22 @@ impl SelectArgs {
             older_than: self.older_than,
             min_size: self.min_size,
         })
+    }
+
+    /// Whether `--producer` names producers that there are.
+    ///
+    /// # Errors
+    /// An unknown id: status 2.
+    pub fn check_producers(&self, catalogue: &Catalogue) -> Result<(), CommandError> {
+        let known = |id: &String| catalogue.producers().iter().any(|p| p.id == *id);
+        match self.producer.iter().find(|id| !known(id)) {
+            None => Ok(()),
+            Some(id) => Err(CommandError::usage(format_args!(
+                "--producer {}: no such producer",
+                crate::tracker::resource::escape(id.as_bytes())
+            ))
+            .hint("rtrack producers lists them")),
+        }
     }
 
     /// Whether the producer passes `--producer`.

@@ -66,18 +66,19 @@ const MOST_BYTES: u64 = 1 << 20;
 /// A name that does not exist is status 1; /dev/shm that cannot be read status 3.
 pub fn run(args: &ShowArgs, ui: &Ui) -> Result<Status, CommandError> {
     let host = open_host()?;
-    let mut objects = Survey::inventory(&host)?;
-    let visible = visible(&objects);
+    let mut inventory = Survey::inventory(&host)?;
+    let visible = visible(&inventory.objects);
     let usage = host.usage()?;
-    let chosen = select::by_names(&objects, &args.names).map_err(super::selecting::explain)?;
+    let chosen =
+        select::by_names(&inventory.objects, &args.names).map_err(super::selecting::explain)?;
     let mut index = 0;
-    objects.retain(|_| {
+    inventory.objects.retain(|_| {
         index += 1;
         chosen.contains(&(index - 1))
     });
     let judging =
         Judging { grace: args.grace, assume_complete: args.assume_complete, thorough: true };
-    let survey = Survey::take(&host, judging, objects);
+    let survey = Survey::take(&host, judging, inventory);
     let rows = render::rows(&host, &survey);
     let pids: BTreeSet<i32> =
         rows.iter().flat_map(|row| row.holders).map(|holder| holder.pid).collect();
@@ -212,7 +213,8 @@ fn as_text(
     );
     if let Some(tree) = &object.directory {
         let more = if tree.truncated { ", not everything counted" } else { "" };
-        size.push_str(&format!(", {} entries{more}", tree.entries));
+        let entries = values::plural(tree.entries, "entry", "entries");
+        size.push_str(&format!(", {entries}{more}"));
     }
     line("size", size)?;
     let ago = |time: i128| {

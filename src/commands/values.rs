@@ -76,6 +76,12 @@ pub fn show_age(nanoseconds: i128) -> String {
     }
 }
 
+/// `1 object`, `2 objects`.
+#[must_use]
+pub fn plural(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 /// A moment in nanoseconds since 1970 as RFC 3339 in UTC, to the millisecond.
 #[must_use]
 pub fn show_time(nanoseconds: i128) -> Option<String> {

@@ -16,6 +16,9 @@ pub enum Step {
     Leave,
 }
 
+/// Why a directory stays.
+pub const DIRECTORIES: &str = "this version of rtrack does not remove directories";
+
 /// Plans one object. `verdicts` are those to reap; with `force` the operator has named it and
 /// overrides everything but `held`.
 #[must_use]
@@ -38,10 +41,8 @@ pub fn step(
         return Step::Leave;
     }
     match kind {
-        Kind::Dir => Step::Refuse(
-            judgement.verdict,
-            "this version of rtrack does not remove directories".into(),
-        ),
+        Kind::Dir if force => Step::Refuse(judgement.verdict, DIRECTORIES.into()),
+        Kind::Dir => Step::Leave,
         Kind::Other => Step::Remove(Manner::Unleased, judgement.verdict),
         Kind::Shm | Kind::Sem => {
             let manner = match lease {
@@ -93,7 +94,7 @@ pub fn outlook(kind: Kind, judgement: &Judgement) -> Outlook {
             "when no process of its owner is alive and its mode lets nobody else in, it is orphaned"
         }
         Code::AlwaysHeldProducer | Code::NoFamily | Code::NoKin => {
-            "somebody who opens it, and a program that could come back for it"
+            "it stays if somebody opens it first, or a program that could come back for it starts"
         }
         // Evidence that decides nothing by itself.
         _ => "more evidence",

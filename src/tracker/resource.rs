@@ -161,10 +161,13 @@ pub fn escape(bytes: &[u8]) -> String {
 }
 
 /// Characters that change how their neighbours are shown, or are not shown at all: C1 controls,
-/// bidirectional controls, zero-width characters, line separators, tags, byte order marks.
+/// bidirectional controls, zero-width characters, fillers, variation selectors, line separators,
+/// tags, byte order marks.
 fn invisible(c: char) -> bool {
     matches!(c,
-        '\u{80}'..='\u{9f}' | '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
+        '\u{80}'..='\u{9f}' | '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}'
+        | '\u{17b4}' | '\u{17b5}' | '\u{3164}' | '\u{ffa0}' | '\u{fe00}'..='\u{fe0f}'
+        | '\u{e0100}'..='\u{e01ef}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
         | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
         | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }

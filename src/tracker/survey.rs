@@ -77,17 +77,18 @@ impl Survey {
     ///
     /// # Errors
     /// The directory could not be read.
-    pub fn inventory(host: &Host) -> Result<Vec<Object>, SurveyError> {
+    pub fn inventory(host: &Host) -> Result<posix::Inventory, SurveyError> {
         posix::read(host)
             .map_err(|source| SurveyError::Inventory { path: host.shm_path.clone(), source })
     }
 
-    /// Finds out what is known about `objects`, which were read just before.
+    /// Finds out what is known about the objects of `inventory`, which was read just before.
     ///
     /// What goes wrong with one object is in [`Survey::troubles`], with the operators' catalogue
     /// in [`Catalogue::broken`].
     #[must_use]
-    pub fn take(host: &Host, judging: Judging, objects: Vec<Object>) -> Self {
+    pub fn take(host: &Host, judging: Judging, inventory: posix::Inventory) -> Self {
+        let posix::Inventory { objects, troubles } = inventory;
         let catalogue = Arc::new(Catalogue::load(&operator_directories()));
         let taken_at = (host.clock.wall)();
         let lease_works = lease::calibrate(host);
@@ -97,7 +98,7 @@ impl Survey {
             objects,
             lease_works,
             taken_at,
-            troubles: Vec::new(),
+            troubles: troubles.into_iter().map(|(name, error)| (name.to_string(), error)).collect(),
             judging,
             catalogue,
             owners: Owners::default(),

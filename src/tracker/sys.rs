@@ -119,6 +119,20 @@ pub fn release_lease(fd: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
+/// Locks the open file description of `fd` (`flock(2)`, exclusive) if nobody else has; it is given
+/// back when the last descriptor is closed. False: somebody has it.
+///
+/// # Errors
+/// The errno of the call, other than `EWOULDBLOCK`.
+pub fn try_lock(fd: impl AsFd) -> io::Result<bool> {
+    // SAFETY: the call takes integers and touches no memory.
+    match check(unsafe { libc::flock(fd.as_fd().as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// A moment in nanoseconds since 1970, as a file system or `CLOCK_REALTIME` has it.
 pub type Nanoseconds = i128;
 

@@ -451,7 +451,8 @@ fn prove_by_producer(
         HeldWhileAlive::ByName | HeldWhileAlive::Unknown => None,
     };
     if let Some(how) = always {
-        let says = format!("nobody has it {how}, and a live owner always would; made by {software}");
+        let says =
+            format!("nobody has it {how}, and a live owner always would; made by {software}");
         found.push(evidence(Code::AlwaysHeldProducer, says, &fields));
         return Ok(Code::AlwaysHeldProducer);
     }
@@ -491,7 +492,9 @@ fn prove_by_producer(
                 Err(Code::FamilyAlive)
             }
             None => {
-                let says = format!("no program of {owners} is alive that could come back for it; made by {software}");
+                let says = format!(
+                    "no program of {owners} is alive that could come back for it; made by {software}"
+                );
                 found.push(evidence(Code::NoFamily, says, &fields));
                 Ok(Code::NoFamily)
             }

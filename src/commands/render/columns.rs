@@ -270,12 +270,13 @@ pub fn by_key(key: &str) -> Option<&'static Column> {
     COLUMNS.iter().chain(OUTCOME).find(|column| column.key == key)
 }
 
-/// The columns for `-o`.
+/// The columns of `list` for `-o`.
 ///
 /// # Errors
 /// The first key that is none.
 pub fn chosen(keys: &[String]) -> Result<Vec<&'static Column>, String> {
-    keys.iter().map(|key| by_key(key).ok_or_else(|| key.clone())).collect()
+    let of_list = |key: &String| COLUMNS.iter().find(|column| column.key == key);
+    keys.iter().map(|key| of_list(key).ok_or_else(|| key.clone())).collect()
 }
 
 fn show_dev(dev: u64) -> String {

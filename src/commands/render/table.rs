@@ -15,6 +15,12 @@ use crate::tracker::verdict::Verdict;
 /// Rows that comfy-table renders at once: its time and memory grow faster than the rows.
 const CHUNK: usize = 200;
 
+/// The column of names.
+const NEVER_CUT: &str = "id";
+
+/// A name wider than this has a line of its own.
+const WIDEST_NAME: usize = 72;
+
 /// Between columns.
 const GAP: usize = 2;
 
@@ -38,7 +44,8 @@ pub fn terminal_width() -> Option<usize> {
     terminal_size::terminal_size().map(|(width, _)| usize::from(width.0))
 }
 
-/// Writes `rows` as a table. Names are never cut; the reason takes what is left of the line.
+/// Writes `rows` as a table. Names are never cut: one that would push everybody else's row off the
+/// screen stands on a line before its own. The reason takes what is left of the line.
 ///
 /// # Errors
 /// Whatever writing failed with.
@@ -52,8 +59,37 @@ pub fn write(
         return Ok(());
     }
     let widths = widths(rows, columns, look);
-    let mut first = look.headings;
-    for chunk in rows.chunks(CHUNK) {
+    let mut table = Chunk::new(columns, &widths, look);
+    if look.headings {
+        table.head();
+    }
+    for row in rows {
+        for (column, width) in columns.iter().zip(&widths).filter(|(c, _)| c.key == NEVER_CUT) {
+            let name = (column.text)(row);
+            if name.width() > *width {
+                table.flush(out)?;
+                writeln!(out, "{name}")?;
+            }
+        }
+        table.add(row);
+        if table.rows >= CHUNK {
+            table.flush(out)?;
+        }
+    }
+    table.flush(out)
+}
+
+/// A part of the table, rendered at once.
+struct Chunk<'a> {
+    columns: &'a [&'a Column],
+    widths: &'a [usize],
+    look: Look,
+    table: Table,
+    rows: usize,
+}
+
+impl<'a> Chunk<'a> {
+    fn new(columns: &'a [&'a Column], widths: &'a [usize], look: Look) -> Self {
         let mut table = Table::new();
         table.load_style(comfy_table::presets::NOTHING);
         if look.colored {
@@ -61,30 +97,40 @@ pub fn write(
         } else {
             table.force_no_tty();
         }
-        if first {
-            table.add_row(columns.iter().zip(&widths).map(|(column, width)| {
-                align(Cell::new(cut(column.heading, *width)).add_attribute(Attribute::Bold), column)
-            }));
-            first = false;
+        Self { columns, widths, look, table, rows: 0 }
+    }
+
+    fn head(&mut self) {
+        self.table.add_row(self.columns.iter().zip(self.widths).map(|(column, width)| {
+            align(Cell::new(cut(column.heading, *width)).add_attribute(Attribute::Bold), column)
+        }));
+        self.rows += 1;
+    }
+
+    fn add(&mut self, row: &Row<'_>) {
+        let cells = self.columns.iter().zip(self.widths);
+        self.table.add_row(cells.map(|(column, width)| cell(row, column, *width)));
+        self.rows += 1;
+    }
+
+    fn flush(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        if self.rows == 0 {
+            return Ok(());
         }
-        for row in chunk {
-            table.add_row(
-                columns.iter().zip(&widths).map(|(column, width)| cell(row, column, *width)),
-            );
-        }
-        for (index, width) in widths.iter().enumerate() {
-            if let Some(column) = table.column_mut(index) {
-                let gap = if index + 1 == widths.len() { 0 } else { GAP };
+        for (index, width) in self.widths.iter().enumerate() {
+            if let Some(column) = self.table.column_mut(index) {
+                let gap = if index + 1 == self.widths.len() { 0 } else { GAP };
                 column.set_padding((0, u16::try_from(gap).unwrap_or(0)));
                 let width = u16::try_from(width + gap).unwrap_or(u16::MAX);
                 column.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width)));
             }
         }
-        for line in table.lines() {
+        for line in self.table.lines() {
             writeln!(out, "{}", line.trim_end())?;
         }
+        *self = Self::new(self.columns, self.widths, self.look);
+        Ok(())
     }
-    Ok(())
 }
 
 /// Writes groups: what they have in common, how many, how much, and how much of it may go.
@@ -124,7 +170,9 @@ fn widths(rows: &[Row<'_>], columns: &[&Column], look: Look) -> Vec<usize> {
         .iter()
         .map(|column| {
             let heading = if look.headings { column.heading.width() } else { 1 };
-            rows.iter().map(|row| (column.text)(row).width()).max().unwrap_or(0).max(heading)
+            let most = if column.key == NEVER_CUT { WIDEST_NAME } else { usize::MAX };
+            let cells = rows.iter().map(|row| (column.text)(row).width());
+            cells.filter(|width| *width <= most).max().unwrap_or(0).max(heading)
         })
         .collect();
     let Some(terminal) = look.width else { return widths };
@@ -140,7 +188,12 @@ fn widths(rows: &[Row<'_>], columns: &[&Column], look: Look) -> Vec<usize> {
 }
 
 fn cell(row: &Row<'_>, column: &Column, width: usize) -> Cell {
-    let cell = align(Cell::new(cut(&(column.text)(row), width)), column);
+    let mut text = cut(&(column.text)(row), width);
+    if column.key == NEVER_CUT && (column.text)(row).width() > width {
+        // It stands on the line before.
+        text.clear();
+    }
+    let cell = align(Cell::new(text), column);
     if column.key != "verdict" {
         return cell;
     }

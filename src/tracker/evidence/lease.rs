@@ -17,7 +17,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, openat};
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::Mode;
 
 use crate::tracker::host::Host;
@@ -276,7 +276,7 @@ pub fn calibrate(host: &Host) -> bool {
 /// probing. A courtesy only: any user can hold that lock, so it delays us by `patience` at most
 /// and nothing relies on it.
 #[must_use]
-pub fn courtesy_lock(host: &Host, patience: Duration) -> Option<Flock<File>> {
+pub fn courtesy_lock(host: &Host, patience: Duration) -> Option<File> {
     let own = openat(
         host.shm(),
         c".",
@@ -284,18 +284,16 @@ pub fn courtesy_lock(host: &Host, patience: Duration) -> Option<Flock<File>> {
         Mode::empty(),
     )
     .ok()?;
-    let mut file = File::from(own);
     let step = Duration::from_millis(10);
     let mut waited = Duration::ZERO;
     loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Some(lock),
-            Err((back, nix::Error::EAGAIN)) if waited < patience => {
-                file = back;
+        match sys::try_lock(&own) {
+            Ok(true) => return Some(File::from(own)),
+            Ok(false) if waited < patience => {
                 std::thread::sleep(step);
                 waited += step;
             }
-            Err(_) => return None,
+            _ => return None,
         }
     }
 }

@@ -69,12 +69,13 @@ pub struct Semaphore {
 }
 
 impl Object {
-    /// `kind:name`. What is not UTF-8 in the name is escaped as `\xff`, so that ids stay apart.
+    /// `kind:name`, with bytes that are not UTF-8 as `\xff` and a backslash doubled, so that no two
+    /// objects have the same.
     #[must_use]
     pub fn id(&self) -> String {
         let mut id = format!("{}:", self.kind);
         for chunk in self.name.as_bytes().utf8_chunks() {
-            id.push_str(chunk.valid());
+            id.push_str(&chunk.valid().replace('\\', "\\\\"));
             for byte in chunk.invalid() {
                 id.push_str(&format!("\\x{byte:02x}"));
             }
@@ -135,21 +136,29 @@ impl Semaphore {
     }
 }
 
+/// What lies in the directory of the POSIX objects.
+#[derive(Debug, Default)]
+pub struct Inventory {
+    /// What could be looked at.
+    pub objects: Vec<Object>,
+    /// What could not, each with the reason.
+    pub troubles: Vec<(Name, io::Error)>,
+}
+
 /// Reads the directory of the POSIX objects.
 ///
 /// # Errors
-/// The directory itself, or one of its entries, could not be read. What vanishes meanwhile is not
-/// there.
-pub fn read(host: &Host) -> io::Result<Vec<Object>> {
-    let mut objects = Vec::new();
+/// The directory itself could not be read. What vanishes meanwhile is not there.
+pub fn read(host: &Host) -> io::Result<Inventory> {
+    let mut inventory = Inventory::default();
     for name in entries(host.shm())? {
         match read_one(host, &name) {
-            Ok(object) => objects.push(object),
+            Ok(object) => inventory.objects.push(object),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            Err(error) => return Err(error),
+            Err(error) => inventory.troubles.push((name, error)),
         }
     }
-    Ok(objects)
+    Ok(inventory)
 }
 
 /// Reads one entry.
@@ -158,7 +167,9 @@ pub fn read(host: &Host) -> io::Result<Vec<Object>> {
 /// The errno of statx(2); `ENOENT` when there is no such name.
 pub fn read_one(host: &Host, file: &Name) -> io::Result<Object> {
     let dev = host.shm_dev()?;
-    let Entry::Here(path) = entry(host.shm(), file, dev)? else { return Ok(mount_point(file)) };
+    let Entry::Here(path) = entry(host.shm(), file, dev)? else {
+        return Ok(mount_point(file, (host.clock.wall)()));
+    };
     let stat = sys::stat(&path, c"")?;
     let semaphore = file.as_bytes().strip_prefix(b"sem.").filter(|rest| !rest.is_empty());
     let (kind, name, file_type) = match (stat.file_type(), semaphore) {
@@ -222,8 +233,8 @@ pub fn open_directory(path: BorrowedFd<'_>) -> io::Result<Dir> {
     Ok(Dir::from_fd(openat(path, c".", flags, Mode::empty())?)?)
 }
 
-/// What is known of a name that another file system is mounted over: the name.
-fn mount_point(file: &Name) -> Object {
+/// What is known of a name that another file system is mounted over: the name, now.
+fn mount_point(file: &Name, now: sys::Nanoseconds) -> Object {
     let stat = Stat {
         dev: 0,
         ino: 0,
@@ -235,7 +246,7 @@ fn mount_point(file: &Name) -> Object {
         allocated: 0,
         born: None,
         modified: 0,
-        changed: 0,
+        changed: now,
     };
     Object {
         kind: Kind::Other,

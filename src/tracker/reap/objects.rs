@@ -68,9 +68,9 @@ impl<'a> Reaper<'a> {
     }
 
     /// Finishes what counts as unlinked and nobody holds any more, and removes the private
-    /// directories. What is still held stays for a later reaper; its directories are returned.
+    /// directories. Those that stay are returned, each with the reason.
     #[must_use]
-    pub fn finish(mut self) -> Vec<Name> {
+    pub fn finish(mut self) -> Vec<(Name, String)> {
         let mut left = Vec::new();
         if let Some(unlinked) = self.unlinked.take() {
             // Whoever was opening it had microseconds to go; waiting long for one that keeps it
@@ -237,10 +237,16 @@ fn entries_left(quarantine: &Quarantine) -> io::Result<usize> {
     crate::tracker::inventory::posix::entries(quarantine.fd()).map(|names| names.len())
 }
 
-fn close(host: &Host, quarantine: Quarantine, left: &mut Vec<Name>) {
+fn close(host: &Host, quarantine: Quarantine, left: &mut Vec<(Name, String)>) {
     let name = quarantine.name().clone();
-    if quarantine.close(host).is_err() {
-        left.push(name);
+    match quarantine.close(host) {
+        Ok(()) => {}
+        Err(nix::Error::ENOTEMPTY) => {
+            left.push((name, "left for the next reap, what is in it could not go yet".into()));
+        }
+        Err(errno) => {
+            left.push((name, format!("remove the directory: {}", io::Error::from(errno))))
+        }
     }
 }
 

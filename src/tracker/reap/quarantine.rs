@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::fcntl::{Flock, FlockArg, OFlag, RenameFlags, openat, renameat2};
+use nix::fcntl::{OFlag, RenameFlags, openat, renameat2};
 use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -40,7 +40,8 @@ pub(super) fn counts_as_unlinked(name: &Name) -> bool {
 #[derive(Debug)]
 pub(super) struct Quarantine {
     name: Name,
-    dir: Flock<File>,
+    /// Open, and locked for as long.
+    dir: File,
 }
 
 impl Quarantine {
@@ -106,12 +107,11 @@ impl Quarantine {
         }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(&path, c".", flags, Mode::empty())?;
-        let dir = match Flock::lock(File::from(fd), FlockArg::LockExclusiveNonblock) {
-            Ok(dir) => dir,
-            Err((_, nix::Error::EAGAIN)) => return Ok(None),
-            Err((_, errno)) => return Err(errno.into()),
-        };
-        let still_there = sys::stat(&*dir, c"")?.nlink > 0;
+        if !sys::try_lock(&fd)? {
+            return Ok(None);
+        }
+        let dir = File::from(fd);
+        let still_there = sys::stat(&dir, c"")?.nlink > 0;
         Ok(still_there.then(|| Self { name: name.clone(), dir }))
     }
 
