@@ -130,8 +130,13 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
         for settled in &settled {
             say_settled(settled, ui);
         }
-        let mut at =
-            Worker { host: &host, survey: &mut survey, looked, reaper: Reaper::new(&host) };
+        let mut at = Worker {
+            host: &host,
+            survey: &mut survey,
+            looked,
+            reaper: Reaper::new(&host),
+            names_removed: HashMap::new(),
+        };
         for (index, step) in steps {
             if interrupted || signals.came() {
                 interrupted = true;
@@ -266,6 +271,8 @@ struct Worker<'a> {
     survey: &'a mut Survey,
     looked: Instant,
     reaper: Reaper<'a>,
+    /// How many names of each inode, by device and number, this run has removed.
+    names_removed: HashMap<(u64, u64), u32>,
 }
 
 impl Worker<'_> {
@@ -296,19 +303,28 @@ impl Worker<'_> {
             manner,
             may_go_directly: planned == Verdict::Orphaned,
         };
-        self.reaper.remove(&target, &mut |now| {
+        // The removal of another name is a change of the inode too, and was this run's own.
+        let names_removed = self.names_removed.entry((seen.dev, seen.ino)).or_default();
+        let report = self.reaper.remove(&target, &mut |now| {
             if (now.mode, now.uid, now.gid) != (seen.mode, seen.uid, seen.gid) {
                 return Err("its owner or mode was changed since it was looked at".into());
             }
-            if (now.size, now.modified, now.changed) != (seen.size, seen.modified, seen.changed) {
+            let change_is_ours = *names_removed > 0 && now.nlink + *names_removed == seen.nlink;
+            if (now.size, now.modified) != (seen.size, seen.modified)
+                || now.changed != seen.changed && !change_is_ours
+            {
                 return Err("it was written or changed since it was looked at".into());
             }
             if manner == Manner::Leased {
                 facts.lease = lease::Lease::Granted;
             }
-            facts.quiet = survey::quiet(host, now);
+            if !change_is_ours {
+                facts.quiet = survey::quiet(host, now);
+            }
             plan::still_goes(planned, &judge(&facts), force)
-        })
+        });
+        *names_removed += u32::from(report.outcome.is_removed());
+        report
     }
 }
 
@@ -485,7 +501,7 @@ fn answer(
         ));
         return Ok(());
     }
-    let (removed, bytes) = count(&|o| matches!(o, Outcome::Reaped | Outcome::OpenedAtRemoval));
+    let (removed, bytes) = count(&Outcome::is_removed);
     let (left, _) = count(&Outcome::is_left);
     let mut text =
         format!("removed {} ({})", values::plural(removed, "object", "objects"), show_size(bytes));

@@ -59,6 +59,12 @@ impl Outcome {
         }
     }
 
+    /// Whether its name was removed by this.
+    #[must_use]
+    pub fn is_removed(self) -> bool {
+        matches!(self, Self::Reaped | Self::OpenedAtRemoval)
+    }
+
     /// Whether the object that was planned is still there, so that the answer is no.
     #[must_use]
     pub fn is_left(self) -> bool {
