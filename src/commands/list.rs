@@ -3,12 +3,10 @@
 use super::Status;
 use super::error::{CommandError, Kind as ErrorKind};
 use super::render::{self, Row, columns, document, table};
-use super::selecting::{SelectArgs, SortKey};
+use super::selecting::SelectArgs;
+use super::surveying::Look;
 use super::ui::Ui;
 use super::values::show_size;
-use crate::tracker::host::{Host, Usage};
-use crate::tracker::inventory::posix::Object;
-use crate::tracker::survey::Survey;
 use crate::tracker::verdict::Verdict;
 
 /// The arguments of `rtrack list`.
@@ -89,19 +87,10 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
         CommandError::usage(format_args!("-o {name}: no such column"))
             .hint("rtrack list --help names them")
     })?;
-    let host = open_host()?;
-    let mut inventory = Survey::inventory(&host)?;
-    let visible = visible(&inventory.objects);
-    let usage = host.usage()?;
-    inventory.objects = args.select.select(inventory.objects, (host.clock.wall)())?;
-    let survey = Survey::take(&host, args.select.judging(), inventory);
-    args.select.check_producers(survey.catalogue())?;
-    let mut rows = render::rows(&host, &survey);
-    rows.retain(|row| {
-        args.select.passes_producer(row.producer.map(|(id, _)| id))
-            && (args.verdict.is_empty() || args.verdict.contains(&row.judgement.verdict))
-    });
-    sort(&mut rows, args.select.sort, args.select.reverse);
+    let found = Look::take(&args.select, args.select.judging(), |host, objects| {
+        args.select.select(objects, (host.clock.wall)())
+    })?;
+    let rows = found.rows(&args.select, &args.verdict);
 
     let json_columns =
         if args.output.is_empty() { document::all_columns(false) } else { chosen.clone() };
@@ -114,8 +103,7 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
         if let Some(key) = args.group_by {
             let groups = groups(&rows, key);
             return if args.json {
-                let mount = document::mount(&host, usage, visible);
-                let head = document::head("rtrack.groups/1", &host, &survey, mount);
+                let head = found.head("rtrack.groups/1");
                 document::write(out, &document::groups(head, key.name(), &groups))
             } else if args.ndjson {
                 groups
@@ -126,8 +114,7 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
             };
         }
         if args.json {
-            let mount = document::mount(&host, usage, visible);
-            let head = document::head("rtrack.inventory/1", &host, &survey, mount);
+            let head = found.head("rtrack.inventory/1");
             document::write(out, &document::inventory(head, &rows, &json_columns))
         } else if args.ndjson {
             rows.iter()
@@ -142,10 +129,9 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
         }
     })?;
     if ui.stdout_is_terminal() && !(args.json || args.ndjson || args.null) {
-        ui.note(footer(&host, usage, visible, &rows));
+        ui.note(footer(&found, &rows));
     }
-    say_what_was_not_seen(&survey, ui);
-    if say_troubles(&survey, args.strict, ui) {
+    if found.say(args.strict, ui) {
         return Ok(ErrorKind::Failed.status());
     }
     let orphans = rows.iter().any(|row| row.judgement.verdict == Verdict::Orphaned);
@@ -184,43 +170,12 @@ fn groups(rows: &[Row<'_>], key: GroupKey) -> Vec<render::Group> {
     groups
 }
 
-/// The machine, or what the operator can do where there is nothing to look at.
-///
-/// # Errors
-/// /dev/shm is missing, unreadable, or not a tmpfs: status 3.
-pub fn open_host() -> Result<Host, CommandError> {
-    Host::real().map_err(|error| {
-        CommandError::from(error).hint("rtrack looks at the tmpfs mounted at /dev/shm")
-    })
-}
-
-/// Bytes that belong to objects with a name.
-#[must_use]
-pub fn visible(objects: &[Object]) -> u64 {
-    objects.iter().map(Object::allocated).sum()
-}
-
-/// Sorts as `--sort` says; equal ones by name, so that two runs agree.
-pub fn sort(rows: &mut [Row<'_>], key: SortKey, reverse: bool) {
-    rows.sort_by(|a, b| {
-        let order = match key {
-            SortKey::Size => b.object.size().cmp(&a.object.size()),
-            SortKey::Name => std::cmp::Ordering::Equal,
-            SortKey::Age => b.age().cmp(&a.age()),
-            SortKey::User => a.user.cmp(b.user),
-            SortKey::Kind => a.object.kind.cmp(&b.object.kind),
-            SortKey::Verdict => b.judgement.verdict.cmp(&a.judgement.verdict),
-        };
-        let order = order.then_with(|| a.object.file.cmp(&b.object.file));
-        if reverse { order.reverse() } else { order }
-    });
-}
-
-fn footer(host: &Host, usage: Usage, visible: u64, rows: &[Row<'_>]) -> String {
+fn footer(found: &Look, rows: &[Row<'_>]) -> String {
+    let Look { host, usage, visible, .. } = found;
     let of = |verdict| document::count(rows.iter().filter(|row| row.judgement.verdict == verdict));
     let (orphaned, reclaimable) = of(Verdict::Orphaned);
     let (unclaimed, perhaps) = of(Verdict::Unclaimed);
-    let hidden = usage.used.saturating_sub(visible);
+    let hidden = usage.used.saturating_sub(*visible);
     let mut text = format!("{}: {} used", host.shm_path.display(), show_size(usage.used));
     if let Some(percent) = (usage.used.saturating_mul(100)).checked_div(usage.size) {
         text.push_str(&format!(" of {} ({percent} %)", show_size(usage.size)));
@@ -236,51 +191,4 @@ fn footer(host: &Host, usage: Usage, visible: u64, rows: &[Row<'_>]) -> String {
         text.push_str("; rtrack reap removes what is orphaned");
     }
     text
-}
-
-/// Says what went wrong with single objects and with the operators' catalogue; whether the exit
-/// status has to tell of it, or with `strict`, of partial sight.
-pub fn say_troubles(survey: &Survey, strict: bool, ui: &Ui) -> bool {
-    for (id, error) in &survey.troubles {
-        ui.line(format_args!("error: {id}: {error}"));
-    }
-    let broken = survey.catalogue().broken();
-    for broken in broken {
-        ui.line(format_args!("error: {broken}"));
-    }
-    if !broken.is_empty() {
-        ui.line(
-            "hint: until it is mended, nothing is orphaned by what the catalogue of producers says",
-        );
-    }
-    let partial = !survey.snapshot.sight.holders.is_empty() || !survey.lease_works;
-    !survey.troubles.is_empty() || !broken.is_empty() || (strict && partial)
-}
-
-/// What could not be seen, and what that means for the verdicts.
-pub fn say_what_was_not_seen(survey: &Survey, ui: &Ui) {
-    let sight = &survey.snapshot.sight;
-    if !survey.lease_works {
-        ui.note(
-            "note: leases do not work on this mount, so holders are known only as far as processes can be seen",
-        );
-    }
-    if sight.assumed_complete {
-        ui.note("note: assuming that nothing outside this PID namespace uses /dev/shm");
-    }
-    if sight.holders.is_empty() {
-        return;
-    }
-    let reasons: Vec<&str> = sight.holders.iter().map(|blind| blind.says()).collect();
-    ui.note(format_args!(
-        "note: not everything could be seen: {} ({} processes seen, {} of them not readable)",
-        reasons.join("; "),
-        sight.seen,
-        sight.unreadable
-    ));
-    if sight.processes.contains(&crate::tracker::evidence::sight::Blind::PidNamespace) {
-        ui.note("hint: --assume-complete if nothing outside this PID namespace uses /dev/shm");
-    } else if !nix::unistd::geteuid().is_root() {
-        ui.note("hint: root sees all processes");
-    }
 }

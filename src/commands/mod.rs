@@ -11,6 +11,7 @@ pub mod render;
 pub mod selecting;
 pub mod send;
 pub mod show;
+pub mod surveying;
 pub mod target;
 pub mod ui;
 pub mod values;

@@ -11,9 +11,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::Status;
 use super::error::{CommandError, Kind as ErrorKind};
-use super::list::{open_host, say_troubles, say_what_was_not_seen, sort, visible};
 use super::render::{self, Row, columns, document, table};
 use super::selecting::SelectArgs;
+use super::surveying::{Look, sort};
 use super::ui::Ui;
 use super::values::{self, show_size};
 use crate::tracker::evidence::lease;
@@ -77,24 +77,16 @@ pub struct ReapArgs {
 /// The command line is wrong, /dev/shm cannot be read, or stdout cannot be written.
 pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     check(args, ui)?;
-    let host = open_host()?;
-    let mut inventory = Survey::inventory(&host)?;
-    let visible = visible(&inventory.objects);
-    let usage = host.usage()?;
-    let leftovers = inventory.objects.iter().filter(|object| reap::is_our_leftover(object)).count();
-    inventory.objects = choose(args, &host, inventory.objects)?;
-    let mut survey = Survey::take(&host, args.select.judging(), inventory);
-    args.select.check_producers(survey.catalogue())?;
+    let mut leftovers = 0;
+    let mut found = Look::take(&args.select, args.select.judging(), |host, objects| {
+        leftovers = objects.iter().filter(|object| reap::is_our_leftover(object)).count();
+        choose(args, host, objects)
+    })?;
     let looked = Instant::now();
 
-    let steps = steps(args, &host, &survey);
+    let Planned { steps, directories } = plan(args, &found);
     let planned = steps.iter().filter(|(_, step)| matches!(step, Step::Remove(..))).count();
-    say_what_was_not_seen(&survey, ui);
-    let troubled = say_troubles(&survey, args.strict, ui);
-    let directories = render::rows(&host, &survey)
-        .iter()
-        .filter(|row| row.object.kind == Kind::Dir && args.verdict.contains(&row.judgement.verdict))
-        .count();
+    let troubled = found.say(args.strict, ui);
     if directories > 0 {
         ui.note(format_args!(
             "note: {} left: {}",
@@ -119,22 +111,23 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     } else {
         if (planned > 0 || leftovers > 0)
             && !args.yes
-            && !confirm(args, ui, &host, &survey, &steps, leftovers)?
+            && !confirm(args, ui, &found, &steps, leftovers)?
         {
             ui.line("nothing was removed");
             return Ok(ErrorKind::No.status());
         }
         let signals = Signals::block()?;
-        let lock = lease::courtesy_lock(&host, COURTESY);
-        settled = reap::settle(&host)?;
+        let Look { host, survey, .. } = &mut found;
+        let lock = lease::courtesy_lock(host, COURTESY);
+        settled = reap::settle(host)?;
         for settled in &settled {
             say_settled(settled, ui);
         }
         let mut at = Worker {
-            host: &host,
-            survey: &mut survey,
+            host,
+            survey,
             looked,
-            reaper: Reaper::new(&host),
+            reaper: Reaper::new(host),
             names_removed: HashMap::new(),
         };
         for (index, step) in steps {
@@ -152,9 +145,8 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
         drop(lock);
     }
 
-    let rows = reported(&host, &survey, reports, args);
-    let mount = document::mount(&host, usage, visible);
-    let mut head = document::head("rtrack.reap/1", &host, &survey, mount);
+    let rows = reported(&found, reports, args);
+    let mut head = found.head("rtrack.reap/1");
     head.insert("settled".into(), settled.iter().map(settled_value).collect());
     answer(args, ui, head, &rows)?;
     for row in &rows {
@@ -163,7 +155,8 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     if interrupted {
         return Ok(ErrorKind::Interrupted.status());
     }
-    let failed = rows.iter().any(|row| outcome(row) == Outcome::Failed);
+    let failed = rows.iter().any(|row| outcome(row) == Outcome::Failed)
+        || settled.iter().any(|settled| settled.trouble.is_some());
     if failed || troubled {
         return Ok(ErrorKind::Failed.status());
     }
@@ -215,36 +208,44 @@ fn is_forced(args: &ReapArgs, object: &Object) -> bool {
     !select::named(std::slice::from_ref(object), &args.force).is_empty()
 }
 
-/// What is to be done with each object, in the order of `--sort`; what was neither planned nor
-/// named is left out.
-fn steps(args: &ReapArgs, host: &Host, survey: &Survey) -> Vec<(usize, Step)> {
-    let mut rows = render::rows(host, survey);
+/// What is to be done, in the order of `--sort`.
+struct Planned {
+    /// With each object, by its place in the survey; what was neither planned nor named is left out.
+    steps: Vec<(usize, Step)>,
+    /// How many directories would go if this version removed any.
+    directories: usize,
+}
+
+fn plan(args: &ReapArgs, found: &Look) -> Planned {
+    let survey = &found.survey;
+    let mut rows = render::rows(&found.host, survey);
     sort(&mut rows, args.select.sort, args.select.reverse);
     let named = select::named(&survey.objects, &args.select.names);
-    let mut steps = Vec::new();
+    let mut planned = Planned { steps: Vec::new(), directories: 0 };
     for row in rows {
         let force = is_forced(args, row.object);
         if !force && !args.select.passes_producer(row.producer.map(|(id, _)| id)) {
             continue;
         }
         let Some(lease) = survey.leases.get(row.index) else { continue };
+        let verdict = row.judgement.verdict;
+        let directory = row.object.kind == Kind::Dir && verdict.reapability() > 0;
         match plan::step(row.object.kind, *lease, &row.judgement, &args.verdict, force) {
             // Somebody who names an object is told why it stays.
             Step::Leave if named.contains(&row.index) => {
-                let verdict = row.judgement.verdict;
-                let why = if row.object.kind == Kind::Dir && row.judgement.verdict.reapability() > 0
-                {
+                let why = if directory {
                     plan::DIRECTORIES.to_owned()
                 } else {
                     format!("{verdict}: {}", row.judgement.says())
                 };
-                steps.push((row.index, Step::Refuse(verdict, why)));
+                planned.steps.push((row.index, Step::Refuse(verdict, why)));
             }
+            Step::Leave if directory && args.verdict.contains(&verdict) => planned.directories += 1,
             Step::Leave => {}
-            step => steps.push((row.index, step)),
+            step => planned.steps.push((row.index, step)),
         }
     }
-    steps
+    planned
 }
 
 fn foresee(step: Step) -> Report {
@@ -360,12 +361,11 @@ impl Signals {
 fn confirm(
     args: &ReapArgs,
     ui: &Ui,
-    host: &Host,
-    survey: &Survey,
+    found: &Look,
     steps: &[(usize, Step)],
     leftovers: usize,
 ) -> Result<bool, CommandError> {
-    let rows = render::rows(host, survey);
+    let rows = render::rows(&found.host, &found.survey);
     let by_index: HashMap<usize, &Row<'_>> = rows.iter().map(|row| (row.index, row)).collect();
     let mut bytes = 0;
     let mut count = 0;
@@ -416,15 +416,13 @@ fn say_settled(settled: &Settled, ui: &Ui) {
     for (name, why) in &settled.left {
         ui.line(format_args!("warning: {directory}: {name}: left there: {why}"));
     }
+    if let Some(trouble) = &settled.trouble {
+        ui.line(format_args!("error: {directory}: {trouble}"));
+    }
 }
 
-fn reported<'a>(
-    host: &Host,
-    survey: &'a Survey,
-    reports: Vec<(usize, Report)>,
-    args: &ReapArgs,
-) -> Vec<Row<'a>> {
-    let mut rows = render::rows(host, survey);
+fn reported<'a>(found: &'a Look, reports: Vec<(usize, Report)>, args: &ReapArgs) -> Vec<Row<'a>> {
+    let mut rows = render::rows(&found.host, &found.survey);
     let mut reports: HashMap<usize, Report> = reports.into_iter().collect();
     for row in &mut rows {
         row.report = reports.remove(&row.index);
@@ -461,6 +459,7 @@ fn settled_value(settled: &Settled) -> serde_json::Value {
         "directory": settled.directory.as_ref().map(Name::to_lossy),
         "finished": names(&settled.finished),
         "put_back": names(&settled.put_back),
+        "trouble": settled.trouble,
         "left": left.map(|(name, why)| serde_json::json!({ "name": name, "says": why })).collect::<Vec<_>>(),
     })
 }

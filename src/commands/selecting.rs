@@ -1,4 +1,4 @@
-//! The options by which `list` and `reap` select objects.
+//! The options by which `list`, `show` and `reap` select objects.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -83,6 +83,15 @@ impl SelectArgs {
     #[must_use]
     pub fn judging(&self) -> Judging {
         Judging { grace: self.grace, assume_complete: self.assume_complete, thorough: false }
+    }
+
+    /// Whether anything is said about which objects, so that not all of them are selected.
+    #[must_use]
+    pub fn narrows(&self) -> bool {
+        let Self { names, kind, user, producer, older_than, min_size, .. } = self;
+        !(names.is_empty() && kind.is_empty() && user.is_empty() && producer.is_empty())
+            || older_than.is_some()
+            || min_size.is_some()
     }
 
     /// Keeps what was selected, at `now` in nanoseconds since 1970.

@@ -1,19 +1,18 @@
 //! `rtrack show`: everything that is known about an object, on one screen.
 
 use std::collections::{BTreeSet, HashMap};
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use unicode_width::UnicodeWidthStr;
 
 use super::Status;
 use super::error::{CommandError, Kind as ErrorKind};
-use super::list::{open_host, say_troubles, say_what_was_not_seen, visible};
-use super::render::{self, Row, document, table};
+use super::render::{Row, document, table};
+use super::selecting::SelectArgs;
+use super::surveying::Look;
 use super::ui::Ui;
 use super::values::{self, show_age, show_size, show_time};
 use crate::tracker::evidence::holders::{Detail, Holder, How};
@@ -22,24 +21,18 @@ use crate::tracker::evidence::lease;
 use crate::tracker::host::Host;
 use crate::tracker::plan;
 use crate::tracker::resource::{Kind, escape};
-use crate::tracker::select;
 use crate::tracker::survey::{Judging, Survey, owner_name};
-use crate::tracker::verdict::CreatorState;
+use crate::tracker::verdict::{CreatorState, Verdict};
 
 /// The arguments of `rtrack show`.
 #[derive(Debug, clap::Args)]
 pub struct ShowArgs {
-    /// Names: psm_x, /psm_x, /dev/shm/psm_x, shm:psm_x, or globs of these
-    #[arg(value_name = "NAME", required = true)]
-    names: Vec<OsString>,
+    #[command(flatten)]
+    select: SelectArgs,
 
-    /// What was born or changed less than this ago is claimed
-    #[arg(long, value_parser = values::duration, default_value = "60s", value_name = "AGE")]
-    grace: Duration,
-
-    /// In a container: assert that nothing outside of it uses its /dev/shm
-    #[arg(long)]
-    assume_complete: bool,
+    /// Only objects of these verdicts
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "VERDICT")]
+    verdict: Vec<Verdict>,
 
     /// Show the first bytes of the content, too
     #[arg(long, value_parser = values::size, value_name = "BYTES")]
@@ -65,34 +58,29 @@ const MOST_BYTES: u64 = 1 << 20;
 /// # Errors
 /// A name that does not exist is status 1; /dev/shm that cannot be read status 3.
 pub fn run(args: &ShowArgs, ui: &Ui) -> Result<Status, CommandError> {
-    let host = open_host()?;
-    let mut inventory = Survey::inventory(&host)?;
-    let visible = visible(&inventory.objects);
-    let usage = host.usage()?;
-    let chosen =
-        select::by_names(&inventory.objects, &args.names).map_err(super::selecting::explain)?;
-    let mut index = 0;
-    inventory.objects.retain(|_| {
-        index += 1;
-        chosen.contains(&(index - 1))
-    });
-    let judging =
-        Judging { grace: args.grace, assume_complete: args.assume_complete, thorough: true };
-    let survey = Survey::take(&host, judging, inventory);
-    let rows = render::rows(&host, &survey);
+    if !args.select.narrows() && args.verdict.is_empty() {
+        return Err(CommandError::usage("which objects is not said")
+            .hint("name them, or select them, e.g. by --verdict; rtrack list shows all of them"));
+    }
+    args.select.filter()?;
+    let judging = Judging { thorough: true, ..args.select.judging() };
+    let found = Look::take(&args.select, judging, |host, objects| {
+        args.select.select(objects, (host.clock.wall)())
+    })?;
+    let host = &found.host;
+    let rows = found.rows(&args.select, &args.verdict);
     let pids: BTreeSet<i32> =
         rows.iter().flat_map(|row| row.holders).map(|holder| holder.pid).collect();
-    let people = identity::of(&host, &pids.into_iter().collect::<Vec<_>>());
+    let people = identity::of(host, &pids.into_iter().collect::<Vec<_>>());
     let mut dumps: Vec<Option<io::Result<Vec<u8>>>> = Vec::new();
     for row in &rows {
-        dumps.push(args.hexdump.map(|bytes| first_bytes(&host, row, bytes.min(MOST_BYTES))));
+        dumps.push(args.hexdump.map(|bytes| first_bytes(host, row, bytes.min(MOST_BYTES))));
     }
     // A program that reads lines gets each value on one.
     let width = ui.stdout_is_terminal().then(table::terminal_width).flatten().unwrap_or(usize::MAX);
     ui.answer(|out| {
         if args.json {
-            let mount = document::mount(&host, usage, visible);
-            let mut head = document::head("rtrack.show/1", &host, &survey, mount);
+            let mut head = found.head("rtrack.show/1");
             let objects =
                 rows.iter().zip(&dumps).map(|(row, dump)| as_json(row, &people, dump.as_ref()));
             head.insert("objects".into(), objects.collect());
@@ -102,12 +90,11 @@ pub fn run(args: &ShowArgs, ui: &Ui) -> Result<Status, CommandError> {
             if place > 0 {
                 writeln!(out)?;
             }
-            as_text(out, row, &survey, &people, dump.as_ref(), width)?;
+            as_text(out, row, &found.survey, &people, dump.as_ref(), width)?;
         }
         Ok(())
     })?;
-    say_what_was_not_seen(&survey, ui);
-    let mut failed = say_troubles(&survey, args.strict, ui);
+    let mut failed = found.say(args.strict, ui);
     for (row, dump) in rows.iter().zip(&dumps) {
         if let Some(Err(error)) = dump {
             ui.line(format_args!("error: {}: read: {error}", row.object.shown_id()));

@@ -14,10 +14,13 @@ mod hostile;
 mod leaks;
 mod lease;
 mod probe;
+mod producers;
 mod race;
 mod reaping;
 mod send;
+mod show;
 mod support;
+mod table;
 mod vectors;
 mod verdicts;
 
@@ -36,9 +39,12 @@ const MODULES: &[Module] = &[
     ("leaks", leaks::tests),
     ("lease", lease::tests),
     ("probe", probe::tests),
+    ("producers", producers::tests),
     ("race", race::tests),
     ("reaping", reaping::tests),
     ("send", send::tests),
+    ("show", show::tests),
+    ("table", table::tests),
     ("vectors", vectors::tests),
     ("verdicts", verdicts::tests),
 ];

@@ -211,8 +211,12 @@ sys.stdin.read()
         let mut pid = String::new();
         let stdout = child.stdout.as_mut().unwrap();
         std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut pid).unwrap();
-        let probe = rtrack(["probe", "--json", "--pid", pid.trim()]).finish().expect(0).json();
-        assert_eq!(probe["kind"], "cpython", "{python}: {probe}");
+        // The client tells the pid of its tracker before that has become an interpreter.
+        let probe = wait_for("the tracker to start", || {
+            let probe = rtrack(["probe", "--json", "--pid", pid.trim()]).finish().json();
+            (probe["kind"] == "cpython").then_some(probe)
+        });
+        assert_eq!(probe["alive"], true, "{python}: {probe}");
         let version = probe["version"].as_str().unwrap_or("3");
         assert!(python.to_string().starts_with(version), "{python}: {probe}");
         send(["--pid", pid.trim(), "REGISTER", "/psm_1", "shared_memory"]).finish().expect(0);

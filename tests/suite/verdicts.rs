@@ -18,6 +18,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("fields_of_a_semaphore", fields_of_a_semaphore),
         case("check_answers_by_status", check_answers_by_status),
         case("selections_of_list", selections_of_list),
+        case("groups_of_list", groups_of_list),
     ]
 }
 
@@ -201,4 +202,32 @@ fn selections_of_list() {
     for line in lines.lines() {
         serde_json::from_str::<serde_json::Value>(line).unwrap();
     }
+}
+
+fn groups_of_list() {
+    object().size(1 << 20).make("mpich_shar_tmpAbC123");
+    object().size(1 << 20).make("mpich_shar_tmpDeF456");
+    object().size(5000).make("my_cache");
+    let list =
+        |arguments: &[&str]| rtrack(["list", "--grace", "0s"]).args(arguments).finish().expect(0);
+    let document = list(&["--group-by", "producer", "--json"]).json();
+    assert_eq!(document["group_by"], "producer");
+    let groups = document["groups"].as_array().unwrap();
+    assert_eq!(
+        (&groups[0]["producer"], groups[0]["objects"].as_u64()),
+        (&"mpich-shar-tmp".into(), Some(2))
+    );
+    assert_eq!(groups[0]["by_verdict"]["orphaned"]["bytes"], 2 << 20);
+    assert_eq!(
+        (&groups[1]["producer"], groups[1]["bytes"].as_u64()),
+        (&"unknown".into(), Some(8192))
+    );
+    let text = list(&["--group-by", "verdict"]).text();
+    let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["VERDICT", "OBJECTS", "USED", "ORPHANED", "RECLAIMABLE"]);
+    assert_eq!(rows[1], ["orphaned", "2", "2.0", "MiB", "2", "2.0", "MiB"]);
+    assert_eq!(rows[2], ["unclaimed", "1", "8.0", "KiB", "0", "0", "B"]);
+    let lines = list(&["--group-by", "user", "--ndjson"]).text();
+    let group: serde_json::Value = serde_json::from_str(&lines).unwrap();
+    assert_eq!((&group["user"], group["objects"].as_u64()), (&"root".into(), Some(3)));
 }

@@ -20,6 +20,8 @@ pub struct Settled {
     pub finished: Vec<Name>,
     /// Objects that stay in the directory, each with the reason.
     pub left: Vec<(Name, String)>,
+    /// What went wrong with the directory itself.
+    pub trouble: Option<String>,
 }
 
 /// Settles every leftover of our own: what is held now goes back if its name is free, the rest is
@@ -27,21 +29,31 @@ pub struct Settled {
 /// touched.
 ///
 /// # Errors
-/// The directory of the objects could not be read.
+/// The directory of the objects could not be read. What goes wrong with one leftover is in its
+/// [`Settled::trouble`].
 pub fn settle(host: &Host) -> io::Result<Vec<Settled>> {
     let mut all = Vec::new();
     for name in entries(host.shm())? {
         if !is_quarantine_name(&name) {
             continue;
         }
-        let Some(quarantine) = Quarantine::open(host, &name)? else { continue };
-        let settled = if counts_as_unlinked(&name) {
-            finish_unlinked(host, &quarantine)
-        } else {
-            settle_one(host, &quarantine)
+        let settled = match Quarantine::open(host, &name) {
+            Ok(None) => continue,
+            Ok(Some(quarantine)) => {
+                let mut settled = if counts_as_unlinked(&name) {
+                    finish_unlinked(host, &quarantine)
+                } else {
+                    settle_one(host, &quarantine)
+                };
+                match quarantine.close(host) {
+                    // Not empty: what is left in it is in the report.
+                    Ok(()) | Err(nix::Error::ENOTEMPTY) => {}
+                    Err(errno) => settled.trouble = Some(format!("remove it: {}", errno.desc())),
+                }
+                settled
+            }
+            Err(error) => Settled { trouble: Some(error.to_string()), ..Settled::default() },
         };
-        // Not empty: what is left in it is in the report.
-        quarantine.close(host).unwrap_or(());
         all.push(Settled { directory: Some(name), ..settled });
     }
     Ok(all)
@@ -49,7 +61,11 @@ pub fn settle(host: &Host) -> io::Result<Vec<Settled>> {
 
 fn settle_one(host: &Host, quarantine: &Quarantine) -> Settled {
     let mut settled = Settled::default();
-    for file in entries(quarantine.fd()).unwrap_or_default() {
+    let files = entries(quarantine.fd()).unwrap_or_else(|error| {
+        settled.trouble = Some(format!("read it: {error}"));
+        Vec::new()
+    });
+    for file in files {
         match finish(host, quarantine, &file) {
             Ok(()) => settled.finished.push(file),
             Err(why) => match quarantine.put_back(host, &file) {
@@ -88,7 +104,11 @@ pub(super) fn set_aside(host: &Host, quarantine: &Quarantine, file: &Name) -> io
 /// Removes what counts as unlinked and nobody holds; the rest stays, and never returns.
 pub(super) fn finish_unlinked(host: &Host, quarantine: &Quarantine) -> Settled {
     let mut settled = Settled::default();
-    for file in entries(quarantine.fd()).unwrap_or_default() {
+    let files = entries(quarantine.fd()).unwrap_or_else(|error| {
+        settled.trouble = Some(format!("read it: {error}"));
+        Vec::new()
+    });
+    for file in files {
         match finish(host, quarantine, &file) {
             Ok(()) => settled.finished.push(file),
             Err(why) => settled.left.push((file, format!("{why}, and it counts as unlinked"))),

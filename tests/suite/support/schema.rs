@@ -4,9 +4,12 @@ use serde_json::Value;
 
 /// Every published schema, by what documents call it.
 const SCHEMAS: &[(&str, &str)] = &[
+    ("rtrack.groups/1", include_str!("../../../schema/groups.schema.json")),
     ("rtrack.inventory/1", include_str!("../../../schema/inventory.schema.json")),
     ("rtrack.probe/1", include_str!("../../../schema/probe.schema.json")),
+    ("rtrack.producers/1", include_str!("../../../schema/producers.schema.json")),
     ("rtrack.reap/1", include_str!("../../../schema/reap.schema.json")),
+    ("rtrack.show/1", include_str!("../../../schema/show.schema.json")),
 ];
 
 /// Fails the case unless `document` is what the schema that it names says.

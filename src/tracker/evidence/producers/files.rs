@@ -1,6 +1,7 @@
 //! Reading catalogues: the built-in one and the operators' own.
 
 use std::collections::BTreeMap;
+use std::fs::Metadata;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -155,14 +156,29 @@ pub(super) fn read_all(directories: &[PathBuf], base: &Layer) -> Vec<Result<Laye
 /// # Errors
 /// What is wrong with it.
 pub fn check_file(file: &Path) -> Result<usize, Broken> {
-    let broken = |what: String| Broken { file: file.into(), line: None, what };
-    let text = std::fs::read_to_string(file).map_err(|error| broken(error.to_string()))?;
+    let text = read(file, |_| Ok(()))?;
     parse(&text, Some(file), &built_in()?).map(|layer| layer.producers.len())
 }
 
 /// What a catalogue says decides what is deleted: only root's files and our own count, and only if
 /// nobody else can write them.
 fn read_trusted(file: &Path) -> Result<String, Broken> {
+    read(file, |meta| {
+        if meta.uid() != 0 && meta.uid() != nix::unistd::geteuid().as_raw() {
+            return Err("belongs neither to root nor to you");
+        }
+        if meta.mode() & 0o022 != 0 {
+            return Err("group or others may write it");
+        }
+        Ok(())
+    })
+}
+
+/// Reads a regular file that `trusted` has nothing against.
+fn read(
+    file: &Path,
+    trusted: impl FnOnce(&Metadata) -> Result<(), &'static str>,
+) -> Result<String, Broken> {
     let broken = |what: String| Broken { file: file.into(), line: None, what };
     let io = |error: std::io::Error| broken(error.to_string());
     let mut open = std::fs::File::options()
@@ -174,12 +190,7 @@ fn read_trusted(file: &Path) -> Result<String, Broken> {
     if !meta.is_file() {
         return Err(broken("not a regular file".into()));
     }
-    if meta.uid() != 0 && meta.uid() != nix::unistd::geteuid().as_raw() {
-        return Err(broken("belongs neither to root nor to you".into()));
-    }
-    if meta.mode() & 0o022 != 0 {
-        return Err(broken("group or others may write it".into()));
-    }
+    trusted(&meta).map_err(|what| broken(what.into()))?;
     if meta.len() > MOST_BYTES {
         return Err(broken(format!("larger than {MOST_BYTES} bytes")));
     }
