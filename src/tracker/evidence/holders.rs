@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use super::deadline;
-use super::mounts::{Mounts, number};
+use super::mounts::{Mounts, Namespace, number};
 use super::processes::{Process, Processes, words};
 use crate::tracker::host::Host;
 use crate::tracker::sys;
@@ -96,7 +96,9 @@ impl Targets {
         self.devices.insert(dev);
     }
 
-    fn at(&self, inode: (u64, u64)) -> &[usize] {
+    /// The objects that this inode belongs to.
+    #[must_use]
+    pub fn at(&self, inode: (u64, u64)) -> &[usize] {
         self.by_inode.get(&inode).map_or(&[], Vec::as_slice)
     }
 }
@@ -114,15 +116,17 @@ pub struct Scan {
     pub maps_read: HashSet<i32>,
     /// Processes whose mount namespace does not have the mount of the targets at all.
     pub elsewhere: HashSet<i32>,
-    /// The mounts of every mount namespace that could be seen, ours first.
-    pub mounts: Vec<Arc<Mounts>>,
+    /// The mounts of our own mount namespace.
+    pub own_mounts: Mounts,
+    /// Every mount namespace that could be seen.
+    pub namespaces: Vec<Arc<Namespace>>,
 }
 
 /// Tells which mapped file names are worth remembering.
 pub type NameFilter = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 /// Mount namespaces met so far, by the inode of `/proc/PID/ns/mnt`.
-type Namespaces = Arc<Mutex<HashMap<Vec<u8>, Arc<Mounts>>>>;
+type Namespaces = Arc<Mutex<HashMap<Vec<u8>, Arc<Namespace>>>>;
 
 /// Looks through every running process for holders of `targets`. With `threads` every thread's
 /// descriptors are read too: a thread can have a table of its own.
@@ -135,8 +139,8 @@ pub fn scan(
     threads: bool,
 ) -> Scan {
     let namespaces: Namespaces = Arc::default();
-    let own = host.read_proc("self/mountinfo").map(|text| Arc::new(Mounts::parse(&text)));
-    let mut scan = Scan::default();
+    let own_mounts = Mounts::parse(&host.read_proc("self/mountinfo").unwrap_or_default());
+    let mut scan = Scan { own_mounts, ..Scan::default() };
     let mut new: HashSet<i32> = processes.seen.keys().copied().collect();
     for _round in 0..ROUNDS {
         let jobs: Vec<(i32, bool)> = processes
@@ -172,9 +176,8 @@ pub fn scan(
     for holders in scan.holders.values_mut() {
         holders.sort_by_key(|holder| holder.pid);
     }
-    scan.mounts.extend(own.ok());
     let seen = namespaces.lock().unwrap_or_else(PoisonError::into_inner);
-    scan.mounts.extend(seen.values().cloned());
+    scan.namespaces.extend(seen.values().cloned());
     scan
 }
 
@@ -242,16 +245,17 @@ impl Reader<'_> {
     fn read(&self, pid: i32, threads: bool, namespaces: &Namespaces) -> Found {
         let mut found = Found::default();
         let own = self.root.join(pid.to_string());
-        let mounts = match namespace_of(&own, namespaces) {
-            Ok(mounts) => Some(mounts),
+        let namespace = match namespace_of(&own, namespaces, self.targets.dev) {
+            Ok(namespace) => Some(namespace),
             Err(error) => {
                 // Mounts of an object that nobody could look for.
                 found.incomplete |= !gone(&error);
                 None
             }
         };
+        let mounts = namespace.as_ref().map(|namespace| &namespace.mounts);
         found.elsewhere =
-            mounts.as_ref().is_some_and(|m| m.0.iter().all(|mount| mount.dev != self.targets.dev));
+            mounts.is_some_and(|m| m.0.iter().all(|mount| mount.dev != self.targets.dev));
         let mut roots = vec![own.clone()];
         if threads {
             match std::fs::read_dir(own.join("task")) {
@@ -265,9 +269,9 @@ impl Reader<'_> {
             if self.targets.by_inode.is_empty() {
                 continue;
             }
-            self.descriptors(root, mounts.as_deref(), &mut found);
+            self.descriptors(root, mounts, &mut found);
             for (name, how) in [("cwd", How::Cwd), ("root", How::Root)] {
-                self.directory(root, name, how, mounts.as_deref(), &mut found);
+                self.directory(root, name, how, mounts, &mut found);
             }
         }
         found
@@ -437,15 +441,15 @@ impl Reader<'_> {
     }
 }
 
-/// The mounts of the process's mount namespace, read once for each namespace.
-fn namespace_of(process: &Path, namespaces: &Namespaces) -> io::Result<Arc<Mounts>> {
+/// The process's mount namespace, read once for each.
+fn namespace_of(process: &Path, namespaces: &Namespaces, dev: u64) -> io::Result<Arc<Namespace>> {
     let key = std::fs::read_link(process.join("ns/mnt"))?.as_os_str().as_bytes().to_vec();
     if let Some(known) = namespaces.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
         return Ok(Arc::clone(known));
     }
-    let mounts = Arc::new(Mounts::parse(&std::fs::read(process.join("mountinfo"))?));
+    let namespace = Arc::new(Namespace::read(process, dev)?);
     let mut known = namespaces.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(Arc::clone(known.entry(key).or_insert(mounts)))
+    Ok(Arc::clone(known.entry(key).or_insert(namespace)))
 }
 
 fn gone(error: &io::Error) -> bool {

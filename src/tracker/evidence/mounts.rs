@@ -1,7 +1,19 @@
 //! `mountinfo`, read as bytes: which mount a descriptor belongs to, and which objects are
 //! themselves mounted somewhere or lie below an overlay.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+
+use crate::tracker::sys;
 
 /// One line of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +66,7 @@ impl Mounts {
 
     /// The entries of the file system `dev` that are in use as mounts, by their first name below
     /// its root, each with what is seen of it: bind mounts of a part of it, mounts on top of
-    /// something in it, overlays with a layer in it.
+    /// something in it.
     #[must_use]
     pub fn uses_of(&self, dev: u64) -> Vec<(Vec<u8>, String)> {
         let mut uses = Vec::new();
@@ -78,16 +90,119 @@ impl Mounts {
                 let fstype = super::super::resource::escape(&other.fstype);
                 uses.push((name.to_vec(), format!("a mount point of {fstype}")));
             }
-            if other.fstype == b"overlay" {
-                for option in other.options.split(|b| matches!(b, b',' | b':' | b'=')) {
-                    for name in names_below(&points, option) {
-                        uses.push((name.to_vec(), "a layer of an overlay".into()));
-                    }
-                }
-            }
         }
         uses
     }
+
+    /// What the overlays are made of, as they were told: the paths of their layers.
+    fn layers(&self) -> BTreeSet<Vec<u8>> {
+        let overlays = self.0.iter().filter(|mount| mount.fstype == b"overlay");
+        overlays.flat_map(|mount| layers(&mount.options)).collect()
+    }
+}
+
+/// A mount namespace: its mounts, and what the overlays among them are made of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// The mounts.
+    pub mounts: Mounts,
+    /// Layers of overlays, by device and inode, on the device that was asked about.
+    pub layers: HashSet<(u64, u64)>,
+    /// Layers that could not be found, as their overlays were told of them.
+    pub unknown_layers: Vec<Vec<u8>>,
+}
+
+impl Namespace {
+    /// Reads the mount namespace of the process whose directory in /proc is given. Layers are
+    /// looked for below its root, since links lead anywhere; on a FUSE mount that can take for ever.
+    ///
+    /// # Errors
+    /// The errno of reading `mountinfo`.
+    pub fn read(process: &Path, dev: u64) -> io::Result<Self> {
+        let mounts = Mounts::parse(&std::fs::read(process.join("mountinfo"))?);
+        let paths = mounts.layers();
+        let mut namespace = Self { mounts, ..Self::default() };
+        if paths.is_empty() {
+            return Ok(namespace);
+        }
+        let root = File::options().read(true).custom_flags(libc::O_PATH).open(process.join("root"));
+        for path in paths {
+            let Ok(root) = &root else {
+                namespace.unknown_layers.push(path);
+                continue;
+            };
+            match inode_below(root.as_fd(), &path, dev) {
+                Ok(inode) => namespace.layers.extend(inode),
+                Err(_) => namespace.unknown_layers.push(path),
+            }
+        }
+        Ok(namespace)
+    }
+
+    /// Whether a layer that could not be found may be, or lie in, what is called `name`: a relative
+    /// path, or one that leads elsewhere now.
+    #[must_use]
+    pub fn may_be_layer(&self, name: &[u8]) -> bool {
+        self.unknown_layers.iter().any(|path| path.split(|b| *b == b'/').any(|part| part == name))
+    }
+}
+
+/// Device and inode of `path` below `root`, if it is on the device `dev`.
+///
+/// # Errors
+/// It cannot be found: it is relative, or the errno of openat2(2) or statx(2).
+fn inode_below(root: BorrowedFd<'_>, path: &[u8], dev: u64) -> io::Result<Option<(u64, u64)>> {
+    if path.first() != Some(&b'/') {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    let found = openat2(root, OsStr::from_bytes(path), how)?;
+    if sys::device(&found)? != dev {
+        return Ok(None);
+    }
+    let stat = sys::stat(&found, c"")?;
+    Ok(Some((stat.dev, stat.ino)))
+}
+
+/// The paths in the options of an overlay: `lowerdir=A:B,upperdir=C,workdir=D`, where a backslash
+/// keeps the character after it from separating. Newer kernels say `lowerdir+=A` and `datadir+=B`.
+fn layers(options: &[u8]) -> Vec<Vec<u8>> {
+    const KEYS: [&[u8]; 5] = [b"lowerdir", b"lowerdir+", b"datadir+", b"upperdir", b"workdir"];
+    let mut paths = Vec::new();
+    for option in split_unescaped(options, b',') {
+        let Some(equals) = option.iter().position(|b| *b == b'=') else { continue };
+        let (Some(key), Some(value)) = (option.get(..equals), option.get(equals + 1..)) else {
+            continue;
+        };
+        if KEYS.contains(&key) {
+            let parts = split_unescaped(value, b':');
+            paths.extend(parts.into_iter().map(without_escapes).filter(|path| !path.is_empty()));
+            // A path that was given by itself may hold colons that separate nothing.
+            paths.push(without_escapes(value));
+        }
+    }
+    paths
+}
+
+/// Splits where `separator` stands without a backslash before it.
+fn split_unescaped(text: &[u8], separator: u8) -> Vec<&[u8]> {
+    let mut escaped = false;
+    text.split(|byte| {
+        let splits = *byte == separator && !escaped;
+        escaped = *byte == b'\\' && !escaped;
+        splits
+    })
+    .collect()
+}
+
+fn without_escapes(text: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut bytes = text.iter();
+    while let Some(&byte) = bytes.next() {
+        plain.push(if byte == b'\\' { bytes.next().copied().unwrap_or(byte) } else { byte });
+    }
+    plain
 }
 
 fn is_within(path: &[u8], point: &[u8]) -> bool {
@@ -186,7 +301,28 @@ not a line
         assert_eq!(mounts.containing(b"/dev/shmoo/x").map(|m| m.id), Some(35));
         let uses = mounts.uses_of(dev);
         let names: Vec<_> = uses.iter().map(|(n, _)| String::from_utf8_lossy(n)).collect();
-        assert_eq!(names, ["psm_1", "gone", "inner", "l1", "l2"]);
+        assert_eq!(names, ["psm_1", "gone", "inner"]);
         assert_eq!(uses[0].1, "mounted at /mnt/a b");
+        let layers = mounts.layers();
+        for path in ["/dev/shm/l1", "/dev/shm/l2", "/var/u", "/var/w"] {
+            assert!(layers.contains(path.as_bytes()), "{path}");
+        }
+    }
+
+    #[test]
+    fn layers_of_overlays() {
+        for (options, expected) in [
+            (&b"rw,lowerdir=/a:/b::/c,upperdir=/u"[..], &["/a", "/b", "/c", "/u"][..]),
+            (b"rw,lowerdir=/a\\:b:/c\\,d", &["/a:b", "/c,d"]),
+            (b"rw,lowerdir+=/a:b,datadir+=/d", &["/a:b", "/d"]),
+            (b"rw,lowerdir=l/ABC:l/DEF", &["l/ABC", "l/DEF"]),
+            (b"rw,xino=off", &[]),
+        ] {
+            let found = layers(options);
+            for path in expected {
+                assert!(found.iter().any(|f| f == path.as_bytes()), "{path}: {found:?}");
+            }
+            assert_eq!(found.is_empty(), expected.is_empty());
+        }
     }
 }

@@ -8,13 +8,13 @@ use crate::tracker::evidence::clock::Clocks;
 use crate::tracker::evidence::holders::{self, NameFilter, Scan, Targets};
 use crate::tracker::evidence::lease::Lease;
 use crate::tracker::evidence::locks::Locks;
-use crate::tracker::evidence::mounts::Mounts;
 use crate::tracker::evidence::processes::{Executable, Process, Processes};
 use crate::tracker::evidence::producers::{Catalogue, Family, Producer};
 use crate::tracker::evidence::sight::Sight;
 use crate::tracker::host::Host;
 use crate::tracker::inventory::posix::{Object, stat_here};
 use crate::tracker::resource::Name;
+use crate::tracker::sys;
 use crate::tracker::verdict::{CreatorState, FamilyState, KinState, Who};
 
 /// So many mounts of one object are told of: any user can make a hundred thousand.
@@ -79,24 +79,23 @@ impl Snapshot {
             // Somebody whom the first look missed: a thread with a table of its own, perhaps.
             scan = holders::scan(host, &mut processes, &targets, &remember, true);
         }
-        let own = scan.mounts.first().cloned().unwrap_or_default();
         let families = catalogue.families().iter();
         let mut snapshot = Self {
             sight: Sight::new(
                 host,
-                &own,
+                &scan.own_mounts,
                 &processes,
                 scan.unreadable.len(),
                 matter.assume_complete,
             ),
-            clocks: Some(Clocks::read(host, &own)),
+            clocks: Some(Clocks::read(host, &scan.own_mounts)),
             guardians: find_guardians(host, catalogue, matter.objects, &processes),
             families: families
                 .map(|family| (family.name.clone(), members(family, &processes, &scan)))
                 .collect(),
             ancestors: ancestors(&processes),
             locks: Locks::read(host),
-            uses: uses(host, &scan.mounts),
+            uses: uses(host, matter.objects, &targets, &scan),
             by_any_pid: HashMap::new(),
             by_uid: HashMap::new(),
             processes,
@@ -349,14 +348,40 @@ fn ancestors(processes: &Processes) -> HashSet<i32> {
 }
 
 /// The objects that are mounted somewhere, under a mount, or a layer of an overlay.
-fn uses(host: &Host, namespaces: &[Arc<Mounts>]) -> HashMap<Vec<u8>, Vec<String>> {
+fn uses(
+    host: &Host,
+    objects: &[Object],
+    targets: &Targets,
+    scan: &Scan,
+) -> HashMap<Vec<u8>, Vec<String>> {
     let mut uses: HashMap<Vec<u8>, Vec<String>> = HashMap::new();
-    let Ok(dev) = host.shm_dev() else { return uses };
-    for mounts in namespaces {
-        for (name, says) in mounts.uses_of(dev) {
-            let known = uses.entry(name).or_default();
-            if known.len() < MOST_USES && !known.contains(&says) {
-                known.push(says);
+    let mut note = |name: &[u8], says: String| {
+        let known = uses.entry(name.to_vec()).or_default();
+        if known.len() < MOST_USES && !known.contains(&says) {
+            known.push(says);
+        }
+    };
+    let namespaces = scan.namespaces.iter().map(|namespace| &namespace.mounts);
+    for mounts in namespaces.chain([&scan.own_mounts]) {
+        for (name, says) in mounts.uses_of(targets.dev) {
+            note(&name, says);
+        }
+    }
+    // Unlike a file, a directory in a layer is not open for the kernel's answer to tell of.
+    let directories = || objects.iter().filter(|object| object.directory.is_some());
+    let whole = sys::stat(host.shm(), c"").ok().map(|stat| (stat.dev, stat.ino));
+    for namespace in &scan.namespaces {
+        let of_layers = namespace.layers.iter().flat_map(|inode| targets.at(*inode));
+        for object in of_layers.filter_map(|index| objects.get(*index)) {
+            note(object.file.as_bytes(), "a layer of an overlay".into());
+        }
+        let all = whole.is_some_and(|whole| namespace.layers.contains(&whole));
+        for object in directories() {
+            let name = object.file.as_bytes();
+            if all {
+                note(name, "in a layer of an overlay".into());
+            } else if namespace.may_be_layer(name) {
+                note(name, "perhaps a layer of an overlay that could not be looked at".into());
             }
         }
     }
