@@ -56,6 +56,8 @@ pub struct Process {
     pub uids: [u32; 4],
     /// Its pid in each PID namespace that it is in, outermost first.
     pub ns_pids: Vec<i32>,
+    /// Its process group and its session in each PID namespace that it is in.
+    pub ns_leaders: Vec<i32>,
     /// Its executable.
     pub exe: Executable,
     /// A thread of the kernel's.
@@ -164,7 +166,7 @@ fn read_one(process: &procfs::process::Process, root: &Path) -> io::Result<Proce
     let mut status = Vec::new();
     let mut file = process.open_relative("status").map_err(io_error)?;
     io::Read::read_to_end(&mut file, &mut status)?;
-    let (uids, ns_pids, comm) = parse_status(&status)
+    let Status { uids, ns_pids, ns_leaders, comm } = parse_status(&status)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "status is not of its form"))?;
     let kernel = stat.flags & PF_KTHREAD != 0;
     let zombie = matches!(stat.state, 'Z' | 'X' | 'x');
@@ -186,6 +188,7 @@ fn read_one(process: &procfs::process::Process, root: &Path) -> io::Result<Proce
         comm,
         uids,
         ns_pids,
+        ns_leaders,
         exe,
         kernel,
         dead: zombie && !leaderless,
@@ -229,12 +232,22 @@ fn executable(
     Err(last)
 }
 
-/// Uids, namespaced pids and name of a `status` file. The name is the first line, in which the
-/// kernel escapes newlines, so no name can pretend to be another line.
-fn parse_status(status: &[u8]) -> Option<([u32; 4], Vec<i32>, Vec<u8>)> {
+/// What is read of a `status` file.
+struct Status {
+    uids: [u32; 4],
+    ns_pids: Vec<i32>,
+    ns_leaders: Vec<i32>,
+    comm: Vec<u8>,
+}
+
+/// Parses a `status` file. The name is the first line, in which the kernel escapes newlines, so no
+/// name can pretend to be another line.
+fn parse_status(status: &[u8]) -> Option<Status> {
     let mut uids = None;
     let mut ns_pids = Vec::new();
+    let mut ns_leaders = Vec::new();
     let mut comm = Vec::new();
+    let pids = |rest| words(rest).filter_map(|word| i32::try_from(number(word)?).ok());
     for line in status.split(|b| *b == b'\n') {
         if let Some(name) = line.strip_prefix(b"Name:\t") {
             comm = name.to_vec();
@@ -242,10 +255,14 @@ fn parse_status(status: &[u8]) -> Option<([u32; 4], Vec<i32>, Vec<u8>)> {
             let mut fields = words(rest).filter_map(|word| u32::try_from(number(word)?).ok());
             uids = Some([fields.next()?, fields.next()?, fields.next()?, fields.next()?]);
         } else if let Some(rest) = line.strip_prefix(b"NSpid:") {
-            ns_pids = words(rest).filter_map(|word| i32::try_from(number(word)?).ok()).collect();
+            ns_pids = pids(rest).collect();
+        } else if let Some(rest) =
+            line.strip_prefix(b"NSpgid:").or_else(|| line.strip_prefix(b"NSsid:"))
+        {
+            ns_leaders.extend(pids(rest));
         }
     }
-    Some((uids?, ns_pids, comm))
+    Some(Status { uids: uids?, ns_pids, ns_leaders, comm })
 }
 
 /// The blank-separated words of `text`.
@@ -274,11 +291,13 @@ mod tests {
     #[test]
     fn reads_status_with_any_name() {
         let status = b"Name:\tp\xff\\nUid:\t0\nUmask:\t0022\nState:\tS (sleeping)\nPid:\t7\n\
-            Uid:\t1000\t0\t1001\t4294967294\nGid:\t1\t1\t1\t1\nNSpid:\t700\t7\n";
-        let (uids, pids, comm) = parse_status(status).unwrap();
-        assert_eq!(uids, [1000, 0, 1001, 4_294_967_294]);
-        assert_eq!(pids, [700, 7]);
-        assert_eq!(comm, b"p\xff\\nUid:\t0");
+            Uid:\t1000\t0\t1001\t4294967294\nGid:\t1\t1\t1\t1\nNStgid:\t700\t7\n\
+            NSpid:\t700\t7\nNSpgid:\t600\t6\nNSsid:\t500\t0\n";
+        let read = parse_status(status).unwrap();
+        assert_eq!(read.uids, [1000, 0, 1001, 4_294_967_294]);
+        assert_eq!(read.ns_pids, [700, 7]);
+        assert_eq!(read.ns_leaders, [600, 6, 500, 0]);
+        assert_eq!(read.comm, b"p\xff\\nUid:\t0");
         assert!(parse_status(b"Name:\tx\nUid:\t1 2\n").is_none());
     }
 
@@ -293,6 +312,7 @@ mod tests {
             comm: Vec::new(),
             uids: [0, 65534, 0, 0],
             ns_pids: Vec::new(),
+            ns_leaders: Vec::new(),
             exe: Executable::None,
             kernel: false,
             dead: false,

@@ -36,6 +36,9 @@ pub struct Snapshot {
     ancestors: HashSet<i32>,
     /// Running processes by each pid that they have in any namespace.
     by_any_pid: HashMap<i32, Vec<i32>>,
+    /// Running processes by their parent and, in any namespace, the leaders of their group and
+    /// session.
+    by_elder: HashMap<i32, Vec<i32>>,
     /// Running processes by each uid that they have.
     by_uid: HashMap<u32, Vec<i32>>,
     locks: Locks,
@@ -97,6 +100,7 @@ impl Snapshot {
             locks: Locks::read(host),
             uses: uses(host, matter.objects, &targets, &scan),
             by_any_pid: HashMap::new(),
+            by_elder: HashMap::new(),
             by_uid: HashMap::new(),
             processes,
             scan,
@@ -109,9 +113,18 @@ impl Snapshot {
         for process in self.processes.running() {
             // A pid of another PID namespace means something only where the mount is seen.
             let elsewhere = self.scan.elsewhere.contains(&process.pid);
-            let inner = process.ns_pids.iter().copied().filter(|_| !elsewhere);
-            for pid in inner.chain([process.pid]).collect::<BTreeSet<i32>>() {
+            let inner = |pids: &[i32]| {
+                if elsewhere { BTreeSet::new() } else { BTreeSet::from_iter(pids.iter().copied()) }
+            };
+            let mut own = inner(&process.ns_pids);
+            own.insert(process.pid);
+            for pid in own {
                 self.by_any_pid.entry(pid).or_default().push(process.pid);
+            }
+            let mut elders = inner(&process.ns_leaders);
+            elders.extend([process.ppid, process.group, process.session]);
+            for pid in elders {
+                self.by_elder.entry(pid).or_default().push(process.pid);
             }
             for uid in BTreeSet::from(process.uids) {
                 self.by_uid.entry(uid).or_default().push(process.pid);
@@ -150,12 +163,9 @@ impl Snapshot {
 
     /// A process of the session or the group that the creator led, or a child of it.
     pub(super) fn descendant(&self, pid: i32) -> Option<Who> {
-        self.processes
-            .running()
-            .find(|process| {
-                process.pid != pid && [process.ppid, process.group, process.session].contains(&pid)
-            })
-            .map(who)
+        let descendants = self.by_elder.get(&pid)?;
+        let other = descendants.iter().find(|descendant| **descendant != pid)?;
+        self.processes.seen.get(other).map(who)
     }
 
     /// The producer's own lock on the object or on a lock file beside it.
