@@ -84,6 +84,8 @@ pub struct Targets {
     devices: HashSet<u64>,
     /// Their file names, by the same index.
     pub names: Vec<Vec<u8>>,
+    /// Those names that are directories'.
+    pub directories: HashSet<Vec<u8>>,
     /// The device number of their mount.
     pub dev: u64,
 }
@@ -125,7 +127,8 @@ pub struct Scan {
 /// Tells which mapped file names are worth remembering.
 pub type NameFilter = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
-/// Mount namespaces met so far, by the inode of `/proc/PID/ns/mnt`.
+/// Mount namespaces met so far, by the inode of `/proc/PID/ns/mnt` and the root directory: whoever
+/// is in a jail is told of the mounts inside it only.
 type Namespaces = Arc<Mutex<HashMap<Vec<u8>, Arc<Namespace>>>>;
 
 /// Looks through every running process for holders of `targets`. With `threads` every thread's
@@ -253,9 +256,11 @@ impl Reader<'_> {
                 None
             }
         };
-        let mounts = namespace.as_ref().map(|namespace| &namespace.mounts);
-        found.elsewhere =
-            mounts.is_some_and(|m| m.0.iter().all(|mount| mount.dev != self.targets.dev));
+        let mounts = namespace.as_ref().map(|(namespace, _)| &namespace.mounts);
+        // What a jail does not show may still be in its reach.
+        found.elsewhere = namespace.as_ref().is_some_and(|(namespace, jailed)| {
+            !jailed && namespace.mounts.0.iter().all(|mount| mount.dev != self.targets.dev)
+        });
         let mut roots = vec![own.clone()];
         if threads {
             match std::fs::read_dir(own.join("task")) {
@@ -270,8 +275,17 @@ impl Reader<'_> {
                 continue;
             }
             self.descriptors(root, mounts, &mut found);
-            for (name, how) in [("cwd", How::Cwd), ("root", How::Root)] {
-                self.directory(root, name, how, mounts, &mut found);
+            let links: io::Result<Vec<(How, PathBuf, PathBuf)>> =
+                [(How::Root, "root"), (How::Cwd, "cwd")]
+                    .into_iter()
+                    .map(|(how, name)| {
+                        let link = root.join(name);
+                        Ok((how, std::fs::read_link(&link)?, link))
+                    })
+                    .collect();
+            match links {
+                Ok(links) => self.directories(&links, mounts, &mut found),
+                Err(error) => found.incomplete |= !gone(&error),
             }
         }
         found
@@ -401,55 +415,80 @@ impl Reader<'_> {
         Ok((targets, detail))
     }
 
-    /// A working or root directory is followed only where the namespace's own mounts say that it
-    /// lies on the file system of a target: tmpfs never hangs.
-    fn directory(
+    /// The root and the working directory of a process, each with where it is said to be. They are
+    /// followed only where they may be on the file system of a target: tmpfs never hangs.
+    fn directories(
         &self,
-        root: &Path,
-        name: &str,
-        how: How,
+        links: &[(How, PathBuf, PathBuf)],
         mounts: Option<&Mounts>,
         found: &mut Found,
     ) {
-        let link: PathBuf = root.join(name);
-        let target = match std::fs::read_link(&link) {
-            Ok(target) => target,
-            Err(error) if gone(&error) => return,
-            Err(_) => {
-                found.incomplete = true;
-                return;
+        let jailed = links.iter().any(|(how, at, _)| *how == How::Root && at.as_os_str() != "/");
+        for (how, at, link) in links {
+            let at = at.as_os_str().as_bytes();
+            // The paths of a jail are other ones than its mounts have.
+            let may_be_ours = jailed
+                || mounts.is_some_and(|mounts| mounts.may_contain(at, &self.targets.devices))
+                || self.is_in_a_detached_mount(at);
+            if !may_be_ours {
+                continue;
             }
-        };
-        let Some(mount) = mounts.and_then(|m| m.containing(target.as_os_str().as_bytes())) else {
-            return;
-        };
-        if !self.targets.devices.contains(&mount.dev) {
-            return;
-        }
-        let directory = nix::fcntl::open(
-            &link,
-            nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC,
-            nix::sys::stat::Mode::empty(),
-        );
-        if let Ok(stat) = directory.map_err(io::Error::from).and_then(|fd| sys::stat(&fd, c"")) {
-            let (access, shared, bytes, fd) = (String::new(), None, None, None);
-            let detail = Detail { how, access, shared, bytes, fd };
-            for target in self.targets.at((stat.dev, stat.ino)) {
-                found.note(*target, detail.clone());
+            match inode_on(link, &self.targets.devices) {
+                Ok(Some(inode)) => {
+                    let detail = Detail {
+                        how: *how,
+                        access: String::new(),
+                        shared: None,
+                        bytes: None,
+                        fd: None,
+                    };
+                    for target in self.targets.at(inode) {
+                        found.note(*target, detail.clone());
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => found.incomplete |= !gone(&error),
             }
         }
+    }
+
+    /// Whether a path looks like one below the root of a mount of ours that was taken out of its
+    /// namespace.
+    fn is_in_a_detached_mount(&self, path: &[u8]) -> bool {
+        let first = path.split(|b| *b == b'/').find(|part| !part.is_empty());
+        first.is_some_and(|first| self.targets.directories.contains(first))
     }
 }
 
-/// The process's mount namespace, read once for each.
-fn namespace_of(process: &Path, namespaces: &Namespaces, dev: u64) -> io::Result<Arc<Namespace>> {
-    let key = std::fs::read_link(process.join("ns/mnt"))?.as_os_str().as_bytes().to_vec();
+/// Device and inode of the directory that a link of /proc leads to, if it is on one of `devices`.
+fn inode_on(link: &Path, devices: &HashSet<u64>) -> io::Result<Option<(u64, u64)>> {
+    let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
+    let directory = nix::fcntl::open(link, flags, nix::sys::stat::Mode::empty())?;
+    // Of another file system nothing else may be asked: it may be one that never answers.
+    if !devices.contains(&sys::device(&directory)?) {
+        return Ok(None);
+    }
+    let stat = sys::stat(&directory, c"")?;
+    Ok(Some((stat.dev, stat.ino)))
+}
+
+/// The process's mount namespace, read once for each root that it is seen from, and whether that
+/// is not its own.
+fn namespace_of(
+    process: &Path,
+    namespaces: &Namespaces,
+    dev: u64,
+) -> io::Result<(Arc<Namespace>, bool)> {
+    let mut key = std::fs::read_link(process.join("ns/mnt"))?.into_os_string().into_vec();
+    let root = std::fs::read_link(process.join("root"))?;
+    let jailed = root.as_os_str() != "/";
+    key.extend_from_slice(root.as_os_str().as_bytes());
     if let Some(known) = namespaces.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
-        return Ok(Arc::clone(known));
+        return Ok((Arc::clone(known), jailed));
     }
     let namespace = Arc::new(Namespace::read(process, dev)?);
     let mut known = namespaces.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(Arc::clone(known.entry(key).or_insert(namespace)))
+    Ok((Arc::clone(known.entry(key).or_insert(namespace)), jailed))
 }
 
 fn gone(error: &io::Error) -> bool {

@@ -49,13 +49,11 @@ impl Mounts {
         self.0.iter().rev().find(|mount| mount.point == point)
     }
 
-    /// The mount that `path` lies on: the last one with the longest mount point above it.
+    /// Whether `path` may lie on one of `devices`: a mount of it is above that path. Another one may
+    /// be mounted over it, before or after the path was taken.
     #[must_use]
-    pub fn containing(&self, path: &[u8]) -> Option<&Mount> {
-        self.0
-            .iter()
-            .filter(|mount| is_within(path, &mount.point))
-            .max_by_key(|mount| mount.point.len())
+    pub fn may_contain(&self, path: &[u8], devices: &HashSet<u64>) -> bool {
+        self.0.iter().any(|mount| devices.contains(&mount.dev) && is_within(path, &mount.point))
     }
 
     /// The device of the mount with this id.
@@ -296,9 +294,16 @@ not a line
         assert_eq!(mounts.at(b"/dev").map(|m| m.fstype.as_slice()), Some(&b"devtmpfs"[..]));
         let dev = libc::makedev(0, 27);
         assert_eq!(mounts.dev_of(30), Some(dev));
-        assert_eq!(mounts.containing(b"/dev/shm/x").map(|m| m.id), Some(30));
-        assert_eq!(mounts.containing(b"/dev/shm/inner/x").map(|m| m.id), Some(33));
-        assert_eq!(mounts.containing(b"/dev/shmoo/x").map(|m| m.id), Some(35));
+        let devices = HashSet::from([dev]);
+        for (path, may) in [
+            (&b"/dev/shm"[..], true),
+            (b"/dev/shm/x", true),
+            (b"/dev/shm/inner/x", true),
+            (b"/dev/shmoo/x", false),
+            (b"/dev", false),
+        ] {
+            assert_eq!(mounts.may_contain(path, &devices), may);
+        }
         let uses = mounts.uses_of(dev);
         let names: Vec<_> = uses.iter().map(|(n, _)| String::from_utf8_lossy(n)).collect();
         assert_eq!(names, ["psm_1", "gone", "inner"]);

@@ -277,6 +277,7 @@ fn targets(host: &Host, objects: &[Object]) -> Targets {
         let own = (object.stat.dev, object.stat.ino);
         targets.add(own, index);
         if let Some(tree) = &object.directory {
+            targets.directories.insert(object.file.as_bytes().to_vec());
             for inode in tree.inodes.iter().filter(|inode| **inode != own) {
                 targets.add(*inode, index);
             }
