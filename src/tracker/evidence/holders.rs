@@ -355,7 +355,9 @@ impl Reader<'_> {
     }
 
     /// The targets that a descriptor refers to. A mount that the process's namespace does not list
-    /// may be the kernel's own (memfd, System V) or ours, detached: then the name has to fit too.
+    /// may be the kernel's own (memfd, System V) or ours, detached: then the name has to fit too. It
+    /// is empty where the descriptor is of the very root of such a mount (open_tree(2), or a bind
+    /// mount that was taken away), and a directory's is anywhere in the path of what is in it.
     fn descriptor(
         &self,
         root: &Path,
@@ -376,10 +378,15 @@ impl Reader<'_> {
             Some(dev) => self.targets.at((dev, ino)).to_vec(),
             None => {
                 let link = link.strip_suffix(b" (deleted)").unwrap_or(link);
-                let name = link.rsplit(|b| *b == b'/').next().unwrap_or_default();
+                let mut parts = link.split(|b| *b == b'/');
+                let name = parts.next_back().unwrap_or_default();
+                let is_below = |own: &[u8]| parts.clone().any(|part| part == own);
                 let fits = |target: usize| {
                     self.targets.names.get(target).is_some_and(|own| {
-                        own == name || (own.starts_with(b"sem.") && name.starts_with(b"sem."))
+                        own == name
+                            || name.is_empty()
+                            || (own.starts_with(b"sem.") && name.starts_with(b"sem."))
+                            || (self.targets.directories.contains(own) && is_below(own))
                     })
                 };
                 let same_number = self.targets.by_number.get(&ino).map_or(&[][..], Vec::as_slice);
