@@ -358,6 +358,22 @@ fn ancestors(processes: &Processes) -> HashSet<i32> {
     line
 }
 
+/// The other names of a file that has several: what is said of its inode is true of each.
+fn other_names<'a>(
+    host: &Host,
+    objects: &'a [Object],
+    targets: &Targets,
+    name: &[u8],
+) -> Vec<&'a [u8]> {
+    match stat_here(host.shm(), &Name::new(name), targets.dev) {
+        Ok(Some(stat)) if stat.is_file() && stat.nlink > 1 => {
+            let same = targets.at((stat.dev, stat.ino)).iter();
+            same.filter_map(|index| Some(objects.get(*index)?.file.as_bytes())).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// The objects that are mounted somewhere, under a mount, or a layer of an overlay.
 fn uses(
     host: &Host,
@@ -372,9 +388,16 @@ fn uses(
             known.push(says);
         }
     };
+    let mut aliases: HashMap<Vec<u8>, Vec<&[u8]>> = HashMap::new();
     let namespaces = scan.namespaces.iter().map(|namespace| &namespace.mounts);
     for mounts in namespaces.chain([&scan.own_mounts]) {
         for (name, says) in mounts.uses_of(targets.dev) {
+            let others = aliases
+                .entry(name.clone())
+                .or_insert_with(|| other_names(host, objects, targets, &name));
+            for other in others.iter() {
+                note(other, says.clone());
+            }
             note(&name, says);
         }
     }
