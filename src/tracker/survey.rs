@@ -21,7 +21,8 @@ use super::evidence::lease::{self, Lease, Look};
 use super::evidence::producers::{Catalogue, Match, Producer, operator_directories};
 use super::host::Host;
 use super::inventory::posix::{self, Object, Semaphore};
-use super::resource::Kind;
+use super::reap::is_quarantine_name;
+use super::resource::{Identity, Kind};
 use super::sys::{Nanoseconds, Stat};
 use super::verdict::{CreatorState, Facts, FamilyState, Judgement, ProducerFacts, Who, judge};
 
@@ -179,13 +180,18 @@ impl Survey {
     fn probe(&mut self, host: &Host, index: usize) -> bool {
         for _attempt in 0..3 {
             let Some(object) = self.objects.get(index) else { return false };
-            if !matches!(object.kind, Kind::Shm | Kind::Sem) {
+            if object.kind == Kind::Other {
                 return true;
             }
             // What would be claimed anyway is left in peace: a lease is felt by who opens.
             let young = quiet(host, &object.stat) < nanoseconds(self.judging.grace);
             let persistent = self.producer(object).is_some_and(|m| m.producer.persistent_by_design);
             let ask = self.lease_works && (self.judging.thorough || !young && !persistent);
+            if object.kind == Kind::Dir {
+                let lease = if ask { lease_inside(host, object) } else { Lease::NotAsked };
+                self.set(index, lease, None);
+                return true;
+            }
             let head = object.may_be_semaphore();
             if !ask && !head {
                 let unsupported =
@@ -257,12 +263,16 @@ impl Survey {
         let lock = lease::courtesy_lock(host, COURTESY);
         for index in again {
             let Some(object) = self.objects.get(index) else { continue };
-            let (file, identity) = (object.file.clone(), object.identity());
-            if let Ok(Look::Seen { lease: Lease::Granted, .. }) =
-                lease::look(host, host.shm(), &file, &identity, true, false)
-                && let Some(slot) = self.leases.get_mut(index)
-            {
-                *slot = Lease::Granted;
+            let again = if object.kind == Kind::Dir {
+                lease_inside(host, object)
+            } else {
+                match lease::look(host, host.shm(), &object.file, &object.identity(), true, false) {
+                    Ok(Look::Seen { lease: Lease::Granted, .. }) => Lease::Granted,
+                    _ => Lease::Refused,
+                }
+            };
+            if let Some(slot) = self.leases.get_mut(index) {
+                *slot = again;
             }
         }
         drop(lock);
@@ -325,6 +335,28 @@ impl Survey {
             }),
         })
     }
+}
+
+/// A directory has no lease. What is in it has, and what the kernel says of one file there is true of
+/// the directory; that no file is held says nothing of the directory itself.
+fn lease_inside(host: &Host, object: &Object) -> Lease {
+    let mut answer = Lease::NotAsked;
+    // What a reaper has moved away is under a lease of its own, which asking would break.
+    if is_quarantine_name(&object.file) {
+        return answer;
+    }
+    posix::files_in(host, object, &mut |directory, name, stat| {
+        let identity = Identity::of(stat);
+        if answer != Lease::Refused
+            && let Ok(Look::Seen { lease: Lease::Refused, .. }) =
+                lease::look(host, directory, name, &identity, true, false)
+        {
+            answer = Lease::Refused;
+        }
+    })
+    // Holder sight decides about what cannot be looked into, as it does about the directory.
+    .unwrap_or(());
+    answer
 }
 
 /// Whether the object can be what the entry is about. Without glibc's prefix, as musl names them,

@@ -159,7 +159,7 @@ pub struct Facts {
     pub known_kind: bool,
     /// A directory: it has no lease.
     pub directory: bool,
-    /// The kernel's answer.
+    /// The kernel's answer; about a directory, that some file in it is held, or nothing.
     pub lease: Lease,
     /// Who was found, and how they hold it.
     pub holders: Vec<(Who, std::collections::BTreeSet<How>)>,
@@ -256,15 +256,16 @@ fn list_of(who: &[&Who]) -> String {
 
 /// What in the kernel refers to it.
 fn holding(facts: &Facts, found: &mut Vec<Evidence>) {
+    let what = if facts.directory { "a file in it" } else { "it" };
     match facts.lease {
         Lease::Refused if facts.holders.is_empty() => found.push(evidence(
             Code::LeaseRefused,
-            "the kernel says that it is open or mapped, by a process not visible here",
+            format!("the kernel says that {what} is open or mapped, by a process not visible here"),
             &[],
         )),
         Lease::Refused => found.push(evidence(
             Code::LeaseRefused,
-            "the kernel says that somebody has it open or mapped",
+            format!("the kernel says that somebody has {what} open or mapped"),
             &[],
         )),
         Lease::Granted => found.push(evidence(

@@ -185,7 +185,7 @@ pub fn read_one(host: &Host, file: &Name) -> io::Result<Object> {
         let mut tree = Tree::default();
         tree.inodes.insert((stat.dev, stat.ino));
         match open_directory(path.as_fd()) {
-            Ok(dir) => walk(&dir, stat.dev, &mut tree, 0),
+            Ok(dir) => walk(&dir, stat.dev, &mut tree, 0, &mut |_, _, _| {}),
             Err(_) => tree.truncated = true,
         }
         tree
@@ -277,7 +277,33 @@ pub fn entries(dir: BorrowedFd<'_>) -> io::Result<Vec<Name>> {
     Ok(names)
 }
 
-fn walk(dir: &Dir, dev: u64, tree: &mut Tree, level: usize) {
+/// Calls `visit` with the directory, the name and the state of each regular file in the directory
+/// `object`, at all levels, as far as they are counted; not at all if another one has its name now.
+///
+/// # Errors
+/// The errno of opening the directory.
+pub fn files_in(
+    host: &Host,
+    object: &Object,
+    visit: &mut dyn FnMut(BorrowedFd<'_>, &Name, &Stat),
+) -> io::Result<()> {
+    let Entry::Here(path) = entry(host.shm(), &object.file, object.stat.dev)? else {
+        return Ok(());
+    };
+    if sys::stat(&path, c"")?.ino == object.stat.ino {
+        let dir = open_directory(path.as_fd())?;
+        walk(&dir, object.stat.dev, &mut Tree::default(), 0, visit);
+    }
+    Ok(())
+}
+
+fn walk(
+    dir: &Dir,
+    dev: u64,
+    tree: &mut Tree,
+    level: usize,
+    visit: &mut dyn FnMut(BorrowedFd<'_>, &Name, &Stat),
+) {
     let Ok(names) = entries(dir.as_fd()) else {
         tree.truncated = true;
         return;
@@ -312,9 +338,11 @@ fn walk(dir: &Dir, dev: u64, tree: &mut Tree, level: usize) {
         }
         if stat.is_dir() {
             match open_directory(path.as_fd()) {
-                Ok(sub) if level < MOST_LEVELS => walk(&sub, dev, tree, level + 1),
+                Ok(sub) if level < MOST_LEVELS => walk(&sub, dev, tree, level + 1, visit),
                 _ => tree.truncated = true,
             }
+        } else if stat.is_file() {
+            visit(dir.as_fd(), &name, &stat);
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod registered;
 pub use leftovers::{Settled, settle};
 pub use objects::{Manner, Reaper, Target};
 pub use quarantine::is_our_leftover;
+pub(super) use quarantine::is_quarantine_name;
 
 use serde::Serialize;
 

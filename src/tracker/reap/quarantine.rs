@@ -27,7 +27,7 @@ pub fn is_our_leftover(object: &Object) -> bool {
 }
 
 /// Whether a directory of this name is, by its name, a quarantine.
-pub(super) fn is_quarantine_name(name: &Name) -> bool {
+pub(in crate::tracker) fn is_quarantine_name(name: &Name) -> bool {
     name.as_bytes().starts_with(PREFIX)
 }
 
