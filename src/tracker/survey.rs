@@ -278,6 +278,12 @@ impl Survey {
         drop(lock);
     }
 
+    /// For how long it had been left in peace when this survey was taken: what was too young then to
+    /// be asked about stays so, however long the survey takes.
+    fn quiet(&self, host: &Host, stat: &Stat) -> Nanoseconds {
+        quiet(host, stat).min((self.taken_at - last_change(stat)).max(0))
+    }
+
     /// Everything that the verdict on the object at `index` depends on.
     #[must_use]
     pub fn facts(&self, host: &Host, index: usize) -> Option<Facts> {
@@ -301,7 +307,7 @@ impl Survey {
                 .map(|h| (Who { pid: h.pid, comm: h.comm.clone() }, h.how.clone()))
                 .collect(),
             mounted: snapshot.mounted(object),
-            quiet: quiet(host, &object.stat),
+            quiet: self.quiet(host, &object.stat),
             grace: nanoseconds(self.judging.grace),
             producer: producer.map(|producer| ProducerFacts {
                 id: producer.id.clone(),
@@ -378,5 +384,10 @@ fn nanoseconds(duration: Duration) -> Nanoseconds {
 /// Nanoseconds since the later of birth and last change.
 #[must_use]
 pub fn quiet(host: &Host, stat: &Stat) -> Nanoseconds {
-    (host.clock.wall)() - stat.born.unwrap_or(stat.changed).max(stat.changed)
+    (host.clock.wall)() - last_change(stat)
+}
+
+/// The later of birth and last change.
+fn last_change(stat: &Stat) -> Nanoseconds {
+    stat.born.unwrap_or(stat.changed).max(stat.changed)
 }

@@ -394,7 +394,9 @@ fn probing(facts: &Facts, found: &mut Vec<Evidence>) -> Result<(), Code> {
         }
     };
     partial(found);
-    if facts.holder_blind.is_empty() { Ok(()) } else { Err(reason) }
+    // A file that could have been asked about is not judged by what a scan finds.
+    let judged_by_sight = facts.directory || facts.lease != Lease::NotAsked;
+    if judged_by_sight && facts.holder_blind.is_empty() { Ok(()) } else { Err(reason) }
 }
 
 /// The proof that nothing can come back for it; if there is none, what stands in its way.
