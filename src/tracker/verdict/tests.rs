@@ -265,6 +265,149 @@ fn each_row_of_the_rule() {
             C::WeakProducer,
         ),
         ("nobody knows", free(), V::Unclaimed, C::UnknownProducer),
+        (
+            "a root directory",
+            Facts { holders: held_by(How::Root), directory: true, ..free() },
+            V::Held,
+            C::OpenBy,
+        ),
+        (
+            "a file in a directory is held",
+            Facts { directory: true, lease: Lease::Refused, ..by_name() },
+            V::Held,
+            C::LeaseRefused,
+        ),
+        (
+            "a directory of whose owner nothing lives, partial sight",
+            Facts {
+                directory: true,
+                lease: Lease::NotAsked,
+                kin: KinState::Gone,
+                holder_blind: blind(),
+                ..free()
+            },
+            V::Unknown,
+            C::NoLease,
+        ),
+        (
+            "a directory that is mounted",
+            Facts {
+                directory: true,
+                lease: Lease::NotAsked,
+                mounted: vec!["at /x".into()],
+                ..by_name()
+            },
+            V::Held,
+            C::Mounted,
+        ),
+        (
+            "a directory nobody knows",
+            Facts { directory: true, lease: Lease::NotAsked, ..free() },
+            V::Unclaimed,
+            C::UnknownProducer,
+        ),
+        (
+            "a file that was not asked about, complete sight",
+            Facts { lease: Lease::NotAsked, ..always_held() },
+            V::Unknown,
+            C::NoLease,
+        ),
+        (
+            "no leases, complete sight",
+            Facts { lease: Lease::Unsupported, ..always_held() },
+            V::Orphaned,
+            C::AlwaysHeldProducer,
+        ),
+        (
+            "a fifo of whose owner nothing lives",
+            Facts { known_kind: false, lease: Lease::NotAsked, kin: KinState::Gone, ..free() },
+            V::Unknown,
+            C::NoLease,
+        ),
+        (
+            "a creator that may be hidden is no claim",
+            Facts { creator: Some((7, CreatorState::NotVisible)), ..always_held() },
+            V::Orphaned,
+            C::AlwaysHeldProducer,
+        ),
+        (
+            "a dead creator and no family",
+            Facts { creator: Some((7, CreatorState::Dead)), ..by_name() },
+            V::Orphaned,
+            C::NoFamily,
+        ),
+        (
+            "a dead creator and a family",
+            Facts {
+                creator: Some((7, CreatorState::Dead)),
+                family: FamilyState::Alive(who(9), 1),
+                ..by_name()
+            },
+            V::Unclaimed,
+            C::FamilyAlive,
+        ),
+        (
+            "open to others, but always held",
+            Facts { shared_mode: true, ..always_held() },
+            V::Orphaned,
+            C::AlwaysHeldProducer,
+        ),
+        (
+            "open to others, and no family of anybody's",
+            Facts { shared_mode: true, ..by_name() },
+            V::Orphaned,
+            C::NoFamily,
+        ),
+        (
+            "by the operator's word",
+            Facts { assumed_complete: true, ..by_name() },
+            V::Orphaned,
+            C::NoFamily,
+        ),
+        (
+            "the operator's word is about the namespace only",
+            Facts { assumed_complete: true, process_blind: blind(), ..by_name() },
+            V::Unclaimed,
+            C::PartialProcessSight,
+        ),
+        (
+            "a broken catalogue does not matter to no-kin",
+            Facts { catalogue_broken: Some("x.toml:3".into()), kin: KinState::Gone, ..by_name() },
+            V::Orphaned,
+            C::NoKin,
+        ),
+        (
+            "a broken catalogue does not matter to claims",
+            Facts {
+                catalogue_broken: Some("x.toml:3".into()),
+                guardian: Some((who(8), "a tracker".into())),
+                ..by_name()
+            },
+            V::Claimed,
+            C::GuardianAlive,
+        ),
+        (
+            "an entry without proof, and no kin",
+            Facts {
+                producer: Some(ProducerFacts { proof: false, ..producer(HeldWhileAlive::Mapped) }),
+                kin: KinState::Gone,
+                ..free()
+            },
+            V::Orphaned,
+            C::NoKin,
+        ),
+        (
+            "a descendant is no holder",
+            Facts { descendant: Some(who(9)), ..always_held() },
+            V::Orphaned,
+            C::AlwaysHeldProducer,
+        ),
+        (
+            "a system user's by-name object without a family",
+            Facts { kin: KinState::SystemUser, ..by_name() },
+            V::Orphaned,
+            C::NoFamily,
+        ),
     ];
     for (what, facts, verdict, reason) in rows {
         let judged = judge(&facts);
@@ -273,25 +416,148 @@ fn each_row_of_the_rule() {
     }
 }
 
+type Change = fn(&mut Facts);
+
+/// What makes a row of the rule apply, in the order of the rule.
+fn conditions() -> Vec<(Change, Verdict, Code)> {
+    use Code as C;
+    use Verdict as V;
+    let claimed: [(Change, Verdict, Code); 5] = [
+        (
+            |facts| {
+                let kept = producer(HeldWhileAlive::Mapped);
+                facts.producer = Some(ProducerFacts { persistent: true, ..kept });
+            },
+            V::Claimed,
+            C::Persistent,
+        ),
+        (
+            |facts| facts.creator = Some((7, CreatorState::Alive(who(7)))),
+            V::Claimed,
+            C::CreatorAlive,
+        ),
+        (|facts| facts.guardian = Some((who(8), "a tracker".into())), V::Claimed, C::GuardianAlive),
+        (|facts| facts.quiet = 0, V::Claimed, C::TooYoung),
+        (|facts| facts.locked = Some("by 7".into()), V::Claimed, C::Locked),
+    ];
+    let mut rows: Vec<(Change, Verdict, Code)> = vec![
+        (|facts| facts.lease = Lease::Refused, V::Held, C::LeaseRefused),
+        (|facts| facts.holders.extend(held_by(How::Map)), V::Held, C::MappedBy),
+        (|facts| facts.holders.extend(held_by(How::Fd)), V::Held, C::OpenBy),
+        (|facts| facts.mounted = vec!["at /x".into()], V::Held, C::Mounted),
+    ];
+    rows.extend(claimed);
+    rows.extend::<[(Change, Verdict, Code); 11]>([
+        (
+            |facts| {
+                facts.known_kind = false;
+                facts.lease = Lease::NotAsked;
+            },
+            V::Unknown,
+            C::NoLease,
+        ),
+        (
+            |facts| {
+                facts.lease = Lease::NoPermission;
+                facts.holder_blind = vec!["h"];
+            },
+            V::Unknown,
+            C::NoPermission,
+        ),
+        (|facts| facts.lease = Lease::NotAsked, V::Unknown, C::NoLease),
+        (
+            |facts| facts.producer = Some(producer(HeldWhileAlive::Open)),
+            V::Orphaned,
+            C::AlwaysHeldProducer,
+        ),
+        (
+            |facts| {
+                facts.producer = Some(producer(HeldWhileAlive::ByName));
+                facts.family = FamilyState::Gone;
+            },
+            V::Orphaned,
+            C::NoFamily,
+        ),
+        (|facts| facts.kin = KinState::Gone, V::Orphaned, C::NoKin),
+        (
+            |facts| {
+                let weak = producer(HeldWhileAlive::Open);
+                facts.producer = Some(ProducerFacts { proof: false, ..weak });
+            },
+            V::Unclaimed,
+            C::WeakProducer,
+        ),
+        (
+            |facts| {
+                facts.producer = Some(producer(HeldWhileAlive::ByName));
+                facts.family = FamilyState::Alive(who(9), 1);
+            },
+            V::Unclaimed,
+            C::FamilyAlive,
+        ),
+        (
+            |facts| {
+                facts.producer = Some(producer(HeldWhileAlive::ByName));
+                facts.family = FamilyState::Unseen(who(9));
+            },
+            V::Unclaimed,
+            C::PartialProcessSight,
+        ),
+        (
+            |facts| {
+                facts.producer = Some(producer(HeldWhileAlive::ByName));
+                facts.family = FamilyState::NotDefined;
+            },
+            V::Unclaimed,
+            C::WeakProducer,
+        ),
+        (|_| {}, V::Unclaimed, C::UnknownProducer),
+    ]);
+    rows
+}
+
 #[test]
 fn where_rows_conflict_the_earlier_one_wins() {
-    let claims = |facts| Facts { guardian: Some((who(8), "a tracker".into())), quiet: 0, ..facts };
-    let held = judge(&Facts { lease: Lease::Refused, ..claims(always_held()) });
-    assert_eq!((held.verdict, held.reason), (Verdict::Held, Code::LeaseRefused));
-    let mounted =
-        judge(&Facts { mounted: vec!["m".into()], lease: Lease::NoPermission, ..claims(free()) });
-    assert_eq!(mounted.verdict, Verdict::Held);
-    let claimed = judge(&Facts {
-        lease: Lease::NoPermission,
-        holder_blind: vec!["x"],
-        ..claims(always_held())
-    });
-    assert_eq!((claimed.verdict, claimed.reason), (Verdict::Claimed, Code::GuardianAlive));
-    let fifo = judge(&Facts { known_kind: false, lease: Lease::NotAsked, quiet: 0, ..free() });
-    assert_eq!((fifo.verdict, fifo.reason), (Verdict::Claimed, Code::TooYoung));
-    let unknown =
-        judge(&Facts { lease: Lease::NoPermission, holder_blind: vec!["x"], ..always_held() });
-    assert_eq!(unknown.verdict, Verdict::Unknown);
+    let rows = conditions();
+    for (place, (applies, verdict, reason)) in rows.iter().enumerate() {
+        for (later, _, other) in rows.iter().skip(place) {
+            let mut facts = free();
+            later(&mut facts);
+            applies(&mut facts);
+            let judged = judge(&facts);
+            let found = (judged.verdict, judged.reason);
+            assert_eq!(found, (*verdict, *reason), "{reason:?} before {other:?}: {facts:?}");
+        }
+    }
+}
+
+/// What keeps a proof from being one, whichever proof it is.
+#[test]
+fn obstacles_to_each_proof() {
+    let proofs: [(Facts, Code); 3] = [
+        (always_held(), Code::AlwaysHeldProducer),
+        (by_name(), Code::NoFamily),
+        (Facts { kin: KinState::Gone, ..free() }, Code::NoKin),
+    ];
+    let obstacles: [(&str, Change, [bool; 3]); 7] = [
+        ("nothing", |_| {}, [false; 3]),
+        ("not all processes are seen", |f| f.process_blind = vec!["p"], [false, true, true]),
+        ("not all holders are seen", |f| f.holder_blind = vec!["h"], [false; 3]),
+        ("a descendant", |f| f.descendant = Some(who(9)), [false, true, true]),
+        ("a broken catalogue", |f| f.catalogue_broken = Some("x".into()), [true, true, false]),
+        ("others may open it", |f| f.shared_mode = true, [false, false, true]),
+        ("a system user", |f| f.kin = KinState::SystemUser, [false, false, true]),
+    ];
+    for (what, apply, hinders) in obstacles {
+        for ((facts, proof), hinders) in proofs.iter().zip(hinders) {
+            let mut facts = facts.clone();
+            apply(&mut facts);
+            let judged = judge(&facts);
+            let expected = if hinders { Verdict::Unclaimed } else { Verdict::Orphaned };
+            assert_eq!(judged.verdict, expected, "{what} against {proof:?}");
+            assert_eq!(judged.reason == *proof, !hinders, "{what} against {proof:?}");
+        }
+    }
 }
 
 #[test]
@@ -355,7 +621,7 @@ prop_compose! {
         creator in creators(),
         kin in kin(),
         quiet in -2i128..120,
-        flags in any::<[bool; 7]>(),
+        flags in any::<[bool; 12]>(),
     ) -> Facts {
         Facts {
             known_kind: flags[0],
@@ -371,6 +637,11 @@ prop_compose! {
             process_blind: if flags[4] { vec!["p"] } else { Vec::new() },
             holder_blind: if flags[5] { vec!["h"] } else { Vec::new() },
             shared_mode: flags[6],
+            guardian: flags[7].then(|| (who(8), "a tracker".into())),
+            descendant: flags[8].then(|| who(9)),
+            locked: flags[9].then(|| "by 7".into()),
+            assumed_complete: flags[10],
+            catalogue_broken: flags[11].then(|| "x.toml".into()),
             ..free()
         }
     }
@@ -390,6 +661,9 @@ proptest! {
             Facts { descendant: Some(who(9)), ..facts.clone() },
             Facts { locked: Some("by 7".into()), ..facts.clone() },
             Facts { kin: KinState::Alive(who(3), 1), ..facts.clone() },
+            Facts { kin: KinState::SystemUser, ..facts.clone() },
+            Facts { holders: held_by(How::Cwd), ..facts.clone() },
+            Facts { quiet: -1, ..facts.clone() },
             Facts { shared_mode: true, ..facts.clone() },
             Facts { quiet: 0, ..facts.clone() },
         ];
@@ -406,6 +680,13 @@ proptest! {
             Facts { holder_blind: vec!["h"], ..facts.clone() },
             Facts { lease: Lease::NoPermission, holder_blind: vec!["h"], ..facts.clone() },
             Facts { lease: Lease::Unsupported, holder_blind: vec!["h"], ..facts.clone() },
+            Facts { lease: Lease::NotAsked, holder_blind: vec!["h"], ..facts.clone() },
+            Facts {
+                assumed_complete: false,
+                process_blind: vec!["p"],
+                holder_blind: vec!["h"],
+                ..facts.clone()
+            },
             Facts { family: FamilyState::Unseen(who(9)), ..facts.clone() },
             Facts { catalogue_broken: Some("x".into()), ..facts.clone() },
             Facts { producer: None, family: FamilyState::NotDefined, ..facts.clone() },
@@ -421,6 +702,31 @@ proptest! {
                 continue;
             }
             prop_assert!(judge(&less).verdict.reapability() <= before, "{:?}", less);
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_not_asked_about_is_never_removable(facts in facts()) {
+        let unasked = Facts { lease: Lease::NotAsked, directory: false, ..facts };
+        prop_assert_eq!(judge(&unasked).verdict.reapability(), 0);
+    }
+
+    #[test]
+    fn orphaned_is_what_has_a_proof_and_no_sign_of_life(facts in facts()) {
+        let judged = judge(&facts);
+        let proofs = [Code::AlwaysHeldProducer, Code::NoFamily, Code::NoKin];
+        prop_assert_eq!(judged.verdict == Verdict::Orphaned, proofs.contains(&judged.reason));
+        if judged.verdict == Verdict::Orphaned {
+            prop_assert!(facts.known_kind);
+            prop_assert!(facts.mounted.is_empty() && facts.holders.is_empty());
+            prop_assert!(facts.guardian.is_none() && facts.locked.is_none());
+            prop_assert!(!matches!(facts.creator, Some((_, CreatorState::Alive(_)))));
+            prop_assert!(facts.quiet >= facts.grace);
+            prop_assert!(facts.lease == Lease::Granted || facts.holder_blind.is_empty());
+            prop_assert!(
+                judged.reason == Code::AlwaysHeldProducer
+                    || facts.process_blind.is_empty() && facts.descendant.is_none()
+            );
         }
     }
 
