@@ -27,12 +27,19 @@ pub struct ListArgs {
     #[arg(long, group = "format")]
     ndjson: bool,
 
-    /// Print ids only, each ended by a NUL, for xargs -0 rtrack reap --exact
+    /// Print ids only, each ended by a NUL, for xargs -0r rtrack reap --exact
     #[arg(short = '0', long = "null", group = "format")]
     null: bool,
 
     /// Print these columns, e.g. id,uid,size
-    #[arg(short, long, value_delimiter = ',', value_name = "COLUMNS", long_help = columns_help())]
+    #[arg(
+        short,
+        long,
+        value_delimiter = ',',
+        value_name = "COLUMNS",
+        long_help = columns_help(),
+        conflicts_with = "json"
+    )]
     output: Vec<String>,
 
     /// Print no line of headings
@@ -40,7 +47,7 @@ pub struct ListArgs {
     no_headings: bool,
 
     /// Counts and bytes by this instead of single objects
-    #[arg(long, value_enum, value_name = "KEY", conflicts_with_all = ["null", "output"])]
+    #[arg(long, value_enum, value_name = "KEY", conflicts_with_all = ["null", "output", "sort", "reverse"])]
     group_by: Option<GroupKey>,
 
     /// Exit with status 1 if there are orphaned objects
@@ -76,6 +83,7 @@ fn columns_help() -> String {
 /// # Errors
 /// The command line is wrong, /dev/shm cannot be read, or stdout cannot be written.
 pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
+    args.select.check_exact(&[])?;
     args.select.filter()?;
     let keys: Vec<String> = if args.output.is_empty() {
         columns::DEFAULT.iter().map(|key| (*key).to_owned()).collect()

@@ -166,6 +166,7 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
 
 /// What can be wrong before anything is read.
 fn check(args: &ReapArgs, ui: &Ui) -> Result<(), CommandError> {
+    args.select.check_exact(&args.force)?;
     args.select.filter()?;
     if let Some(verdict) = args.verdict.iter().find(|verdict| verdict.reapability() == 0) {
         return Err(CommandError::usage(format_args!(
@@ -401,7 +402,7 @@ fn confirm(
     err.flush()?;
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line)?;
-    Ok(matches!(line.trim(), "y" | "Y" | "yes"))
+    Ok(matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
 fn say_settled(settled: &Settled, ui: &Ui) {

@@ -19,7 +19,7 @@ pub struct SelectArgs {
     #[arg(value_name = "NAME", allow_hyphen_values = false)]
     pub names: Vec<OsString>,
 
-    /// Names are ids as `list -0` prints them, and nothing else: no globs, no paths
+    /// Names are ids as `list -0` prints them, and nothing else: no globs, no paths; at least one
     #[arg(long)]
     pub exact: bool,
 
@@ -127,6 +127,19 @@ impl SelectArgs {
         found.map_err(explain)
     }
 
+    /// Whether there are ids for `--exact`, among `NAME` or `more`: an empty list of them means
+    /// nothing, not everything.
+    ///
+    /// # Errors
+    /// There are none: status 2.
+    pub fn check_exact(&self, more: &[OsString]) -> Result<(), CommandError> {
+        if self.exact && self.names.is_empty() && more.is_empty() {
+            return Err(CommandError::usage("--exact needs the ids of objects")
+                .hint("xargs -r does not run a command for an empty list"));
+        }
+        Ok(())
+    }
+
     /// What can be wrong with the options, before anything is read.
     ///
     /// # Errors
@@ -180,8 +193,11 @@ fn uid_of(user: &str) -> Result<u32, CommandError> {
 /// The exit status and the hint of a selector that means nothing, or too much.
 pub fn explain(error: SelectError) -> CommandError {
     match &error {
-        SelectError::Missing { nearest, .. } => {
-            let hint = if nearest.is_empty() {
+        SelectError::Missing { name, nearest } => {
+            let elsewhere = ["mqueue:", "sysv-shm:", "sysv-sem:", "sysv-msg:"];
+            let hint = if elsewhere.iter().any(|kind| name.starts_with(kind)) {
+                "this version of rtrack looks at /dev/shm only".to_owned()
+            } else if nearest.is_empty() {
                 "rtrack list shows what is there".to_owned()
             } else {
                 format!("did you mean {}?", nearest.join(" or "))

@@ -187,7 +187,7 @@ fn send_line(sender: &mut Sender<'_>, line: &[u8]) -> Result<(), CommandError> {
         return sender.send(message.command, &message.name, message.rtype.as_str().as_bytes());
     }
     let wrong = || {
-        CommandError::usage(format!("\"{}\" is no CMD:NAME:RTYPE", escape(line)))
+        CommandError::usage(format!("\"{}\" is no CMD:NAME:RTYPE", protocol::shortened(line)))
             .hint("for example REGISTER:/psm_1a2b3c:shared_memory")
     };
     let colon = |&byte: &u8| byte == b':';

@@ -62,6 +62,7 @@ pub fn run(args: &ShowArgs, ui: &Ui) -> Result<Status, CommandError> {
         return Err(CommandError::usage("which objects is not said")
             .hint("name them, or select them, e.g. by --verdict; rtrack list shows all of them"));
     }
+    args.select.check_exact(&[])?;
     args.select.filter()?;
     let judging = Judging { thorough: true, ..args.select.judging() };
     let found = Look::take(&args.select, judging, |host, objects| {

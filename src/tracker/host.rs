@@ -15,7 +15,7 @@ use super::sys::{self, Nanoseconds};
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// The directory cannot be opened.
-    #[error("open {path}: {source}")]
+    #[error("open {path}")]
     Open {
         /// Which directory.
         path: PathBuf,

@@ -44,7 +44,7 @@ pub struct Judging {
 #[derive(Debug, thiserror::Error)]
 pub enum SurveyError {
     /// The directory could not be read.
-    #[error("read {path}: {source}")]
+    #[error("read {path}")]
     Inventory {
         /// Which directory.
         path: std::path::PathBuf,
@@ -315,6 +315,7 @@ impl Survey {
                 held: producer.held_while_alive,
                 persistent: producer.persistent_by_design,
                 proof: producer.proof && fits(producer, object),
+                family: producer.family.clone(),
             }),
             creator: self.creator(object),
             guardian: producer.and_then(|producer| {

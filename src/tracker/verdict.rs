@@ -150,6 +150,8 @@ pub struct ProducerFacts {
     pub persistent: bool,
     /// Whether a verdict may rest on the entry.
     pub proof: bool,
+    /// The catalogue's name for the programs without which nobody can come back for it.
+    pub family: Option<String>,
 }
 
 /// Everything a verdict depends on.
@@ -415,6 +417,13 @@ fn proving(facts: &Facts, found: &mut Vec<Evidence>) -> Result<Code, Code> {
             &[],
         ));
     }
+    // What cannot be read may say of any name that it is kept, or who comes back for it.
+    if let Some(broken) = &facts.catalogue_broken {
+        let says =
+            format!("nothing is proven while the catalogue of producers is broken: mend {broken}");
+        found.push(evidence(Code::WeakProducer, says, &[]));
+        return Err(Code::WeakProducer);
+    }
     let by_producer = match &facts.producer {
         Some(producer) if facts.known_kind => prove_by_producer(facts, producer, found),
         _ => {
@@ -439,12 +448,6 @@ fn prove_by_producer(
         Err(Code::WeakProducer)
     };
     let software = &producer.software;
-    if let Some(broken) = &facts.catalogue_broken {
-        return weak(
-            found,
-            format!("the catalogue of producers proves nothing until {broken} is mended"),
-        );
-    }
     if !producer.proof {
         return weak(found, format!("the name fits {software}, but that proves nothing"));
     }
@@ -454,12 +457,17 @@ fn prove_by_producer(
         HeldWhileAlive::ByName | HeldWhileAlive::Unknown => None,
     };
     if let Some(how) = always {
+        // The other half of the proof: where it is missing the verdict is another one already.
+        if !nobody_holds(facts) {
+            return Err(Code::NoLease);
+        }
         let says =
             format!("nobody has it {how}, and a live owner always would; made by {software}");
         found.push(evidence(Code::AlwaysHeldProducer, says, &fields));
         return Ok(Code::AlwaysHeldProducer);
     }
     let owners = if facts.shared_mode { "any user" } else { &facts.owner };
+    let family = producer.family.as_deref().unwrap_or("such program");
     match &facts.family {
         FamilyState::NotDefined => {
             weak(found, format!("it may be needed while nobody has it open; made by {software}"))
@@ -468,7 +476,7 @@ fn prove_by_producer(
             let more = if *count > 1 { format!(" and {} more", count - 1) } else { String::new() };
             found.push(evidence(
                 Code::FamilyAlive,
-                format!("{who}{more} of {owners} may come back for it; made by {software}"),
+                format!("{who}{more} may come back for it; made by {software}"),
                 &[("pid", json!(who.pid)), ("count", json!(count))],
             ));
             Err(Code::FamilyAlive)
@@ -496,13 +504,20 @@ fn prove_by_producer(
             }
             None => {
                 let says = format!(
-                    "no program of {owners} is alive that could come back for it; made by {software}"
+                    "no {family} of {owners} is alive to come back for it; made by {software}"
                 );
                 found.push(evidence(Code::NoFamily, says, &fields));
                 Ok(Code::NoFamily)
             }
         },
     }
+}
+
+/// Whether it is known that nobody holds it: by the kernel's answer, or by sight of everything.
+fn nobody_holds(facts: &Facts) -> bool {
+    let asked = facts.lease == Lease::Granted
+        || facts.lease != Lease::Refused && facts.holder_blind.is_empty();
+    asked && facts.holders.is_empty() && facts.mounted.is_empty()
 }
 
 /// `no-kin`: whoever made it, nobody of its owner's is left, and nobody else may open it.

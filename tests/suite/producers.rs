@@ -176,8 +176,9 @@ fn broken_file() {
     assert_eq!(verdict(&document, "mpich_shar_tmpAbC123"), ("unclaimed", "weak-producer"));
     let says = listed(&document, "mpich_shar_tmpAbC123")["evidence"].to_string();
     assert!(says.contains("own.toml:4"), "{says}");
-    // Not a file of this kind, and not looked at.
+    // Not a file of this kind, and not looked at; nor is the lock of an editor.
     fs::rename(&file, file.with_extension("toml.bak")).unwrap();
+    std::os::unix::fs::symlink("somebody@somewhere", directory().join(".#own.toml")).unwrap();
     assert_eq!(verdict(&inventory(), "mpich_shar_tmpAbC123"), ("orphaned", "always-held-producer"));
 }
 
@@ -199,6 +200,8 @@ fn check_names_the_line() {
         ("software = \"Crunch\"", "sftware = \"Crunch\"", 8, "sftware"),
         ("id = \"crunch-cache\"", "id = \"crunch-queue\"", 16, "crunch-queue"),
         ("(?P<pid>\\d+)", "\\d+", 10, "pid"),
+        ("id = \"crunch-cache\"", "id = \"a,b\"", 7, "only a-z, 0-9 and -"),
+        ("id = \"crunch-cache\"", "id = \"\"", 7, "only a-z, 0-9 and -"),
         ("executables = '^crunchd$'", "executables = '['", 4, "unclosed character class"),
     ] {
         assert!(OWN.contains(from), "{from}");
@@ -225,7 +228,7 @@ fn files_of_others() {
     let said = |what: &str| {
         let run = rtrack(["list", "--json", "--grace", "0s"]).finish().expect(3);
         assert!(run.stderr.contains(what), "{run:?}");
-        assert_eq!(verdict(&run.json(), "crunch.999999"), ("unclaimed", "unknown-producer"));
+        assert_eq!(verdict(&run.json(), "crunch.999999"), ("unclaimed", "weak-producer"));
     };
     fs::set_permissions(&file, PermissionsExt::from_mode(0o666)).unwrap();
     said("group or others may write it");

@@ -193,6 +193,14 @@ fn selections_of_list() {
     assert_eq!(ids(&["--older-than", "1h"]), [""; 0]);
     assert_eq!(ids(&["--user", "0", "--kind", "sem"]), ["sem:mine"]);
     assert_eq!(ids(&["--user", "12345"]), [""; 0]);
+    // An empty list of ids is no list of everything.
+    for command in [&["list", "--exact"][..], &["reap", "--yes", "--exact"]] {
+        let run = rtrack(command).finish().expect(2);
+        assert!(
+            run.stderr.starts_with("error: --exact needs the ids of objects\nhint: "),
+            "{run:?}"
+        );
+    }
 
     let mut columns = rtrack(["list", "-o", "id,uid,kind", "--no-headings", "sem:*"]);
     let row = columns.finish().expect(0).text();

@@ -93,6 +93,8 @@ impl<'a> Chunk<'a> {
         let mut table = Table::new();
         table.load_style(comfy_table::presets::NOTHING);
         if look.colored {
+            // Whether NO_COLOR counts was decided before.
+            crossterm::style::force_color_output(true);
             table.enforce_styling();
         } else {
             table.force_no_tty();

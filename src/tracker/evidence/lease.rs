@@ -106,6 +106,14 @@ pub enum LeaseError {
     /// The file system has no leases.
     #[error("no lease support")]
     Unsupported,
+    /// The link in procfs that leads to it does not.
+    #[error("open it through {link}: {source}")]
+    Reopen {
+        /// The link.
+        link: PathBuf,
+        /// The errno.
+        source: io::Error,
+    },
     /// Anything else.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -151,7 +159,7 @@ pub fn open_expected(
         Ok(fd) => Ok(fd),
         Err(nix::Error::EAGAIN) => Err(LeaseError::Held),
         Err(nix::Error::EACCES | nix::Error::EPERM) => Err(LeaseError::NoPermission),
-        Err(errno) => Err(io::Error::from(errno).into()),
+        Err(errno) => Err(LeaseError::Reopen { link, source: errno.into() }),
     }
 }
 
@@ -206,6 +214,7 @@ pub fn look(
         Err(LeaseError::NoPermission) => return seen(Lease::NoPermission, None),
         Err(LeaseError::Unsupported) => return seen(Lease::Unsupported, None),
         Err(LeaseError::Io(error)) => return Err(error),
+        Err(error @ LeaseError::Reopen { .. }) => return Err(io::Error::other(error.to_string())),
     };
     let file = File::from(file);
     let head = if head {
@@ -228,7 +237,10 @@ pub fn look(
         Err(LeaseError::NoPermission) => Lease::NoPermission,
         Err(LeaseError::Unsupported) => Lease::Unsupported,
         Err(LeaseError::Io(error)) => return Err(error),
-        Err(LeaseError::Gone | LeaseError::Changed) => return Ok(Look::Changed),
+        // Not of asking about what is open already.
+        Err(LeaseError::Gone | LeaseError::Changed | LeaseError::Reopen { .. }) => {
+            return Ok(Look::Changed);
+        }
     };
     seen(answer, head)
 }

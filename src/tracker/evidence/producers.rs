@@ -120,6 +120,7 @@ pub struct Catalogue {
     guardians: Vec<Guardian>,
     broken: Vec<Broken>,
     files: OnceLock<Matcher>,
+    semaphores: OnceLock<Matcher>,
     directories: OnceLock<Matcher>,
 }
 
@@ -169,6 +170,7 @@ impl Catalogue {
             guardians: Vec::new(),
             broken: Vec::new(),
             files: OnceLock::new(),
+            semaphores: OnceLock::new(),
             directories: OnceLock::new(),
         };
         // The tests hold a broken built-in catalogue impossible; were it not, nothing would be
@@ -228,13 +230,13 @@ impl Catalogue {
         &self.families
     }
 
-    /// The first entry that a file name in /dev/shm matches. A semaphore and a memory object are
-    /// both regular files there, and musl's semaphores have no prefix, so for a file the patterns
-    /// of both kinds are tried.
+    /// The first entry of its kind that a file name in /dev/shm matches. musl's semaphores have no
+    /// prefix and look like memory, so for memory the patterns of semaphores are tried too.
     #[must_use]
     pub fn find(&self, kind: Kind, file: &[u8]) -> Option<Match<'_>> {
         let matcher = match kind {
-            Kind::Shm | Kind::Sem => self.files.get_or_init(|| self.matcher(&["shm", "sem"])),
+            Kind::Shm => self.files.get_or_init(|| self.matcher(&["shm", "sem"])),
+            Kind::Sem => self.semaphores.get_or_init(|| self.matcher(&["sem"])),
             Kind::Dir => self.directories.get_or_init(|| self.matcher(&["dir"])),
             Kind::Other => return None,
         };

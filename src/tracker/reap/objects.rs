@@ -280,6 +280,9 @@ fn refusal(error: LeaseError) -> Report {
         LeaseError::Unsupported => {
             Report::failed("lease", &io::Error::from_raw_os_error(libc::EINVAL))
         }
+        LeaseError::Reopen { link, source } => {
+            Report::failed(&format!("open it through {}", link.display()), &source)
+        }
         LeaseError::Io(error) => Report::failed("lease", &error),
     }
 }

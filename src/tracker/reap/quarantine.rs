@@ -1,6 +1,7 @@
 //! The private directory in which an object is between its name and its end.
 
 use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -51,11 +52,11 @@ impl Quarantine {
     /// The errno of mkdirat(2): `ENOSPC` when the mount has no inode left, `EROFS`, `EACCES`.
     pub(super) fn make(host: &Host, unlinked: bool) -> io::Result<Self> {
         for _attempt in 0..16 {
-            let mut random = [0u8; 8];
-            io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut random)?;
+            // The standard library seeds its hashes by the kernel's random numbers.
+            let random = RandomState::new().hash_one(std::process::id());
             let prefix = if unlinked { UNLINKED_PREFIX } else { PREFIX };
             let mut bytes = prefix.to_vec();
-            bytes.extend(format!("{:016x}", u64::from_ne_bytes(random)).into_bytes());
+            bytes.extend(format!("{random:016x}").into_bytes());
             let name = Name::new(bytes);
             match mkdirat(host.shm(), name.as_os_str(), Mode::S_IRWXU) {
                 Ok(()) => {}

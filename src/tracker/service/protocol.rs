@@ -371,8 +371,9 @@ pub enum EncodeError {
     NameTooLong(Vec<u8>),
 }
 
-/// The beginning of a name that is too long to be shown.
-fn shortened(name: &[u8]) -> String {
+/// The beginning, at most 32 bytes, of what is too long to be shown, escaped.
+#[must_use]
+pub fn shortened(name: &[u8]) -> String {
     match name.get(..32) {
         Some(beginning) if name.len() > 32 => format!("{}...", escape(beginning)),
         _ => escape(name),

@@ -13,7 +13,8 @@ fn who(pid: i32) -> Who {
 }
 
 fn producer(held: HeldWhileAlive) -> ProducerFacts {
-    ProducerFacts { id: "p".into(), software: "P".into(), held, persistent: false, proof: true }
+    let (id, software) = ("p".into(), "P".into());
+    ProducerFacts { id, software, held, persistent: false, proof: true, family: None }
 }
 
 /// An old object of an unknown producer that nobody holds, with complete sight.
@@ -371,10 +372,10 @@ fn each_row_of_the_rule() {
             C::PartialProcessSight,
         ),
         (
-            "a broken catalogue does not matter to no-kin",
+            "a broken catalogue may have said that it is kept, whoever lives",
             Facts { catalogue_broken: Some("x.toml:3".into()), kin: KinState::Gone, ..by_name() },
-            V::Orphaned,
-            C::NoKin,
+            V::Unclaimed,
+            C::WeakProducer,
         ),
         (
             "a broken catalogue does not matter to claims",
@@ -544,7 +545,7 @@ fn obstacles_to_each_proof() {
         ("not all processes are seen", |f| f.process_blind = vec!["p"], [false, true, true]),
         ("not all holders are seen", |f| f.holder_blind = vec!["h"], [false; 3]),
         ("a descendant", |f| f.descendant = Some(who(9)), [false, true, true]),
-        ("a broken catalogue", |f| f.catalogue_broken = Some("x".into()), [true, true, false]),
+        ("a broken catalogue", |f| f.catalogue_broken = Some("x".into()), [true; 3]),
         ("others may open it", |f| f.shared_mode = true, [false, false, true]),
         ("a system user", |f| f.kin = KinState::SystemUser, [false, false, true]),
     ];
@@ -557,6 +558,33 @@ fn obstacles_to_each_proof() {
             assert_eq!(judged.verdict, expected, "{what} against {proof:?}");
             assert_eq!(judged.reason == *proof, !hinders, "{what} against {proof:?}");
         }
+    }
+}
+
+/// The proof is half of what is known: its other half is that nobody holds the object.
+#[test]
+fn the_sentence_of_a_proof_is_true_or_is_not_there() {
+    let changes: [(&str, Change, bool); 6] = [
+        ("granted", |_| {}, true),
+        ("refused", |f| f.lease = Lease::Refused, false),
+        ("not asked", |f| f.lease = Lease::NotAsked, true),
+        (
+            "not asked, not seen",
+            |f| (f.lease, f.holder_blind) = (Lease::NotAsked, vec!["h"]),
+            false,
+        ),
+        (
+            "no permission, not seen",
+            |f| (f.lease, f.holder_blind) = (Lease::NoPermission, vec!["h"]),
+            false,
+        ),
+        ("mounted", |f| f.mounted = vec!["at".into()], false),
+    ];
+    for (what, apply, there) in changes {
+        let mut facts = always_held();
+        apply(&mut facts);
+        let evidence = judge(&facts).evidence;
+        assert_eq!(evidence.iter().any(|e| e.code == Code::AlwaysHeldProducer), there, "{what}");
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{Family, Guardian, HeldWhileAlive, Producer, compile, whole};
+use crate::tracker::resource::escape;
 
 /// Where the machine's operators put theirs.
 const SYSTEM: &str = "/etc/rtrack/producers.d";
@@ -22,7 +24,7 @@ const KINDS: [&str; 7] = ["shm", "sem", "dir", "mqueue", "hugepage", "sysv-shm",
 
 /// A file that cannot be used, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}{}: {what}", file.display(), line.map_or_else(String::new, |line| format!(":{line}")))]
+#[error("{}{}: {}", escape(file.as_os_str().as_bytes()), line.map_or_else(String::new, |line| format!(":{line}")), escape(.what.as_bytes()))]
 pub struct Broken {
     /// Which file.
     pub file: PathBuf,
@@ -141,7 +143,11 @@ pub(super) fn read_all(directories: &[PathBuf], base: &Layer) -> Vec<Result<Laye
                 Err(error) => layers.push(Err(broken(error.to_string()))),
             }
         }
-        files.retain(|file| file.extension().is_some_and(|extension| extension == "toml"));
+        // Editors leave hidden files, locks and copies, beside the one that they edit.
+        files.retain(|file| {
+            let hidden = file.file_name().is_some_and(|name| name.as_bytes().starts_with(b"."));
+            !hidden && file.extension().is_some_and(|extension| extension == "toml")
+        });
         files.sort();
         layers.extend(files.into_iter().map(|file| {
             let text = read_trusted(&file)?;
@@ -227,9 +233,11 @@ fn parse(text: &str, file: Option<&Path>, base: &Layer) -> Result<Layer, Broken>
         let libraries = raw.libraries.as_ref().map(regex).transpose()?;
         layer.families.push(Family { name, executables, libraries });
     }
+    // What people are shown of an entry is escaped here, once and for all.
+    let shown = |text: String| escape(text.as_bytes());
     for (name, raw) in raw.guardians {
         let command_lines = regex(&raw.command_lines)?;
-        layer.guardians.push(Guardian { name, what: raw.what, command_lines });
+        layer.guardians.push(Guardian { name, what: shown(raw.what), command_lines });
     }
     for raw in raw.producer {
         check(&raw, &layer, base, file.is_some()).map_err(|(at, what)| broken(Some(at), what))?;
@@ -238,7 +246,7 @@ fn parse(text: &str, file: Option<&Path>, base: &Layer) -> Result<Layer, Broken>
         }
         let id = raw.id.into_inner();
         layer.producers.push(Producer {
-            software: raw.software.unwrap_or_else(|| id.clone()),
+            software: raw.software.map_or_else(|| id.clone(), shown),
             id,
             kind: raw.kind.into_inner(),
             pattern: raw.pattern.into_inner(),
@@ -250,8 +258,8 @@ fn parse(text: &str, file: Option<&Path>, base: &Layer) -> Result<Layer, Broken>
             family: raw.family.map(Spanned::into_inner),
             guardian: raw.guardian.map(Spanned::into_inner),
             lock_suffixes: raw.lock_suffixes,
-            note: raw.note,
-            source: raw.source,
+            note: shown(raw.note),
+            source: shown(raw.source),
             file: file.map(Path::to_path_buf),
             compiled: std::sync::OnceLock::new(),
         });
@@ -286,6 +294,11 @@ fn check(
     }
     if !whole_entry {
         return Ok(());
+    }
+    let id = raw.id.get_ref();
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if !id.bytes().all(plain) || id.bytes().next().is_none_or(|first| first == b'-') {
+        return refuse(&raw.id, format!("id {id:?}: only a-z, 0-9 and - make an id"));
     }
     if layer.producers.iter().any(|known| known.id == *raw.id.get_ref()) {
         return refuse(&raw.id, format!("id {} twice", raw.id.get_ref()));
