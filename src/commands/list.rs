@@ -133,7 +133,7 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
                 out.write_all(b"\0")
             })
         } else {
-            table::write(out, &rows, &chosen, look)
+            table::write(out, &rows, chosen, look)
         }
     })?;
     if ui.stdout_is_terminal() && !(args.json || args.ndjson || args.null) {

@@ -78,6 +78,12 @@ pub struct Judgement {
 }
 
 impl Judgement {
+    /// The code of the deciding reason, and its sentence.
+    #[must_use]
+    pub fn explained(&self) -> String {
+        format!("{}: {}", self.reason.as_str(), self.says())
+    }
+
     /// The sentence of the deciding reason.
     #[must_use]
     pub fn says(&self) -> &str {

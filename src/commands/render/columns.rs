@@ -213,7 +213,7 @@ pub static COLUMNS: &[Column] = &[
         "reason",
         "REASON",
         "what decided the verdict",
-        |r| format!("{}: {}", r.judgement.reason.as_str(), r.judgement.says()),
+        |r| r.judgement.explained(),
         |r| json!(r.judgement.reason),
     ),
     column(

@@ -76,24 +76,24 @@ impl Group {
 /// A row for each object of the survey.
 #[must_use]
 pub fn rows<'a>(host: &Host, survey: &'a Survey) -> Vec<Row<'a>> {
-    survey
-        .objects
-        .iter()
-        .enumerate()
-        .filter_map(|(index, object)| {
-            Some(Row {
-                object,
-                index,
-                judgement: survey.judge(host, index)?,
-                holders: survey.holders(index),
-                producer: survey
-                    .producer(object)
-                    .map(|m| (m.producer.id.as_str(), m.producer.software.as_str())),
-                creator: survey.creator(object),
-                user: survey.owner(object.stat.uid),
-                now: survey.taken_at,
-                report: None,
-            })
-        })
-        .collect()
+    (0..survey.objects.len()).filter_map(|index| row(host, survey, index)).collect()
+}
+
+/// The row of the object at `index`.
+#[must_use]
+pub fn row<'a>(host: &Host, survey: &'a Survey, index: usize) -> Option<Row<'a>> {
+    let object = survey.objects.get(index)?;
+    Some(Row {
+        object,
+        index,
+        judgement: survey.judge(host, index)?,
+        holders: survey.holders(index),
+        producer: survey
+            .producer(object)
+            .map(|m| (m.producer.id.as_str(), m.producer.software.as_str())),
+        creator: survey.creator(object),
+        user: survey.owner(object.stat.uid),
+        now: survey.taken_at,
+        report: None,
+    })
 }

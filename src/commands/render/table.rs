@@ -21,8 +21,14 @@ const NEVER_CUT: &str = "id";
 /// A name wider than this has a line of its own.
 const WIDEST_NAME: usize = 72;
 
+/// What an outcome takes that is not known yet: `opened-meanwhile`.
+const WIDEST_OUTCOME: usize = 16;
+
 /// Between columns.
 const GAP: usize = 2;
+
+/// The column of what became of an object, which shrinks too.
+const SAYS: &str = "says";
 
 /// What is left of REASON on the narrowest terminal.
 const NARROWEST: usize = 16;
@@ -44,39 +50,83 @@ pub fn terminal_width() -> Option<usize> {
     terminal_size::terminal_size().map(|(width, _)| usize::from(width.0))
 }
 
-/// Writes `rows` as a table. Names are never cut: one that would push everybody else's row off the
-/// screen stands on a line before its own. The reason takes what is left of the line.
+/// Writes `rows` as a table, headings first.
 ///
 /// # Errors
 /// Whatever writing failed with.
 pub fn write(
     out: &mut dyn Write,
     rows: &[Row<'_>],
-    columns: &[&Column],
+    columns: Vec<&'static Column>,
     look: Look,
 ) -> io::Result<()> {
-    if rows.is_empty() {
-        return Ok(());
+    let frame = Frame::new(rows, columns, look);
+    frame.head(out)?;
+    frame.rows(out, rows)
+}
+
+/// A table whose columns have their widths, so that its headings can be written before it is known
+/// what the rows say.
+#[derive(Debug)]
+pub struct Frame {
+    columns: Vec<&'static Column>,
+    widths: Vec<usize>,
+    look: Look,
+    empty: bool,
+}
+
+impl Frame {
+    /// The frame for `rows`, as far as they are known.
+    #[must_use]
+    pub fn new(rows: &[Row<'_>], columns: Vec<&'static Column>, look: Look) -> Self {
+        let widths = widths(rows, &columns, look);
+        Self { columns, widths, look, empty: rows.is_empty() }
     }
-    let widths = widths(rows, columns, look);
-    let mut table = Chunk::new(columns, &widths, look);
-    if look.headings {
+
+    /// Writes the headings, unless there are no rows.
+    ///
+    /// # Errors
+    /// Whatever writing failed with.
+    pub fn head(&self, out: &mut dyn Write) -> io::Result<()> {
+        if self.empty || !self.look.headings {
+            return Ok(());
+        }
+        let mut table = Chunk::new(&self.columns, &self.widths, self.look);
         table.head();
+        table.flush(out)
     }
-    for row in rows {
-        for (column, width) in columns.iter().zip(&widths).filter(|(c, _)| c.key == NEVER_CUT) {
-            let name = (column.text)(row);
-            if name.width() > *width {
+
+    /// Writes `rows`. Names are never cut: one that would push everybody else's row off the screen
+    /// stands on a line before its own. The reason takes what is left of the line.
+    ///
+    /// # Errors
+    /// Whatever writing failed with.
+    pub fn rows(&self, out: &mut dyn Write, rows: &[Row<'_>]) -> io::Result<()> {
+        let mut widths = self.widths.clone();
+        if let (None, Some(last), Some(column)) =
+            (self.look.width, widths.last_mut(), self.columns.last())
+        {
+            let cells = rows.iter().map(|row| (column.text)(row).width());
+            *last = cells.max().unwrap_or(0).max(*last);
+        }
+        let mut table = Chunk::new(&self.columns, &widths, self.look);
+        for row in rows {
+            for (column, width) in
+                self.columns.iter().zip(&widths).filter(|(c, _)| c.key == NEVER_CUT)
+            {
+                let name = (column.text)(row);
+                if name.width() > *width {
+                    table.flush(out)?;
+                    writeln!(out, "{name}")?;
+                }
+            }
+            table.add(row);
+            if table.rows >= CHUNK {
                 table.flush(out)?;
-                writeln!(out, "{name}")?;
             }
         }
-        table.add(row);
-        if table.rows >= CHUNK {
-            table.flush(out)?;
-        }
+        table.flush(out)
     }
-    table.flush(out)
 }
 
 /// A part of the table, rendered at once.
@@ -174,17 +224,22 @@ fn widths(rows: &[Row<'_>], columns: &[&Column], look: Look) -> Vec<usize> {
             let heading = if look.headings { column.heading.width() } else { 1 };
             let most = if column.key == NEVER_CUT { WIDEST_NAME } else { usize::MAX };
             let cells = rows.iter().map(|row| (column.text)(row).width());
-            cells.filter(|width| *width <= most).max().unwrap_or(0).max(heading)
+            let widest = cells.filter(|width| *width <= most).max().unwrap_or(0).max(heading);
+            let unknown = column.key == "outcome" && rows.iter().any(|row| row.report.is_none());
+            if unknown { widest.max(WIDEST_OUTCOME) } else { widest }
         })
         .collect();
     let Some(terminal) = look.width else { return widths };
     let total: usize = widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1);
     if let Some(place) =
-        columns.iter().position(|column| column.key == SHRINKS || column.key == "says")
+        columns.iter().position(|column| column.key == SHRINKS || column.key == SAYS)
         && let Some(width) = widths.get_mut(place)
     {
+        let says = columns.get(place).is_some_and(|column| column.key == SAYS);
         let rest = total - *width;
-        *width = terminal.saturating_sub(rest).max(NARROWEST).min(*width);
+        let room = terminal.saturating_sub(rest).max(NARROWEST);
+        let unknown = rows.iter().any(|row| row.report.is_none()) && says;
+        *width = if unknown { room } else { room.min(*width) };
     }
     widths
 }

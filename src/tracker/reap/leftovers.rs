@@ -24,6 +24,39 @@ pub struct Settled {
     pub trouble: Option<String>,
 }
 
+/// A directory of our own that an interrupted reap left behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftover {
+    /// Its name.
+    pub directory: Name,
+    /// The objects in it.
+    pub files: Vec<Name>,
+}
+
+/// The leftovers that [`settle`] would settle now.
+///
+/// # Errors
+/// The directory of the objects could not be read.
+pub fn leftovers(host: &Host) -> io::Result<Vec<Leftover>> {
+    let names = entries(host.shm())?.into_iter().filter(is_quarantine_name);
+    Ok(names
+        .filter_map(|directory| {
+            // What goes wrong here goes wrong again when it is settled, and is said then.
+            let quarantine = Quarantine::open(host, &directory).ok()??;
+            let files = entries(quarantine.fd()).unwrap_or_default();
+            Some(Leftover { directory, files })
+        })
+        .collect())
+}
+
+/// What a dry run says of a leftover.
+#[must_use]
+pub fn foresee(leftover: &Leftover) -> Settled {
+    let says = "goes back if somebody holds it, else it is removed";
+    let left = leftover.files.iter().map(|file| (file.clone(), says.to_owned())).collect();
+    Settled { directory: Some(leftover.directory.clone()), left, ..Settled::default() }
+}
+
 /// Settles every leftover of our own: what is held now goes back if its name is free, the rest is
 /// finished. Directories of other users, of other modes, or that somebody has locked, are not
 /// touched.

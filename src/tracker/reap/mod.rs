@@ -11,7 +11,7 @@ mod objects;
 mod quarantine;
 pub mod registered;
 
-pub use leftovers::{Settled, settle};
+pub use leftovers::{Leftover, Settled, foresee, leftovers, settle};
 pub use objects::{Manner, Reaper, Target};
 pub use quarantine::is_our_leftover;
 pub(super) use quarantine::is_quarantine_name;

@@ -1,0 +1,250 @@
+//! What the operator is asked and told: on stdout the report, on stderr everything else.
+
+use std::collections::HashMap;
+use std::io::{BufRead, Write};
+
+use super::{Done, Planned, ReapArgs, is_forced};
+use crate::commands::error::CommandError;
+use crate::commands::render::{self, Row, columns, document, table};
+use crate::commands::surveying::{Look, sort};
+use crate::commands::ui::Ui;
+use crate::commands::values::{plural, show_size};
+use crate::tracker::plan::Step;
+use crate::tracker::reap::{Leftover, Outcome, Report, Settled};
+use crate::tracker::resource::Name;
+use crate::tracker::verdict::Verdict;
+
+/// So many objects are shown before the question.
+const MOST_SHOWN: usize = 40;
+
+/// The columns of the question.
+const ASKED: [&str; 6] = ["id", "allocated", "user", "age_s", "verdict", "reason"];
+
+/// The columns of the report.
+const REPORTED: [&str; 6] = ["id", "size", "user", "verdict", "outcome", "says"];
+
+/// The columns of a dry run.
+const FORESEEN: [&str; 7] = ["id", "size", "user", "age_s", "verdict", "outcome", "says"];
+
+fn columns_of(keys: &[&str]) -> Vec<&'static columns::Column> {
+    keys.iter().filter_map(|key| columns::by_key(key)).collect()
+}
+
+fn look(ui: &Ui) -> table::Look {
+    table::Look {
+        width: ui.stdout_is_terminal().then(table::terminal_width).flatten(),
+        colored: ui.colored(),
+        headings: true,
+    }
+}
+
+/// Shows what would be removed, and asks.
+///
+/// # Errors
+/// The terminal cannot be read or written.
+pub(super) fn confirm(
+    args: &ReapArgs,
+    ui: &Ui,
+    found: &Look,
+    planned: &Planned,
+    leftovers: &[Leftover],
+) -> Result<bool, CommandError> {
+    let removals = planned.steps.iter().filter(|(_, step)| matches!(step, Step::Remove(..)));
+    let rows: Vec<Row<'_>> =
+        removals.filter_map(|(index, _)| super::planned_row(found, *index)).collect();
+    let shown = rows.get(..rows.len().min(MOST_SHOWN)).unwrap_or_default();
+    let mut text = Vec::new();
+    let width = table::terminal_width();
+    let look = table::Look { width, colored: ui.colored(), headings: true };
+    table::write(&mut text, shown, columns_of(&ASKED), look)?;
+    let mut err = std::io::stderr().lock();
+    err.write_all(&text)?;
+    if rows.len() > shown.len() {
+        writeln!(err, "... and {} more", rows.len() - shown.len())?;
+    }
+    for row in rows.iter().filter(|row| is_forced(args, row.object)) {
+        let Row { object, judgement, .. } = row;
+        if judgement.verdict != Verdict::Orphaned {
+            let (verdict, says) = (judgement.verdict, judgement.explained());
+            writeln!(err, "{}: forced, although it is {verdict}: {says}", object.shown_id())?;
+        }
+    }
+    drop(err);
+    say_leftovers(leftovers, ui);
+    let (count, bytes) = document::count(rows.iter());
+    let mut question =
+        format!("remove {} ({})", plural(count, "object", "objects"), show_size(bytes));
+    if !leftovers.is_empty() {
+        let directories = plural(leftovers.len(), "directory", "directories");
+        question.push_str(&format!(" and settle {directories} of interrupted reaps"));
+    }
+    let mut err = std::io::stderr().lock();
+    write!(err, "{question}? [y/N] ")?;
+    err.flush()?;
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line)?;
+    Ok(matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}
+
+/// Says what interrupted reaps left behind, and what becomes of it.
+pub(super) fn say_leftovers(leftovers: &[Leftover], ui: &Ui) {
+    for Leftover { directory, files } in leftovers {
+        for file in files {
+            ui.line(format_args!(
+                "{directory}: {file}: left by an interrupted reap; goes back if somebody holds it, else it is removed"
+            ));
+        }
+        if files.is_empty() {
+            ui.note(format_args!("{directory}: left by an interrupted reap, and empty"));
+        }
+    }
+}
+
+/// The beginning of a report.
+#[derive(Debug)]
+pub(super) enum Begun {
+    /// Nothing is written yet.
+    Nothing,
+    /// The first byte of a JSON document.
+    Document,
+    /// The headings of a table.
+    Table(table::Frame),
+}
+
+/// Writes the beginning of the report, so that a stdout that cannot be written is found before
+/// anything is removed.
+///
+/// # Errors
+/// stdout cannot be written.
+pub(super) fn begin(
+    args: &ReapArgs,
+    ui: &Ui,
+    found: &Look,
+    planned: &Planned,
+) -> Result<Begun, CommandError> {
+    if args.json {
+        ui.answer(|out| out.write_all(b"{"))?;
+        return Ok(Begun::Document);
+    }
+    let rows = planned.steps.iter().filter_map(|(index, _)| super::planned_row(found, *index));
+    let frame = table::Frame::new(&rows.collect::<Vec<_>>(), columns_of(&REPORTED), look(ui));
+    ui.answer(|out| frame.head(out))?;
+    Ok(Begun::Table(frame))
+}
+
+/// The rest of the report, and a summary on stderr.
+///
+/// # Errors
+/// stdout cannot be written; what was done is on stderr then.
+pub(super) fn finish(
+    args: &ReapArgs,
+    ui: &Ui,
+    found: &Look,
+    done: &Done,
+    begun: Begun,
+) -> Result<(), CommandError> {
+    let mut rows = render::rows(&found.host, &found.survey);
+    let mut reports: HashMap<usize, Report> = done.reports.iter().cloned().collect();
+    for row in &mut rows {
+        row.report = reports.remove(&row.index);
+    }
+    rows.retain(|row| row.report.is_some());
+    sort(&mut rows, args.select.sort, args.select.reverse);
+
+    let written = ui.answer(|out| {
+        if args.json {
+            let mut head = found.head("rtrack.reap/1");
+            head.insert("settled".into(), done.settled.iter().map(settled_value).collect());
+            let mut text = Vec::new();
+            document::write(&mut text, &document::reap(head, &rows, args.dry_run))?;
+            let written = usize::from(matches!(begun, Begun::Document));
+            return out.write_all(text.get(written..).unwrap_or_default());
+        }
+        match begun {
+            Begun::Table(frame) => frame.rows(out, &rows),
+            _ => table::write(out, &rows, columns_of(&FORESEEN), look(ui)),
+        }
+    });
+    if written.is_err() {
+        for row in &rows {
+            if let Some(report) = &row.report {
+                let (id, outcome) = (row.object.shown_id(), report.outcome.as_str());
+                ui.line(format_args!("{id}: {outcome}: {}", report.says));
+            }
+        }
+    }
+    summary(args, ui, &rows);
+    for row in &rows {
+        say_failed(row, ui);
+    }
+    written
+}
+
+fn summary(args: &ReapArgs, ui: &Ui, rows: &[Row<'_>]) {
+    let count = |wanted: &dyn Fn(Outcome) -> bool| {
+        document::count(
+            rows.iter()
+                .filter(|row| row.report.as_ref().is_some_and(|report| wanted(report.outcome))),
+        )
+    };
+    if args.dry_run {
+        let (would, bytes) = count(&|outcome| outcome == Outcome::WouldReap);
+        let objects = plural(would, "object", "objects");
+        ui.note(format_args!("would remove {objects} ({}); nothing was removed", show_size(bytes)));
+        return;
+    }
+    let (removed, bytes) = count(&Outcome::is_removed);
+    let (left, _) = count(&Outcome::is_left);
+    let mut text =
+        format!("removed {} ({})", plural(removed, "object", "objects"), show_size(bytes));
+    if left > 0 {
+        text.push_str(&format!(", left {left}"));
+    }
+    ui.note(text);
+}
+
+/// Says what was done with what an interrupted reap left behind.
+pub(super) fn say_settled(settled: &Settled, ui: &Ui) {
+    let Some(directory) = &settled.directory else { return };
+    // Said even to who wants quiet: something was removed.
+    for name in &settled.finished {
+        ui.line(format_args!("{directory}: {name}: removed, as an interrupted reap had begun"));
+    }
+    for name in &settled.put_back {
+        ui.note(format_args!("{directory}: {name}: put back, somebody holds it"));
+    }
+    for (name, why) in &settled.left {
+        ui.line(format_args!("warning: {directory}: {name}: left there: {why}"));
+    }
+    if let Some(trouble) = &settled.trouble {
+        ui.line(format_args!("error: {directory}: {trouble}"));
+    }
+}
+
+fn say_failed(row: &Row<'_>, ui: &Ui) {
+    let Some(report) = row.report.as_ref().filter(|report| report.outcome == Outcome::Failed)
+    else {
+        return;
+    };
+    ui.line(format_args!("error: {}: {}", row.object.shown_id(), report.says));
+    match report.errno {
+        Some(libc::EROFS) => ui.line("hint: /dev/shm is mounted read-only"),
+        Some(libc::ENOSPC) => {
+            ui.line("hint: the mount has no inode left; what is orphaned can go even so, other objects after it");
+        }
+        Some(libc::EPERM | libc::EACCES) => ui.line("hint: only its owner and root may remove it"),
+        _ => {}
+    }
+}
+
+fn settled_value(settled: &Settled) -> serde_json::Value {
+    let names = |names: &[Name]| names.iter().map(Name::to_lossy).collect::<Vec<_>>();
+    let left = settled.left.iter();
+    serde_json::json!({
+        "directory": settled.directory.as_ref().map(Name::to_lossy),
+        "finished": names(&settled.finished),
+        "put_back": names(&settled.put_back),
+        "trouble": settled.trouble,
+        "left": left.map(|(name, why)| serde_json::json!({ "name": name, "says": why })).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,250 @@
+//! `rtrack reap`: removes what is proven to be orphaned.
+
+mod answer;
+mod worker;
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::time::Instant;
+
+use super::Status;
+use super::error::{CommandError, Kind as ErrorKind};
+use super::render::{self, Row};
+use super::selecting::SelectArgs;
+use super::surveying::{Look, sort};
+use super::ui::Ui;
+use super::values;
+use crate::tracker::host::Host;
+use crate::tracker::inventory::posix::Object;
+use crate::tracker::plan::{self, Step};
+use crate::tracker::reap::{self, Outcome, Report, Settled};
+use crate::tracker::resource::Kind;
+use crate::tracker::select;
+use crate::tracker::verdict::Verdict;
+
+/// The arguments of `rtrack reap`.
+#[derive(Debug, clap::Args)]
+pub struct ReapArgs {
+    #[command(flatten)]
+    select: SelectArgs,
+
+    /// What to remove: orphaned, and if asked for, unclaimed
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "orphaned",
+        value_name = "VERDICT"
+    )]
+    verdict: Vec<Verdict>,
+
+    /// Remove this one object whatever its verdict, unless it is held; without other names,
+    /// nothing else is removed
+    #[arg(long, value_name = "NAME")]
+    force: Vec<OsString>,
+
+    /// Print what would be removed, and remove nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+
+    /// Remove without asking
+    #[arg(short, long)]
+    yes: bool,
+
+    /// Print one JSON document, with all the evidence
+    #[arg(long)]
+    json: bool,
+
+    /// Exit with status 3 if not everything could be seen; what is orphaned goes all the same
+    #[arg(long)]
+    strict: bool,
+}
+
+/// Removes, or with `--dry-run` says what would be removed.
+///
+/// # Errors
+/// The command line is wrong, /dev/shm cannot be read, or stdout cannot be written.
+pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
+    check(args, ui)?;
+    let mut found = Look::take(&args.select, args.select.judging(), |host, objects| {
+        choose(args, host, objects)
+    })?;
+    let looked = Instant::now();
+    let leftovers = reap::leftovers(&found.host)?;
+
+    let planned = plan(args, &found);
+    let troubled = found.say(args.strict, ui);
+    if !found.survey.catalogue().broken().is_empty() && args.verdict.contains(&Verdict::Unclaimed) {
+        return Err(CommandError::new(
+            ErrorKind::Failed,
+            anyhow::anyhow!("what is unclaimed may be claimed by the catalogue that is broken"),
+        )
+        .hint("mend it first, or name single objects: --force NAME"));
+    }
+    if planned.directories > 0 {
+        ui.note(format_args!(
+            "note: {} left: {}",
+            values::plural(planned.directories, "directory", "directories"),
+            plan::DIRECTORIES
+        ));
+    }
+
+    let mut done = Done::default();
+    let mut begun = answer::Begun::Nothing;
+    if args.dry_run {
+        answer::say_leftovers(&leftovers, ui);
+        done.reports.extend(planned.steps.iter().map(|(index, step)| {
+            let row = planned_row(&found, *index);
+            (*index, foresee(step, row.as_ref()))
+        }));
+        done.settled = leftovers.iter().map(reap::foresee).collect();
+    } else {
+        let anything = planned.removals() > 0 || !leftovers.is_empty();
+        if anything && !args.yes && !answer::confirm(args, ui, &found, &planned, &leftovers)? {
+            ui.line("nothing was removed");
+            return Ok(ErrorKind::No.status());
+        }
+        // Whoever cannot be answered must not find out afterwards.
+        begun = answer::begin(args, ui, &found, &planned)?;
+        done = worker::carry_out(args, ui, &mut found, looked, planned)?;
+    }
+    answer::finish(args, ui, &found, &done, begun)?;
+
+    if done.interrupted {
+        return Ok(ErrorKind::Interrupted.status());
+    }
+    let failed = done.reports.iter().any(|(_, report)| report.outcome == Outcome::Failed)
+        || done.settled.iter().any(|settled| settled.trouble.is_some());
+    if failed || troubled {
+        return Ok(ErrorKind::Failed.status());
+    }
+    let left = done.reports.iter().any(|(_, report)| report.outcome.is_left());
+    Ok(if left && !args.dry_run { ErrorKind::No.status() } else { 0 })
+}
+
+/// What was done, or would be.
+#[derive(Debug, Default)]
+struct Done {
+    /// With each object, by its place in the survey.
+    reports: Vec<(usize, Report)>,
+    /// With what interrupted reaps left behind.
+    settled: Vec<Settled>,
+    /// Whether a signal came.
+    interrupted: bool,
+}
+
+/// What can be wrong before anything is read.
+fn check(args: &ReapArgs, ui: &Ui) -> Result<(), CommandError> {
+    args.select.check_exact(&args.force)?;
+    args.select.filter()?;
+    if let Some(verdict) = args.verdict.iter().find(|verdict| verdict.reapability() == 0) {
+        return Err(CommandError::usage(format_args!(
+            "--verdict {verdict}: only orphaned and unclaimed can be reaped"
+        ))
+        .hint("--force NAME removes one object whatever its verdict, unless it is held"));
+    }
+    if let Some(name) = args.force.iter().find(|name| !args.select.exact && select::is_glob(name)) {
+        let name = crate::tracker::resource::escape(name.as_bytes());
+        return Err(CommandError::usage(format_args!(
+            "--force {name}: takes one exact name, no glob"
+        )));
+    }
+    if !args.dry_run && !args.yes && !ui.can_ask() {
+        return Err(CommandError::usage("there is no terminal to ask at")
+            .hint("--yes removes without asking, --dry-run only says what would be removed"));
+    }
+    Ok(())
+}
+
+/// The objects that the names and options select, and those to force.
+fn choose(args: &ReapArgs, host: &Host, all: Vec<Object>) -> Result<Vec<Object>, CommandError> {
+    let now = (host.clock.wall)();
+    if args.force.is_empty() {
+        return args.select.select(all, now);
+    }
+    // A name to force is checked as any other; alone it selects nothing else.
+    let forced = args.select.indices(&all, &args.force)?;
+    let mut chosen: Vec<_> = forced.iter().filter_map(|index| all.get(*index)).cloned().collect();
+    if !args.select.names.is_empty() {
+        let files: std::collections::HashSet<_> =
+            chosen.iter().map(|object| object.file.clone()).collect();
+        let selected = args.select.select(all, now)?;
+        chosen.extend(selected.into_iter().filter(|object| !files.contains(&object.file)));
+    }
+    Ok(chosen)
+}
+
+fn is_forced(args: &ReapArgs, object: &Object) -> bool {
+    !select::named(std::slice::from_ref(object), &args.force).is_empty()
+}
+
+/// What is to be done, in the order of `--sort`.
+struct Planned {
+    /// With each object, by its place in the survey; what was neither planned nor named is left out.
+    steps: Vec<(usize, Step)>,
+    /// How many directories would go if this version removed any.
+    directories: usize,
+}
+
+impl Planned {
+    /// How many objects are to be removed.
+    fn removals(&self) -> usize {
+        self.steps.iter().filter(|(_, step)| matches!(step, Step::Remove(..))).count()
+    }
+}
+
+fn plan(args: &ReapArgs, found: &Look) -> Planned {
+    let survey = &found.survey;
+    let mut rows = render::rows(&found.host, survey);
+    sort(&mut rows, args.select.sort, args.select.reverse);
+    let named = select::named(&survey.objects, &args.select.names);
+    let mut planned = Planned { steps: Vec::new(), directories: 0 };
+    for row in rows {
+        let force = is_forced(args, row.object);
+        if !force && !args.select.passes_producer(row.producer.map(|(id, _)| id)) {
+            continue;
+        }
+        let Some(lease) = survey.leases.get(row.index) else { continue };
+        let verdict = row.judgement.verdict;
+        let directory = row.object.kind == Kind::Dir && verdict.reapability() > 0;
+        match plan::step(row.object.kind, *lease, &row.judgement, &args.verdict, force) {
+            // Somebody who names an object is told why it stays.
+            Step::Leave if named.contains(&row.index) => {
+                let why = if directory {
+                    plan::DIRECTORIES.to_owned()
+                } else {
+                    format!("{verdict}: {}", row.judgement.says())
+                };
+                planned.steps.push((row.index, Step::Refuse(verdict, why)));
+            }
+            Step::Leave if directory && args.verdict.contains(&verdict) => planned.directories += 1,
+            Step::Leave => {}
+            step => planned.steps.push((row.index, step)),
+        }
+    }
+    planned
+}
+
+fn planned_row(found: &Look, index: usize) -> Option<Row<'_>> {
+    render::row(&found.host, &found.survey, index)
+}
+
+fn foresee(step: &Step, row: Option<&Row<'_>>) -> Report {
+    match step {
+        Step::Remove(..) => {
+            let says = row.map_or_else(String::new, |row| row.judgement.explained());
+            Report { outcome: Outcome::WouldReap, says, errno: None }
+        }
+        Step::Refuse(verdict, why) => refused(*verdict, why.clone()),
+        Step::Leave => untouched("not planned"),
+    }
+}
+
+fn refused(verdict: Verdict, says: String) -> Report {
+    let outcome = if verdict == Verdict::Held { Outcome::Held } else { Outcome::Refused };
+    Report { outcome, says, errno: None }
+}
+
+fn untouched(says: &str) -> Report {
+    Report { outcome: Outcome::Refused, says: says.into(), errno: None }
+}

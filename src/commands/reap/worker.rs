@@ -1,0 +1,152 @@
+//! Carrying out a plan, object by object, until it is done or a signal comes.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::{Done, Planned, ReapArgs, answer, is_forced, refused, untouched};
+use crate::commands::error::CommandError;
+use crate::commands::surveying::Look;
+use crate::commands::ui::Ui;
+use crate::tracker::evidence::lease;
+use crate::tracker::host::Host;
+use crate::tracker::plan::{self, Step};
+use crate::tracker::reap::{self, Manner, Reaper, Report, Target};
+use crate::tracker::survey::{self, Survey};
+use crate::tracker::verdict::{Verdict, judge};
+
+/// What is older than this is not judged by: between a look at the processes and a removal lie at
+/// most 5 seconds.
+const FRESH: Duration = Duration::from_secs(4);
+
+/// How long another rtrack may keep this one from starting.
+const COURTESY: Duration = Duration::from_secs(2);
+
+/// Settles what interrupted reaps left behind, then does what is planned.
+///
+/// # Errors
+/// /dev/shm cannot be read any more, or signals cannot be held back.
+pub(super) fn carry_out(
+    args: &ReapArgs,
+    ui: &Ui,
+    found: &mut Look,
+    looked: Instant,
+    planned: Planned,
+) -> Result<Done, CommandError> {
+    let signals = Signals::block()?;
+    let Look { host, survey, .. } = found;
+    let lock = lease::courtesy_lock(host, COURTESY);
+    let mut done = Done { settled: reap::settle(host)?, ..Done::default() };
+    for settled in &done.settled {
+        answer::say_settled(settled, ui);
+    }
+    let reaper = Reaper::new(host);
+    let mut worker = Worker { host, survey, looked, reaper, names_removed: HashMap::new() };
+    for (index, step) in planned.steps {
+        if done.interrupted || signals.came() {
+            done.interrupted = true;
+            done.reports.push((index, untouched("interrupted before its turn")));
+            continue;
+        }
+        let force = worker.survey.objects.get(index).is_some_and(|object| is_forced(args, object));
+        done.reports.push((index, worker.carry_out(index, step, force)));
+    }
+    for (name, why) in worker.reaper.finish() {
+        ui.line(format_args!("warning: {}/{name}: {why}", host.shm_path.display()));
+    }
+    drop(lock);
+    Ok(done)
+}
+
+struct Worker<'a> {
+    host: &'a Host,
+    survey: &'a mut Survey,
+    looked: Instant,
+    reaper: Reaper<'a>,
+    /// How many names of each inode, by device and number, this run has removed.
+    names_removed: HashMap<(u64, u64), u32>,
+}
+
+impl Worker<'_> {
+    fn carry_out(&mut self, index: usize, step: Step, force: bool) -> Report {
+        // The verdict that the operator was shown: what weaker one a newer look gives is no plan.
+        let (manner, planned) = match step {
+            Step::Remove(manner, planned) => (manner, planned),
+            Step::Refuse(verdict, why) => return refused(verdict, why),
+            Step::Leave => return untouched("not planned"),
+        };
+        if self.looked.elapsed() > FRESH {
+            self.survey.refresh(self.host);
+            self.looked = Instant::now();
+        }
+        let (Some(object), Some(mut facts)) =
+            (self.survey.objects.get(index), self.survey.facts(self.host, index))
+        else {
+            return untouched("not planned");
+        };
+        let now = judge(&facts);
+        if let Err(why) = plan::still_goes(planned, &now, force) {
+            return refused(now.verdict, why);
+        }
+        let (host, seen) = (self.host, object.stat);
+        let target = Target {
+            file: &object.file,
+            identity: object.identity(),
+            manner,
+            may_go_directly: planned == Verdict::Orphaned,
+        };
+        // The removal of another name is a change of the inode too, and was this run's own.
+        let names_removed = self.names_removed.entry((seen.dev, seen.ino)).or_default();
+        let report = self.reaper.remove(&target, &mut |now| {
+            if (now.mode, now.uid, now.gid) != (seen.mode, seen.uid, seen.gid) {
+                return Err("its owner or mode was changed since it was looked at".into());
+            }
+            let change_is_ours = *names_removed > 0 && now.nlink + *names_removed == seen.nlink;
+            if (now.size, now.modified) != (seen.size, seen.modified)
+                || now.changed != seen.changed && !change_is_ours
+            {
+                return Err("it was written or changed since it was looked at".into());
+            }
+            if manner == Manner::Leased {
+                facts.lease = lease::Lease::Granted;
+            }
+            if !change_is_ours {
+                facts.quiet = survey::quiet(host, now);
+            }
+            plan::still_goes(planned, &judge(&facts), force)
+        });
+        *names_removed += u32::from(report.outcome.is_removed());
+        report
+    }
+}
+
+/// SIGINT, SIGTERM and SIGHUP wait until the object in hand is done with.
+struct Signals {
+    set: SigSet,
+    fd: SignalFd,
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        // A second one, while the report is written, ends the program as usual.
+        self.set.thread_unblock().unwrap_or(());
+    }
+}
+
+impl Signals {
+    fn block() -> Result<Self, CommandError> {
+        let mut set = SigSet::empty();
+        set.add(Signal::SIGINT);
+        set.add(Signal::SIGTERM);
+        set.add(Signal::SIGHUP);
+        set.thread_block()?;
+        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        Ok(Self { set, fd })
+    }
+
+    fn came(&self) -> bool {
+        matches!(self.fd.read_signal(), Ok(Some(_)))
+    }
+}
