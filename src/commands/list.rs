@@ -7,6 +7,7 @@ use super::selecting::SelectArgs;
 use super::surveying::Look;
 use super::ui::Ui;
 use super::values::show_size;
+use crate::tracker::resource::Kind;
 use crate::tracker::verdict::Verdict;
 
 /// The arguments of `rtrack list`.
@@ -95,8 +96,11 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
         CommandError::usage(format_args!("-o {name}: no such column"))
             .hint("rtrack list --help names them")
     })?;
+    let mut missing = Vec::new();
     let found = Look::take(&args.select, args.select.judging(), |host, objects| {
-        args.select.select(objects, (host.clock.wall)())
+        let (selected, none) = args.select.select(objects, (host.clock.wall)())?;
+        missing = none;
+        Ok(selected)
     })?;
     let rows = found.rows(&args.select, &args.verdict);
 
@@ -139,11 +143,13 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
     if ui.stdout_is_terminal() && !(args.json || args.ndjson || args.null) {
         ui.note(footer(&found, &rows));
     }
-    if found.say(args.strict, ui) {
+    let troubled = found.say(args.strict, ui);
+    ui.errors(&missing);
+    if troubled {
         return Ok(ErrorKind::Failed.status());
     }
     let orphans = rows.iter().any(|row| row.judgement.verdict == Verdict::Orphaned);
-    Ok(u8::from(args.check && orphans))
+    Ok(if !missing.is_empty() || args.check && orphans { ErrorKind::No.status() } else { 0 })
 }
 
 impl GroupKey {
@@ -180,7 +186,11 @@ fn groups(rows: &[Row<'_>], key: GroupKey) -> Vec<render::Group> {
 
 fn footer(found: &Look, rows: &[Row<'_>]) -> String {
     let Look { host, usage, visible, .. } = found;
-    let of = |verdict| document::count(rows.iter().filter(|row| row.judgement.verdict == verdict));
+    // Directories are not removed, whatever their verdict.
+    let of = |verdict| {
+        let removable = rows.iter().filter(|row| row.object.kind != Kind::Dir);
+        document::count(removable.filter(|row| row.judgement.verdict == verdict))
+    };
     let (orphaned, reclaimable) = of(Verdict::Orphaned);
     let (unclaimed, perhaps) = of(Verdict::Unclaimed);
     let hidden = usage.used.saturating_sub(*visible);

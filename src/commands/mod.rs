@@ -98,9 +98,6 @@ fn refuse(arguments: &[OsString], error: &clap::Error) -> ExitCode {
 
 /// `error: …` and `hint: …`, and the exit status.
 fn report(ui: &Ui, error: &CommandError) -> Status {
-    ui.line(format_args!("error: {:#}", error.source));
-    if let Some(hint) = &error.hint {
-        ui.line(format_args!("hint: {hint}"));
-    }
+    ui.errors(std::slice::from_ref(error));
     error.kind.status()
 }

@@ -13,7 +13,7 @@ use super::error::{CommandError, Kind as ErrorKind};
 use super::ui::Ui;
 use super::values::plural;
 use crate::tracker::evidence::producers::{
-    Catalogue, HeldWhileAlive, Match, Producer, check_file, operator_directories,
+    Catalogue, Checked, HeldWhileAlive, Match, Producer, check_file, operator_directories,
 };
 use crate::tracker::resource::escape;
 use crate::tracker::select;
@@ -41,8 +41,15 @@ pub struct ProducersArgs {
 /// written: status 3.
 pub fn run(args: &ProducersArgs, ui: &Ui) -> Result<Status, CommandError> {
     if let Some(file) = &args.check {
-        let entries =
-            check_file(file).map_err(|broken| CommandError::new(ErrorKind::No, broken))?;
+        let Checked { entries, distrusted } = check_file(file).map_err(|broken| {
+            // What has no line was not read.
+            let kind = if broken.line.is_some() { ErrorKind::No } else { ErrorKind::Failed };
+            CommandError::new(kind, broken)
+        })?;
+        if let Some(why) = distrusted {
+            let file = escape(file.as_os_str().as_bytes());
+            ui.line(format_args!("warning: {file}: {why}: as it is, it would not be used"));
+        }
         ui.answer(|out| {
             if args.json {
                 let file = file.to_string_lossy();
@@ -51,7 +58,7 @@ pub fn run(args: &ProducersArgs, ui: &Ui) -> Result<Status, CommandError> {
                 writeln!(out, "{answer:#}")
             } else {
                 let entries = plural(entries, "entry", "entries");
-                writeln!(out, "{}: {entries}, all right", file.display())
+                writeln!(out, "{}: {entries}, all right", escape(file.as_os_str().as_bytes()))
             }
         })?;
         return Ok(0);

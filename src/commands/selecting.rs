@@ -9,7 +9,7 @@ use super::values;
 use crate::tracker::evidence::producers::Catalogue;
 use crate::tracker::inventory::posix::Object;
 use crate::tracker::resource::Kind;
-use crate::tracker::select::{self, Filter, SelectError};
+use crate::tracker::select::{self, Filter, Found, SelectError};
 use crate::tracker::survey::Judging;
 
 /// Which objects, and how they are judged.
@@ -94,37 +94,44 @@ impl SelectArgs {
             || min_size.is_some()
     }
 
-    /// Keeps what was selected, at `now` in nanoseconds since 1970.
+    /// Keeps what was selected, at `now` in nanoseconds since 1970; and says which names no object
+    /// has, so that they hide nothing of the others.
     ///
     /// # Errors
-    /// An exact name that does not exist is status 1, one that fits several objects or a user that
-    /// is unknown status 2.
-    pub fn select(&self, mut objects: Vec<Object>, now: i128) -> Result<Vec<Object>, CommandError> {
+    /// A name that fits several objects, or a user that is unknown: status 2.
+    pub fn select(
+        &self,
+        mut objects: Vec<Object>,
+        now: i128,
+    ) -> Result<(Vec<Object>, Vec<CommandError>), CommandError> {
         let filter = self.filter()?;
-        let chosen = self.indices(&objects, &self.names)?;
+        let Found { indices, missing } = self.find(&objects, &self.names)?;
         let mut index = 0;
         objects.retain(|object| {
             index += 1;
-            chosen.contains(&(index - 1)) && filter.passes(object, now)
+            indices.contains(&(index - 1)) && filter.passes(object, now)
         });
-        Ok(objects)
+        Ok((objects, missing.into_iter().map(explain).collect()))
     }
 
     /// The objects that `names` mean; all of them when there is no name.
     ///
     /// # Errors
-    /// As [`SelectArgs::select`].
+    /// As [`SelectArgs::select`], and a name that no object has: status 1.
     pub fn indices(
         &self,
         objects: &[Object],
         names: &[OsString],
     ) -> Result<BTreeSet<usize>, CommandError> {
-        let found = if self.exact && !names.is_empty() {
-            select::by_ids(objects, names)
-        } else {
-            select::by_names(objects, names)
-        };
-        found.map_err(explain)
+        let Found { indices, missing } = self.find(objects, names)?;
+        missing.into_iter().next().map_or(Ok(indices), |error| Err(explain(error)))
+    }
+
+    fn find(&self, objects: &[Object], names: &[OsString]) -> Result<Found, CommandError> {
+        if self.exact && !names.is_empty() {
+            return Ok(select::by_ids(objects, names));
+        }
+        select::by_names(objects, names).map_err(explain)
     }
 
     /// Whether there are ids for `--exact`, among `NAME` or `more`: an empty list of them means

@@ -19,9 +19,10 @@ use crate::tracker::evidence::holders::{Detail, Holder, How};
 use crate::tracker::evidence::identity::{self, Identity};
 use crate::tracker::evidence::lease;
 use crate::tracker::host::Host;
-use crate::tracker::plan;
+use crate::tracker::plan::{self, Outlook};
+use crate::tracker::reap;
 use crate::tracker::resource::{Kind, escape};
-use crate::tracker::survey::{Judging, Survey, owner_name};
+use crate::tracker::survey::{Judging, owner_name};
 use crate::tracker::verdict::{CreatorState, Verdict};
 
 /// The arguments of `rtrack show`.
@@ -65,8 +66,11 @@ pub fn run(args: &ShowArgs, ui: &Ui) -> Result<Status, CommandError> {
     args.select.check_exact(&[])?;
     args.select.filter()?;
     let judging = Judging { thorough: true, ..args.select.judging() };
+    let mut missing = Vec::new();
     let found = Look::take(&args.select, judging, |host, objects| {
-        args.select.select(objects, (host.clock.wall)())
+        let (selected, none) = args.select.select(objects, (host.clock.wall)())?;
+        missing = none;
+        Ok(selected)
     })?;
     let host = &found.host;
     let rows = found.rows(&args.select, &args.verdict);
@@ -82,8 +86,10 @@ pub fn run(args: &ShowArgs, ui: &Ui) -> Result<Status, CommandError> {
     ui.answer(|out| {
         if args.json {
             let mut head = found.head("rtrack.show/1");
-            let objects =
-                rows.iter().zip(&dumps).map(|(row, dump)| as_json(row, &people, dump.as_ref()));
+            let objects = rows
+                .iter()
+                .zip(&dumps)
+                .map(|(row, dump)| as_json(&found, row, &people, dump.as_ref()));
             head.insert("objects".into(), objects.collect());
             return document::write(out, &Value::Object(head));
         }
@@ -91,18 +97,23 @@ pub fn run(args: &ShowArgs, ui: &Ui) -> Result<Status, CommandError> {
             if place > 0 {
                 writeln!(out)?;
             }
-            as_text(out, row, &found.survey, &people, dump.as_ref(), width)?;
+            as_text(out, row, &found, &people, dump.as_ref(), width)?;
         }
         Ok(())
     })?;
     let mut failed = found.say(args.strict, ui);
+    ui.errors(&missing);
     for (row, dump) in rows.iter().zip(&dumps) {
         if let Some(Err(error)) = dump {
             ui.line(format_args!("error: {}: read: {error}", row.object.shown_id()));
             failed = true;
         }
     }
-    Ok(if failed { ErrorKind::Failed.status() } else { 0 })
+    Ok(match (failed, missing.is_empty()) {
+        (true, _) => ErrorKind::Failed.status(),
+        (false, false) => ErrorKind::No.status(),
+        (false, true) => 0,
+    })
 }
 
 /// The beginning of the content, read through a descriptor of exactly this object.
@@ -128,7 +139,23 @@ fn first_bytes(host: &Host, row: &Row<'_>, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// What `reap` does with it, and what would change that.
+fn outlook(found: &Look, row: &Row<'_>) -> Outlook {
+    if reap::is_our_leftover(row.object) {
+        return Outlook {
+            does: "settles it: what somebody holds goes back under its name, the rest is removed"
+                .into(),
+            changes: "nothing: an interrupted reap left it".into(),
+        };
+    }
+    match found.survey.facts(&found.host, row.index) {
+        Some(facts) => plan::outlook(row.object.kind, &row.judgement, &facts),
+        None => Outlook::default(),
+    }
+}
+
 fn as_json(
+    found: &Look,
     row: &Row<'_>,
     people: &HashMap<i32, Identity>,
     dump: Option<&io::Result<Vec<u8>>>,
@@ -151,7 +178,7 @@ fn as_json(
         })
     });
     map.insert("holders".into(), holders.collect());
-    let outlook = plan::outlook(row.object.kind, &row.judgement);
+    let outlook = outlook(found, row);
     map.insert("reap".into(), json!({ "does": outlook.does, "changes": outlook.changes }));
     if let Some(Ok(bytes)) = dump {
         use base64::Engine;
@@ -164,7 +191,7 @@ fn as_json(
 fn as_text(
     out: &mut dyn Write,
     row: &Row<'_>,
-    survey: &Survey,
+    found: &Look,
     people: &HashMap<i32, Identity>,
     dump: Option<&io::Result<Vec<u8>>>,
     width: usize,
@@ -194,9 +221,9 @@ fn as_text(
     )?;
     line("owner", format!("{} (uid {}, gid {})", row.user, stat.uid, stat.gid))?;
     let mut size = format!(
-        "{} ({} bytes), {} in use",
+        "{} ({}), {} in use",
         show_size(object.size()),
-        object.size(),
+        bytes(object.size()),
         show_size(object.allocated())
     );
     if let Some(tree) = &object.directory {
@@ -213,9 +240,9 @@ fn as_text(
     if let Some(semaphore) = object.semaphore {
         line("semaphore", format!("value {}, {} waiting", semaphore.value, semaphore.waiters))?;
     }
-    match survey.producer(object) {
-        Some(found) => {
-            let producer = found.producer;
+    match found.survey.producer(object) {
+        Some(matched) => {
+            let producer = matched.producer;
             line(
                 "producer",
                 format!("{} ({})", escape(producer.software.as_bytes()), producer.id),
@@ -249,14 +276,18 @@ fn as_text(
         line(key, format!("{:<21} {}", evidence.code.as_str(), evidence.says))?;
     }
     line("verdict", format!("{} ({})", row.judgement.verdict, row.judgement.reason.as_str()))?;
-    let outlook = plan::outlook(object.kind, &row.judgement);
+    let outlook = outlook(found, row);
     line("reap", outlook.does)?;
     line("changes", outlook.changes)?;
     if let Some(Ok(bytes)) = dump {
-        line("content", format!("the first {} bytes", bytes.len()))?;
+        line("content", format!("the first {}", self::bytes(bytes.len() as u64)))?;
         hexdump(out, bytes)?;
     }
     Ok(())
+}
+
+fn bytes(count: u64) -> String {
+    if count == 1 { "1 byte".into() } else { format!("{count} bytes") }
 }
 
 fn holder_line(holder: &Holder) -> String {

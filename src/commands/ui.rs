@@ -89,6 +89,16 @@ impl Ui {
         }
     }
 
+    /// `error: …` and `hint: …` for each.
+    pub fn errors(&self, errors: &[super::error::CommandError]) {
+        for error in errors {
+            self.line(format_args!("error: {:#}", error.source));
+            if let Some(hint) = &error.hint {
+                self.line(format_args!("hint: {hint}"));
+            }
+        }
+    }
+
     /// A line on stderr that `-q` silences.
     pub fn note(&self, text: impl std::fmt::Display) {
         if !self.quiet {

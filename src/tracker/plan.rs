@@ -3,7 +3,7 @@
 use super::evidence::lease::Lease;
 use super::reap::Manner;
 use super::resource::Kind;
-use super::verdict::{Code, Judgement, Verdict};
+use super::verdict::{Code, Facts, Judgement, KinState, Verdict};
 
 /// What is to be done with one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +56,7 @@ pub fn step(
 }
 
 /// What `reap` does with an object, and what would change that: for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outlook {
     /// What `reap` does.
     pub does: String,
@@ -64,42 +64,63 @@ pub struct Outlook {
     pub changes: String,
 }
 
-/// The outlook of an object of this kind and verdict.
+/// The outlook of an object of this kind, by its verdict and what that was made of.
 #[must_use]
-pub fn outlook(kind: Kind, judgement: &Judgement) -> Outlook {
+pub fn outlook(kind: Kind, judgement: &Judgement, facts: &Facts) -> Outlook {
     let does = match judgement.verdict {
-        _ if kind == Kind::Dir => "leaves it: this version of rtrack does not remove directories",
         Verdict::Held => "leaves it, and refuses it even by force",
+        _ if kind == Kind::Dir => "leaves it: this version of rtrack does not remove directories",
+        _ if judgement.reason == Code::NoPermission => {
+            "leaves it; only its owner and root can remove it"
+        }
         Verdict::Claimed | Verdict::Unknown => "leaves it; reap --force NAME would remove it",
         Verdict::Unclaimed => "leaves it; reap --verdict orphaned,unclaimed would remove it",
         Verdict::Orphaned => "removes it",
     };
     let changes = match judgement.reason {
         Code::LeaseRefused | Code::MappedBy | Code::OpenBy | Code::Attached => {
-            "when the last of its holders lets it go, it is judged anew"
+            "when the last of its holders lets it go, it is judged anew".into()
         }
-        Code::Mounted => "when it is mounted nowhere any more, it is judged anew",
-        Code::Persistent => "nothing: it is meant to outlive those who use it",
-        Code::CreatorAlive => "when the process that made it ends, it is judged anew",
-        Code::GuardianAlive => "that process removes it itself, or ends, and it is judged anew",
-        Code::Registered => "the tracker that it is registered with removes it at its end",
-        Code::Unread => "when its messages are read, it is judged anew",
-        Code::TooYoung => "with the time, or with a shorter --grace, it is judged anew",
-        Code::Locked => "when the lock is given back, it is judged anew",
-        Code::NoPermission => "root, or its owner, can ask the kernel",
-        Code::NoLease => "complete sight of all processes would tell whether somebody uses it",
-        Code::FamilyAlive => "when no such program is alive any more, it is orphaned",
-        Code::PartialProcessSight => "with sight of all processes it might be orphaned",
-        Code::WeakProducer | Code::UnknownProducer => {
-            "when no process of its owner is alive and its mode lets nobody else in, it is orphaned"
+        Code::Mounted => "when it is mounted nowhere any more, it is judged anew".into(),
+        Code::Persistent => "nothing: it is meant to outlive those who use it".into(),
+        Code::CreatorAlive => "when the process that made it ends, it is judged anew".into(),
+        Code::GuardianAlive => {
+            "that process removes it itself, or ends, and it is judged anew".into()
         }
+        Code::Registered => "the tracker that it is registered with removes it at its end".into(),
+        Code::Unread => "when its messages are read, it is judged anew".into(),
+        Code::TooYoung => "with the time, or with a shorter --grace, it is judged anew".into(),
+        Code::Locked => "when the lock is given back, it is judged anew".into(),
+        Code::NoPermission => "root, or its owner, can ask the kernel".into(),
+        Code::NoLease if !facts.known_kind => {
+            "nothing: who uses such a file cannot be found out".into()
+        }
+        Code::NoLease => "complete sight of all processes would tell who uses it".into(),
+        Code::FamilyAlive => "when no such program is alive any more, it is orphaned".into(),
+        Code::PartialProcessSight => "with sight of all processes it might be orphaned".into(),
+        Code::WeakProducer | Code::UnknownProducer => what_would_prove_it(facts),
         Code::AlwaysHeldProducer | Code::NoFamily | Code::NoKin => {
             "it stays if somebody opens it first, or a program that could come back for it starts"
+                .into()
         }
         // Evidence that decides nothing by itself.
-        _ => "more evidence",
+        _ => "more evidence".into(),
     };
-    Outlook { does: does.into(), changes: changes.into() }
+    Outlook { does: does.into(), changes }
+}
+
+/// What would prove that nobody wants an object about which the catalogue says nothing.
+fn what_would_prove_it(facts: &Facts) -> String {
+    if let Some(broken) = &facts.catalogue_broken {
+        return format!("when {broken} is mended, it is judged anew");
+    }
+    if facts.kin == KinState::SystemUser {
+        return "an entry in /etc/rtrack/producers.d that says how its producer holds it: it belongs \
+                to a system user, of whom no absence proves anything"
+            .into();
+    }
+    let mode = if facts.shared_mode { " and its mode lets nobody else in" } else { "" };
+    format!("when no process of {} is alive{mode}, it is orphaned", facts.owner)
 }
 
 /// Whether an object of this new verdict may still go, as it was planned for `planned`.

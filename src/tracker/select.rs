@@ -72,26 +72,42 @@ impl Filter {
     }
 }
 
-/// The indices of the objects that `names` mean; all of them when there is no name.
+/// What names mean.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The indices of the objects.
+    pub indices: BTreeSet<usize>,
+    /// [`SelectError::Missing`] for each name that no object has.
+    pub missing: Vec<SelectError>,
+}
+
+impl Found {
+    fn of(all: impl Iterator<Item = Result<Vec<usize>, SelectError>>) -> Result<Self, SelectError> {
+        let mut found = Self::default();
+        for one in all {
+            match one {
+                Ok(indices) => found.indices.extend(indices),
+                Err(error @ SelectError::Missing { .. }) => found.missing.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The objects that `names` mean; all of them when there is no name.
 ///
 /// A name is `psm_x`, `/psm_x`, `/dev/shm/psm_x`, `shm:psm_x`, the same with what `list` shows for
 /// bytes that a terminal cannot be shown, or a glob of these. An exact name has to exist; a glob
 /// may match nothing.
 ///
 /// # Errors
-/// [`SelectError`], for the first name that has one.
-pub fn by_names<N: AsRef<OsStr>>(
-    objects: &[Object],
-    names: &[N],
-) -> Result<BTreeSet<usize>, SelectError> {
+/// [`SelectError`], for the first name that fits too much or is no glob.
+pub fn by_names<N: AsRef<OsStr>>(objects: &[Object], names: &[N]) -> Result<Found, SelectError> {
     if names.is_empty() {
-        return Ok((0..objects.len()).collect());
+        return Ok(Found { indices: (0..objects.len()).collect(), missing: Vec::new() });
     }
-    let mut chosen = BTreeSet::new();
-    for name in names {
-        chosen.extend(one(objects, name.as_ref().as_bytes())?);
-    }
-    Ok(chosen)
+    Found::of(names.iter().map(|name| one(objects, name.as_ref().as_bytes())))
 }
 
 /// Whether a name is a glob.
@@ -100,26 +116,24 @@ pub fn is_glob(name: &OsStr) -> bool {
     name.as_bytes().iter().any(|b| b"*?[{".contains(b))
 }
 
-/// The indices of the objects with these ids, as `list -0` prints them, and no other reading: who
-/// reads names from a list must not get a glob, or another object, because one has gone since.
-///
-/// # Errors
-/// [`SelectError::Missing`], for the first id that no object has.
-pub fn by_ids<N: AsRef<OsStr>>(
-    objects: &[Object],
-    ids: &[N],
-) -> Result<BTreeSet<usize>, SelectError> {
+/// The objects with these ids, as `list -0` prints them, and no other reading: who reads names from
+/// a list must not get a glob, or another object, because one has gone since.
+#[must_use]
+pub fn by_ids<N: AsRef<OsStr>>(objects: &[Object], ids: &[N]) -> Found {
     let known: HashMap<Vec<u8>, usize> =
         objects.iter().enumerate().map(|(index, object)| (object.id_bytes(), index)).collect();
-    ids.iter()
-        .map(|id| {
-            let id = id.as_ref().as_bytes();
-            known
-                .get(id)
-                .copied()
-                .ok_or_else(|| SelectError::Missing { name: escape(id), nearest: Vec::new() })
-        })
-        .collect()
+    let mut found = Found::default();
+    for id in ids.iter().map(|id| id.as_ref().as_bytes()) {
+        match known.get(id) {
+            Some(index) => {
+                found.indices.insert(*index);
+            }
+            None => {
+                found.missing.push(SelectError::Missing { name: escape(id), nearest: Vec::new() })
+            }
+        }
+    }
+    found
 }
 
 /// The indices of the objects that one of `names` names exactly, without globs.
@@ -333,9 +347,10 @@ mod tests {
     fn an_id_is_nothing_but_an_id() {
         let world = world();
         let ids = |id: &str| by_ids(&world, &[id]);
-        assert_eq!(ids("sem:x").unwrap(), BTreeSet::from([1]));
+        assert_eq!(ids("sem:x").indices, BTreeSet::from([1]));
         for id in ["shm:*", "psm_1", "sem:sem.x", "shm:odd*"] {
-            assert!(matches!(ids(id), Err(SelectError::Missing { .. })), "{id}");
+            let found = ids(id);
+            assert!(found.indices.is_empty() && found.missing.len() == 1, "{id}");
         }
     }
 

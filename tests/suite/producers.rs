@@ -211,13 +211,13 @@ fn check_names_the_line() {
         assert!(run.stderr.contains(what), "{to}: {}", run.stderr);
         assert_eq!(run.stderr.lines().filter(|line| line.starts_with("error: ")).count(), 1);
     }
-    let missing = rtrack(["producers", "--check", "/nonexistent.toml"]).finish().expect(1);
+    let missing = rtrack(["producers", "--check", "/nonexistent.toml"]).finish().expect(3);
     assert!(missing.stderr.contains("No such file"), "{missing:?}");
-    let directory = rtrack(["producers", "--check", "/"]).finish().expect(1);
+    let directory = rtrack(["producers", "--check", "/"]).finish().expect(3);
     assert!(directory.stderr.starts_with("error: /: "), "{directory:?}");
     let fifo = scratch().join("fifo.toml");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    let fifo = rtrack(["producers", "--check"]).arg(&fifo).finish().expect(1);
+    let fifo = rtrack(["producers", "--check"]).arg(&fifo).finish().expect(3);
     assert!(fifo.stderr.contains("not a regular file"), "{fifo:?}");
 }
 

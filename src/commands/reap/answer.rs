@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
 
-use super::{Done, Planned, ReapArgs, is_forced};
+use super::{Done, Planned, ReapArgs};
 use crate::commands::error::CommandError;
 use crate::commands::render::{self, Row, columns, document, table};
 use crate::commands::surveying::{Look, sort};
@@ -43,7 +43,6 @@ fn look(ui: &Ui) -> table::Look {
 /// # Errors
 /// The terminal cannot be read or written.
 pub(super) fn confirm(
-    args: &ReapArgs,
     ui: &Ui,
     found: &Look,
     planned: &Planned,
@@ -62,7 +61,7 @@ pub(super) fn confirm(
     if rows.len() > shown.len() {
         writeln!(err, "... and {} more", rows.len() - shown.len())?;
     }
-    for row in rows.iter().filter(|row| is_forced(args, row.object)) {
+    for row in rows.iter().filter(|row| planned.forced.contains(&row.index)) {
         let Row { object, judgement, .. } = row;
         if judgement.verdict != Verdict::Orphaned {
             let (verdict, says) = (judgement.verdict, judgement.explained());

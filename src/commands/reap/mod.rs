@@ -3,6 +3,7 @@
 mod answer;
 mod worker;
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Instant;
@@ -18,7 +19,7 @@ use crate::tracker::host::Host;
 use crate::tracker::inventory::posix::Object;
 use crate::tracker::plan::{self, Step};
 use crate::tracker::reap::{self, Outcome, Report, Settled};
-use crate::tracker::resource::Kind;
+use crate::tracker::resource::{Kind, Name};
 use crate::tracker::select;
 use crate::tracker::verdict::Verdict;
 
@@ -66,13 +67,14 @@ pub struct ReapArgs {
 /// The command line is wrong, /dev/shm cannot be read, or stdout cannot be written.
 pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     check(args, ui)?;
+    let mut forced = HashSet::new();
     let mut found = Look::take(&args.select, args.select.judging(), |host, objects| {
-        choose(args, host, objects)
+        choose(args, host, objects, &mut forced)
     })?;
     let looked = Instant::now();
     let leftovers = reap::leftovers(&found.host)?;
 
-    let planned = plan(args, &found);
+    let planned = plan(args, &found, &forced);
     let troubled = found.say(args.strict, ui);
     if !found.survey.catalogue().broken().is_empty() && args.verdict.contains(&Verdict::Unclaimed) {
         return Err(CommandError::new(
@@ -100,13 +102,13 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
         done.settled = leftovers.iter().map(reap::foresee).collect();
     } else {
         let anything = planned.removals() > 0 || !leftovers.is_empty();
-        if anything && !args.yes && !answer::confirm(args, ui, &found, &planned, &leftovers)? {
+        if anything && !args.yes && !answer::confirm(ui, &found, &planned, &leftovers)? {
             ui.line("nothing was removed");
             return Ok(ErrorKind::No.status());
         }
         // Whoever cannot be answered must not find out afterwards.
         begun = answer::begin(args, ui, &found, &planned)?;
-        done = worker::carry_out(args, ui, &mut found, looked, planned)?;
+        done = worker::carry_out(ui, &mut found, looked, planned)?;
     }
     answer::finish(args, ui, &found, &done, begun)?;
 
@@ -156,32 +158,38 @@ fn check(args: &ReapArgs, ui: &Ui) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// The objects that the names and options select, and those to force.
-fn choose(args: &ReapArgs, host: &Host, all: Vec<Object>) -> Result<Vec<Object>, CommandError> {
-    let now = (host.clock.wall)();
-    if args.force.is_empty() {
-        return args.select.select(all, now);
-    }
+/// The objects that the names and options select, and those to force, whose names in the directory
+/// are added to `forced`.
+fn choose(
+    args: &ReapArgs,
+    host: &Host,
+    all: Vec<Object>,
+    forced: &mut HashSet<Name>,
+) -> Result<Vec<Object>, CommandError> {
     // A name to force is checked as any other; alone it selects nothing else.
-    let forced = args.select.indices(&all, &args.force)?;
-    let mut chosen: Vec<_> = forced.iter().filter_map(|index| all.get(*index)).cloned().collect();
-    if !args.select.names.is_empty() {
-        let files: std::collections::HashSet<_> =
-            chosen.iter().map(|object| object.file.clone()).collect();
-        let selected = args.select.select(all, now)?;
-        chosen.extend(selected.into_iter().filter(|object| !files.contains(&object.file)));
+    let indices = args.select.indices(&all, &args.force)?;
+    if args.force.is_empty() || !args.select.names.is_empty() {
+        args.select.indices(&all, &args.select.names)?;
     }
+    let mut chosen = Vec::new();
+    if !args.force.is_empty() {
+        chosen.extend(indices.iter().filter_map(|index| all.get(*index)).cloned());
+        forced.extend(chosen.iter().map(|object| object.file.clone()));
+        if args.select.names.is_empty() {
+            return Ok(chosen);
+        }
+    }
+    let (selected, _none_is_missing) = args.select.select(all, (host.clock.wall)())?;
+    chosen.extend(selected.into_iter().filter(|object| !forced.contains(&object.file)));
     Ok(chosen)
-}
-
-fn is_forced(args: &ReapArgs, object: &Object) -> bool {
-    !select::named(std::slice::from_ref(object), &args.force).is_empty()
 }
 
 /// What is to be done, in the order of `--sort`.
 struct Planned {
     /// With each object, by its place in the survey; what was neither planned nor named is left out.
     steps: Vec<(usize, Step)>,
+    /// Those of them that are forced.
+    forced: HashSet<usize>,
     /// How many directories would go if this version removed any.
     directories: usize,
 }
@@ -193,14 +201,17 @@ impl Planned {
     }
 }
 
-fn plan(args: &ReapArgs, found: &Look) -> Planned {
+fn plan(args: &ReapArgs, found: &Look, forced: &HashSet<Name>) -> Planned {
     let survey = &found.survey;
     let mut rows = render::rows(&found.host, survey);
     sort(&mut rows, args.select.sort, args.select.reverse);
     let named = select::named(&survey.objects, &args.select.names);
-    let mut planned = Planned { steps: Vec::new(), directories: 0 };
+    let mut planned = Planned { steps: Vec::new(), forced: HashSet::new(), directories: 0 };
     for row in rows {
-        let force = is_forced(args, row.object);
+        let force = forced.contains(&row.object.file);
+        if force {
+            planned.forced.insert(row.index);
+        }
         if !force && !args.select.passes_producer(row.producer.map(|(id, _)| id)) {
             continue;
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use super::{Done, Planned, ReapArgs, answer, is_forced, refused, untouched};
+use super::{Done, Planned, answer, refused, untouched};
 use crate::commands::error::CommandError;
 use crate::commands::surveying::Look;
 use crate::commands::ui::Ui;
@@ -29,7 +29,6 @@ const COURTESY: Duration = Duration::from_secs(2);
 /// # Errors
 /// /dev/shm cannot be read any more, or signals cannot be held back.
 pub(super) fn carry_out(
-    args: &ReapArgs,
     ui: &Ui,
     found: &mut Look,
     looked: Instant,
@@ -50,7 +49,7 @@ pub(super) fn carry_out(
             done.reports.push((index, untouched("interrupted before its turn")));
             continue;
         }
-        let force = worker.survey.objects.get(index).is_some_and(|object| is_forced(args, object));
+        let force = planned.forced.contains(&index);
         done.reports.push((index, worker.carry_out(index, step, force)));
     }
     for (name, why) in worker.reaper.finish() {

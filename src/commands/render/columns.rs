@@ -122,14 +122,14 @@ pub static COLUMNS: &[Column] = &[
         "size",
         "SIZE",
         "apparent size",
-        |r| show_size(r.object.size()),
+        |r| counted(r, show_size(r.object.size())),
         |r| json!(r.object.size()),
     )),
     right(column(
         "allocated",
         "USED",
         "memory in use",
-        |r| show_size(r.object.allocated()),
+        |r| counted(r, show_size(r.object.allocated())),
         |r| json!(r.object.allocated()),
     )),
     column(
@@ -294,6 +294,12 @@ fn time(nanoseconds: Option<i128>) -> Option<String> {
 #[allow(clippy::cast_precision_loss, reason = "milliseconds of an age fit into 53 bits")]
 fn seconds(nanoseconds: i128) -> f64 {
     (nanoseconds / 1_000_000) as f64 / 1000.0
+}
+
+/// A size that is only a part of it, because not everything could be counted, says so.
+fn counted(row: &Row<'_>, size: String) -> String {
+    let truncated = row.object.directory.as_ref().is_some_and(|tree| tree.truncated);
+    if truncated { format!("≥ {size}") } else { size }
 }
 
 fn base64_name(row: &Row<'_>) -> Option<String> {

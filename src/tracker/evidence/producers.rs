@@ -3,7 +3,7 @@
 
 mod files;
 
-pub use files::{Broken, check_file, operator_directories};
+pub use files::{Broken, Checked, check_file, operator_directories};
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

@@ -157,27 +157,41 @@ pub(super) fn read_all(directories: &[PathBuf], base: &Layer) -> Vec<Result<Laye
     layers
 }
 
-/// Tests one file as if it were among the operators': the number of its entries.
+/// What a test of one file showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checked {
+    /// How many entries it has.
+    pub entries: usize,
+    /// Why it would be refused as it lies there, whatever it says.
+    pub distrusted: Option<&'static str>,
+}
+
+/// Tests one file as if it were among the operators'.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check_file(file: &Path) -> Result<usize, Broken> {
-    let text = read(file, |_| Ok(()))?;
-    parse(&text, Some(file), &built_in()?).map(|layer| layer.producers.len())
+pub fn check_file(file: &Path) -> Result<Checked, Broken> {
+    let mut distrusted = None;
+    let text = read(file, |meta| {
+        distrusted = distrust(meta);
+        Ok(())
+    })?;
+    let entries = parse(&text, Some(file), &built_in()?)?.producers.len();
+    Ok(Checked { entries, distrusted })
 }
 
 /// What a catalogue says decides what is deleted: only root's files and our own count, and only if
 /// nobody else can write them.
 fn read_trusted(file: &Path) -> Result<String, Broken> {
-    read(file, |meta| {
-        if meta.uid() != 0 && meta.uid() != nix::unistd::geteuid().as_raw() {
-            return Err("belongs neither to root nor to you");
-        }
-        if meta.mode() & 0o022 != 0 {
-            return Err("group or others may write it");
-        }
-        Ok(())
-    })
+    read(file, |meta| distrust(meta).map_or(Ok(()), Err))
+}
+
+/// Why a file is not to be trusted.
+fn distrust(meta: &Metadata) -> Option<&'static str> {
+    if meta.uid() != 0 && meta.uid() != nix::unistd::geteuid().as_raw() {
+        return Some("belongs neither to root nor to you");
+    }
+    (meta.mode() & 0o022 != 0).then_some("group or others may write it")
 }
 
 /// Reads a regular file that `trusted` has nothing against.
