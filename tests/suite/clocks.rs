@@ -5,6 +5,7 @@
 //! and a process's `stat` is covered by one that says when it shall have started.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
@@ -28,6 +29,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("wall_clock_set_forward", wall_clock_set_forward).needs(ALONE),
         case("wall_clock_set_back", wall_clock_set_back).needs(ALONE),
         case("grace_by_the_age_as_seen", grace_by_the_age_as_seen).needs(ALONE),
+        case("age_of_a_directory", age_of_a_directory).needs(ALONE),
         case("old_enough_only_afterwards", old_enough_only_afterwards).needs(ALONE),
         case("unknown_step_of_the_clock", unknown_step_of_the_clock).needs(ALONE),
         case("time_namespace", time_namespace).needs(ALONE),
@@ -41,7 +43,9 @@ const ALWAYS_HELD: &str = "mpich_shar_tmpAbC123";
 /// By how much the wall clock of the engine in this process differs from the machine's, in
 /// nanoseconds.
 static WALL: AtomicI64 = AtomicI64::new(0);
-/// The same of the time since boot.
+/// If not 0, the time at which that clock stands still, in nanoseconds since 1970.
+static STANDS_AT: AtomicI64 = AtomicI64::new(0);
+/// By how much the time since boot of the engine differs, in nanoseconds.
 static SINCE_BOOT: AtomicI64 = AtomicI64::new(0);
 
 fn set(clock: &AtomicI64, nanoseconds: i128) {
@@ -56,7 +60,10 @@ fn read(clock: ClockId) -> i128 {
 /// The engine's clocks.
 fn clock() -> Clock {
     Clock {
-        wall: || read(ClockId::CLOCK_REALTIME) + i128::from(WALL.load(Ordering::Relaxed)),
+        wall: || match STANDS_AT.load(Ordering::Relaxed) {
+            0 => read(ClockId::CLOCK_REALTIME) + i128::from(WALL.load(Ordering::Relaxed)),
+            at => at.into(),
+        },
         since_boot: || {
             read(ClockId::CLOCK_BOOTTIME) + i128::from(SINCE_BOOT.load(Ordering::Relaxed))
         },
@@ -269,6 +276,28 @@ fn grace_by_the_age_as_seen() {
     set(&WALL, 61 * SECOND);
     judged(ALWAYS_HELD, 60, "orphaned", "always-held-producer");
     judged(ALWAYS_HELD, 3600, "claimed", "too-young");
+}
+
+/// A directory is as young as what was last changed in it, at whatever level.
+fn age_of_a_directory() {
+    const DIRECTORY: &str = "joblib_memmapping_folder_4194399_0123456789abcdef_0123456789abcdef";
+    fs::create_dir(path(DIRECTORY)).unwrap();
+    fs::create_dir(path(DIRECTORY).join("below")).unwrap();
+    object().make(format!("{DIRECTORY}/below/deep"));
+    fs::set_permissions(path(DIRECTORY), PermissionsExt::from_mode(0o700)).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    // Nothing of this is to be seen at the directory itself.
+    let deep = path(DIRECTORY).join("below/deep");
+    fs::write(&deep, "written").unwrap();
+    let changed = |file: &std::path::Path| {
+        let meta = fs::metadata(file).unwrap();
+        i128::from(meta.ctime()) * SECOND + i128::from(meta.ctime_nsec())
+    };
+    assert!(changed(&deep) > changed(&path(DIRECTORY)));
+    set(&STANDS_AT, changed(&deep) + 60 * SECOND - 1);
+    judged(DIRECTORY, 60, "claimed", "too-young");
+    set(&STANDS_AT, changed(&deep) + 60 * SECOND);
+    judged(DIRECTORY, 60, "orphaned", "no-family");
 }
 
 /// An object that was too young to be asked about when it was looked at, and is not when it is

@@ -840,6 +840,8 @@ fn directory_in_use() {
         ("map-shared", "below/deep", "lease-refused"),
         ("own-pids:own-proc:map-private", "below/deep", "lease-refused"),
         ("thread-table", "inside", "lease-refused"),
+        ("thread-table", "below", "open-by"),
+        ("thread-working-directory", "below", "open-by"),
         ("bind-mount", "below/deep", "mounted"),
         ("own-mounts:mount-point", "below", "mounted"),
         ("own-mounts:overlay-lower", "", "mounted"),

@@ -103,7 +103,8 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
     };
     match kind {
         "semaphore" => sem_open_existing(path.to_str().unwrap()).wait(),
-        "thread-table" => thread_table(path),
+        "thread-table" => thread_alone(path, false),
+        "thread-working-directory" => thread_alone(path, true),
         "memory-lock" => {
             let go = fuse::block_on(path);
             ready();
@@ -262,13 +263,21 @@ fn loop_device(path: &Path) -> Kept {
     Box::new(device)
 }
 
-/// Only a thread's private descriptor table has the file.
-fn thread_table(path: &Path) {
+/// Only a thread's private descriptor table has the file; or it alone works in the directory.
+fn thread_alone(path: &Path, works_in: bool) {
     let path = path.to_owned();
     thread::spawn(move || {
-        // SAFETY: gives this thread a table of its own.
-        check(unsafe { libc::unshare(libc::CLONE_FILES) }).unwrap();
-        let _file = read_write(&path);
+        let own = if works_in { libc::CLONE_FS } else { libc::CLONE_FILES };
+        // SAFETY: gives this thread a table, or a working directory, of its own.
+        check(unsafe { libc::unshare(own) }).unwrap();
+        let _file = if works_in {
+            env::set_current_dir(&path).unwrap();
+            None
+        } else if path.is_dir() {
+            Some(File::open(&path).unwrap())
+        } else {
+            Some(read_write(&path))
+        };
         ready();
         wait_for_the_end();
     })
