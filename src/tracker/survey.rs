@@ -184,7 +184,7 @@ impl Survey {
                 return true;
             }
             // What would be claimed anyway is left in peace: a lease is felt by who opens.
-            let young = quiet(host, &object.stat) < nanoseconds(self.judging.grace);
+            let young = self.quiet(host, object) < nanoseconds(self.judging.grace);
             let persistent = self.producer(object).is_some_and(|m| m.producer.persistent_by_design);
             let ask = self.lease_works && (self.judging.thorough || !young && !persistent);
             if object.kind == Kind::Dir {
@@ -280,8 +280,9 @@ impl Survey {
 
     /// For how long it had been left in peace when this survey was taken: what was too young then to
     /// be asked about stays so, however long the survey takes.
-    fn quiet(&self, host: &Host, stat: &Stat) -> Nanoseconds {
-        quiet(host, stat).min((self.taken_at - last_change(stat)).max(0))
+    fn quiet(&self, host: &Host, object: &Object) -> Nanoseconds {
+        let last_change = object.last_change();
+        ((host.clock.wall)() - last_change).min((self.taken_at - last_change).max(0))
     }
 
     /// Everything that the verdict on the object at `index` depends on.
@@ -307,7 +308,7 @@ impl Survey {
                 .map(|h| (Who { pid: h.pid, comm: h.comm.clone() }, h.how.clone()))
                 .collect(),
             mounted: snapshot.mounted(object),
-            quiet: self.quiet(host, &object.stat),
+            quiet: self.quiet(host, object),
             grace: nanoseconds(self.judging.grace),
             producer: producer.map(|producer| ProducerFacts {
                 id: producer.id.clone(),
@@ -385,10 +386,5 @@ fn nanoseconds(duration: Duration) -> Nanoseconds {
 /// Nanoseconds since the later of birth and last change.
 #[must_use]
 pub fn quiet(host: &Host, stat: &Stat) -> Nanoseconds {
-    (host.clock.wall)() - last_change(stat)
-}
-
-/// The later of birth and last change.
-fn last_change(stat: &Stat) -> Nanoseconds {
-    stat.born.unwrap_or(stat.changed).max(stat.changed)
+    (host.clock.wall)() - stat.last_change()
 }

@@ -164,6 +164,12 @@ pub struct Stat {
 }
 
 impl Stat {
+    /// The later of birth and last change.
+    #[must_use]
+    pub fn last_change(&self) -> Nanoseconds {
+        self.born.unwrap_or(self.changed).max(self.changed)
+    }
+
     /// The file type bits of the mode (`S_IFMT`).
     #[must_use]
     pub fn file_type(&self) -> u32 {

@@ -36,7 +36,8 @@ pub(crate) fn tests() -> Vec<Case> {
         case("empty_proc", empty_proc),
         case("hidden_processes", hidden_processes).needs(&[Need::RealRoot]),
         case("pid_namespace", pid_namespace).needs(&[Need::PidNamespace]),
-        case("process_that_cannot_be_read", process_that_cannot_be_read).needs(&[Need::Fuse]),
+        case("process_that_cannot_be_read", process_that_cannot_be_read)
+            .needs(&[Need::Fuse, Need::PidNamespace]),
         case("closed_and_full_stdout", closed_and_full_stdout),
         case("reader_that_leaves", reader_that_leaves),
         case("closed_stderr", closed_stderr),
@@ -429,8 +430,13 @@ fn pid_namespace() {
 fn process_that_cannot_be_read() {
     object().make(NEEDS_SIGHT);
     object().make(ORPHAN);
+    let list = || {
+        let mut list = rtrack(["list", "--json", "--grace", "0s", "--assume-complete"]);
+        list.finish().expect(0).json()
+    };
+    assert_eq!(verdict(&list(), NEEDS_SIGHT), ("orphaned", "no-family"));
     let _silent = fuse::process_without_cmdline();
-    let document = inventory();
+    let document = list();
     assert_eq!(verdict(&document, ORPHAN), ("orphaned", "always-held-producer"));
     // It may be a Python: nobody can say that there is none.
     assert_ne!(verdict(&document, NEEDS_SIGHT).0, "orphaned", "{document:#}");

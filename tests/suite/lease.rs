@@ -27,7 +27,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("descriptor_in_flight", || held_by_the_invisible("in-flight")),
         case("descriptor_of_one_thread", || held_and_named("thread-table")),
         case("threads_without_their_leader", || held_and_named("leader-gone")),
-        case("other_pid_namespace", || held_and_named("other-pid-namespace")),
+        case("other_pid_namespace", || held_and_named("own-pids:map-shared")),
         case("stopped_process", stopped_process),
         case("running_executable", running_executable),
         case("hard_link", hard_link),

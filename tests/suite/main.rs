@@ -8,6 +8,7 @@
 #![allow(unsafe_code, missing_docs, clippy::unwrap_used, clippy::exit)]
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 
+mod clocks;
 mod daemon;
 mod harness;
 mod hostile;
@@ -19,20 +20,23 @@ mod race;
 mod reaping;
 mod send;
 mod show;
+mod sight;
 mod support;
 mod table;
+mod traps;
 mod vectors;
 mod verdicts;
 
 use std::process::ExitCode;
 
-use support::{Case, hold, run, supervise};
+use support::{Case, hold, place, run, supervise};
 
 /// A module's name and its cases.
 type Module = (&'static str, fn() -> Vec<Case>);
 
 /// Every module with tests: one that is not named here is found by `harness::every_file_is_listed`.
 const MODULES: &[Module] = &[
+    ("clocks", clocks::tests),
     ("daemon", daemon::tests),
     ("harness", harness::tests),
     ("hostile", hostile::tests),
@@ -44,7 +48,9 @@ const MODULES: &[Module] = &[
     ("reaping", reaping::tests),
     ("send", send::tests),
     ("show", show::tests),
+    ("sight", sight::tests),
     ("table", table::tests),
+    ("traps", traps::tests),
     ("vectors", vectors::tests),
     ("verdicts", verdicts::tests),
 ];
@@ -54,6 +60,7 @@ fn main() -> ExitCode {
     match arguments.next().as_deref() {
         Some("__case") => supervise(&arguments.next().unwrap()),
         Some("__race") => race::main(&arguments.collect::<Vec<_>>()),
+        Some("__in") => place::main(&arguments.collect::<Vec<_>>()),
         Some("__hold") => hold::main(&arguments.collect::<Vec<_>>()),
         _ => run(),
     }

@@ -13,7 +13,7 @@ use nix::sys::stat::Mode;
 
 use crate::tracker::host::Host;
 use crate::tracker::resource::{Identity, Kind, Name};
-use crate::tracker::sys::{self, Stat};
+use crate::tracker::sys::{self, Nanoseconds, Stat};
 
 /// At most so many entries of one directory are counted: a directory is as large as its owner
 /// likes.
@@ -53,6 +53,8 @@ pub struct Tree {
     pub size: u64,
     /// Bytes really used.
     pub allocated: u64,
+    /// When anything in it was last changed, in nanoseconds since 1970; 0 when there is nothing.
+    pub changed: Nanoseconds,
     /// Not all of it was counted: too many entries or levels, unreadable, or on another mount.
     pub truncated: bool,
     /// Device and inode of the directory and everything counted in it.
@@ -113,6 +115,13 @@ impl Object {
     #[must_use]
     pub fn allocated(&self) -> u64 {
         self.directory.as_ref().map_or(self.stat.allocated, |tree| tree.allocated)
+    }
+
+    /// The latest of its birth, its last change, and that of anything in it.
+    #[must_use]
+    pub fn last_change(&self) -> Nanoseconds {
+        let inside = self.directory.as_ref().map_or(0, |tree| tree.changed);
+        self.stat.last_change().max(inside)
     }
 
     /// Whether it is a file that has the size of a semaphore and may be one.
@@ -234,7 +243,7 @@ pub fn open_directory(path: BorrowedFd<'_>) -> io::Result<Dir> {
 }
 
 /// What is known of a name that another file system is mounted over: the name, now.
-fn mount_point(file: &Name, now: sys::Nanoseconds) -> Object {
+fn mount_point(file: &Name, now: Nanoseconds) -> Object {
     let stat = Stat {
         dev: 0,
         ino: 0,
@@ -331,6 +340,7 @@ fn walk(
             }
         };
         tree.entries += 1;
+        tree.changed = tree.changed.max(stat.changed);
         // A file with several names inside is there once.
         if tree.inodes.insert((stat.dev, stat.ino)) && !stat.is_dir() {
             tree.size = tree.size.saturating_add(stat.size);

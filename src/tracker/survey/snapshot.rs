@@ -74,12 +74,15 @@ impl Snapshot {
         };
         let mut processes = Processes::read(host);
         let mut scan = holders::scan(host, &mut processes, &targets, &remember, matter.threads);
-        let unexplained =
-            matter.leases.iter().enumerate().any(|(index, lease)| {
-                *lease == Lease::Refused && !scan.holders.contains_key(&index)
-            });
+        // A directory that nobody holds has only this look to show it.
+        let mut asked = matter.objects.iter().zip(matter.leases).enumerate();
+        let unexplained = asked.any(|(index, (object, lease))| {
+            (*lease == Lease::Refused || object.directory.is_some())
+                && !scan.holders.contains_key(&index)
+        });
         if unexplained && !matter.threads {
-            // Somebody whom the first look missed: a thread with a table of its own, perhaps.
+            // Somebody whom the first look missed: a thread with a table or a working directory of
+            // its own, perhaps.
             scan = holders::scan(host, &mut processes, &targets, &remember, true);
         }
         let families = catalogue.families().iter();

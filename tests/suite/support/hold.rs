@@ -1,21 +1,25 @@
 //! Processes that refer to a file in one particular way, as fixtures: this binary, run as
-//! `__hold KIND PATH`, takes hold, prints `ready PID` and stays until its stdin ends.
+//! `__hold KIND PATH`, takes hold, prints `ready PID` and stays until its stdin ends. Places in
+//! front of the kind (`own-mounts:fd-read`) say where it does so.
 
 use std::any::Any;
 use std::env;
+use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio, exit};
 use std::thread;
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::sys::stat::Mode;
 
 use super::shm::sem_open_existing;
-use super::{Finish, check, fuse, sandbox, scratch, wait_for};
+use super::{Finish, check, fuse, place, sandbox, scratch, wait_for};
 
 /// What keeps the hold: dropped when the fixture ends.
 type Kept = Box<dyn Any>;
@@ -25,11 +29,13 @@ type Take = fn(&Path) -> Kept;
 
 /// Every way to take hold that needs one process with one thread.
 const KINDS: &[(&str, Take)] = &[
+    ("nothing", |_| Box::new(())),
     ("fd-read", |path| Box::new(File::open(path).unwrap())),
     ("fd-write", |path| Box::new(read_write(path))),
     ("fd-o-path", |path| {
         Box::new(OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).unwrap())
     }),
+    ("fd-without-access", |path| Box::new(without_access(path))),
     ("map-shared", |path| map(path, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED)),
     ("map-private", |path| map(path, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)),
     ("map-no-access", |path| map(path, libc::PROT_NONE, libc::MAP_SHARED)),
@@ -38,7 +44,44 @@ const KINDS: &[(&str, Take)] = &[
         env::set_current_dir(path).unwrap();
         Box::new(())
     }),
+    ("root-directory", |path| {
+        std::os::unix::fs::chroot(path).unwrap();
+        env::set_current_dir("/").unwrap();
+        Box::new(())
+    }),
+    ("covered-working-directory", |path| {
+        env::set_current_dir(path).unwrap();
+        sandbox::mount("tmpfs", "/dev/shm", "tmpfs", 0, "mode=1777").unwrap();
+        Box::new(())
+    }),
     ("bind-mount", bind_mount),
+    ("open-tree", |path| Box::new(open_tree(path))),
+    // The mount goes on as long as the descriptor does.
+    ("fd-in-open-tree", |path| {
+        let shm = open_tree(Path::new("/dev/shm"));
+        let below = path.strip_prefix("/dev/shm").unwrap();
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        Box::new(nix::fcntl::openat(&shm, below, flags, Mode::empty()).unwrap())
+    }),
+    ("mount-point", |path| {
+        sandbox::mount("tmpfs", path.to_str().unwrap(), "tmpfs", 0, "").unwrap();
+        Box::new(())
+    }),
+    ("overlay-lower", |path| overlay(path.to_str().unwrap(), None)),
+    ("overlay-lower-relative", |path| {
+        env::set_current_dir("/dev/shm").unwrap();
+        overlay(path.file_name().unwrap().to_str().unwrap(), None)
+    }),
+    ("overlay-upper", |path| {
+        let lower = scratch().join("lower");
+        fs::create_dir_all(&lower).unwrap();
+        overlay(lower.to_str().unwrap(), Some(path))
+    }),
+    ("overlay-alone", |path| {
+        let overlay = overlay(path.to_str().unwrap(), None);
+        place::leave_shm();
+        overlay
+    }),
     ("loop-device", loop_device),
     ("directory-lock", |path| {
         let directory = File::open(path).unwrap();
@@ -48,25 +91,35 @@ const KINDS: &[(&str, Take)] = &[
 
 /// The main function of a fixture.
 pub(crate) fn main(arguments: &[String]) -> ExitCode {
-    let [kind, path] = arguments else { panic!("usage: __hold KIND PATH") };
+    let [kind, path] = arguments else { panic!("usage: __hold [PLACE:]KIND PATH") };
     let path = Path::new(path);
-    // SAFETY: this changes a flag of this process only.
-    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-    match kind.as_str() {
+    place::end_with_parent();
+    let kind = match kind.rsplit_once(':') {
+        Some((places, kind)) => {
+            place::enter(places, Some(path));
+            kind
+        }
+        None => kind,
+    };
+    match kind {
         "semaphore" => sem_open_existing(path.to_str().unwrap()).wait(),
-        "thread-table" => thread_table(path),
+        "thread-table" => thread_alone(path, false),
+        "thread-working-directory" => thread_alone(path, true),
         "memory-lock" => {
             let go = fuse::block_on(path);
-            ready(std::process::id());
+            ready();
             go.wait();
             wait_for_the_end();
         }
         "leader-gone" => leader_gone(path),
-        "other-pid-namespace" => other_pid_namespace(path),
+        "creator" => creator(path, false, || {}),
+        "creator-without-mount" => creator(path, false, place::leave_shm),
+        "descendant" => creator(path, true, || {}),
+        "mount-beside-a-jail" => mount_beside_a_jail(path),
         kind => {
             let (_, take) = KINDS.iter().find(|(name, _)| *name == kind).unwrap();
             let kept = take(path);
-            ready(std::process::id());
+            ready();
             wait_for_the_end();
             drop(kept);
         }
@@ -74,8 +127,8 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn ready(pid: u32) {
-    println!("ready {pid}");
+fn ready() {
+    println!("ready {}", place::pid_outside());
     std::io::stdout().flush().unwrap();
 }
 
@@ -133,6 +186,45 @@ fn bind_mount(path: &Path) -> Kept {
     Box::new(())
 }
 
+/// A descriptor of access mode 3: neither reading nor writing, but for ioctls.
+fn without_access(path: &Path) -> OwnedFd {
+    let path = c_path(path);
+    // SAFETY: the path is NUL-terminated and outlives the call; the descriptor is new.
+    unsafe { OwnedFd::from_raw_fd(check(libc::open(path.as_ptr(), libc::O_ACCMODE)).unwrap()) }
+}
+
+fn c_path(path: &Path) -> CString {
+    CString::new(path.as_os_str().as_bytes()).unwrap()
+}
+
+/// A mount of the file that is attached nowhere, behind a descriptor.
+fn open_tree(path: &Path) -> OwnedFd {
+    let path = c_path(path);
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    // SAFETY: the path is NUL-terminated and outlives the call; the descriptor is new.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags);
+        OwnedFd::from_raw_fd(check(fd.try_into().unwrap()).unwrap())
+    }
+}
+
+/// An overlay with `lower` as a lower layer, or with the upper layer in the directory `inside`.
+fn overlay(lower: &str, inside: Option<&Path>) -> Kept {
+    let own = scratch().join(format!("overlay-{}", std::process::id()));
+    let inside: PathBuf = inside.map_or_else(|| own.join("layers"), Path::to_owned);
+    let (upper, work, merged) = (inside.join("upper"), inside.join("work"), own.join("merged"));
+    for directory in [&upper, &work, &merged] {
+        fs::create_dir_all(directory).unwrap();
+    }
+    let (upper, work) = (upper.to_str().unwrap(), work.to_str().unwrap());
+    let layers = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+    let merged = merged.to_str().unwrap();
+    let mount = |options: &str| sandbox::mount("overlay", merged, "overlay", 0, options);
+    // In a user namespace its notes go into attributes of users.
+    mount(&layers).or_else(|_| mount(&format!("{layers},userxattr"))).unwrap();
+    Box::new(())
+}
+
 /// The argument of `LOOP_CONFIGURE` (linux/loop.h): file, block size, `struct loop_info64`.
 #[repr(C)]
 struct LoopConfig {
@@ -171,14 +263,22 @@ fn loop_device(path: &Path) -> Kept {
     Box::new(device)
 }
 
-/// Only a thread's private descriptor table has the file.
-fn thread_table(path: &Path) {
+/// Only a thread's private descriptor table has the file; or it alone works in the directory.
+fn thread_alone(path: &Path, works_in: bool) {
     let path = path.to_owned();
     thread::spawn(move || {
-        // SAFETY: gives this thread a table of its own.
-        check(unsafe { libc::unshare(libc::CLONE_FILES) }).unwrap();
-        let _file = read_write(&path);
-        ready(std::process::id());
+        let own = if works_in { libc::CLONE_FS } else { libc::CLONE_FILES };
+        // SAFETY: gives this thread a table, or a working directory, of its own.
+        check(unsafe { libc::unshare(own) }).unwrap();
+        let _file = if works_in {
+            env::set_current_dir(&path).unwrap();
+            None
+        } else if path.is_dir() {
+            Some(File::open(&path).unwrap())
+        } else {
+            Some(read_write(&path))
+        };
+        ready();
         wait_for_the_end();
     })
     .join()
@@ -194,7 +294,7 @@ fn leader_gone(path: &Path) {
         wait_for("the leader's end", || {
             fs::read_to_string(&state).unwrap().contains(") Z ").then_some(())
         });
-        ready(std::process::id());
+        ready();
         wait_for_the_end();
         drop(kept);
         exit(0);
@@ -203,28 +303,73 @@ fn leader_gone(path: &Path) {
     unsafe { libc::syscall(libc::SYS_exit, 0) };
 }
 
-/// A process in a PID namespace of its own maps the file.
-fn other_pid_namespace(path: &Path) {
-    // SAFETY: this process has a single thread.
-    check(unsafe { libc::unshare(libc::CLONE_NEWPID) }).unwrap();
-    let (mut taken, takes) = std::io::pipe().unwrap();
-    let child = sandbox::fork();
-    if child == 0 {
-        // SAFETY: this changes a flag of this process only.
-        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-        let kept = map(path, libc::PROT_READ, libc::MAP_SHARED);
-        drop(takes);
+/// Makes the file, with this process's own pid in place of the `@` in its name, as the leader of a
+/// session; or leaves it to a child that is younger than the file.
+///
+/// The pid is one that the PID namespace outside, if there is one, has used up.
+fn creator(pattern: &Path, dies: bool, then: fn()) {
+    const USED_UP: i32 = 400;
+    loop {
+        let (mut said, says) = std::io::pipe().unwrap();
+        let child = sandbox::fork();
+        if child == 0 {
+            // SAFETY: the call reads the process's own pid.
+            let pid = unsafe { libc::getpid() };
+            if pid < USED_UP {
+                exit(0);
+            }
+            place::end_with_parent();
+            // SAFETY: the child of a fork leads no group yet.
+            check(unsafe { libc::setsid() }).unwrap();
+            let path = pattern.to_str().unwrap().replace('@', &pid.to_string());
+            drop(OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).unwrap());
+            if dies && sandbox::fork() > 0 {
+                exit(0);
+            }
+            drop(says);
+            wait_for_the_end();
+            exit(0);
+        }
+        drop(says);
+        // Until the creator, or its child, has come so far; or at once, when there is none yet.
+        said.read_to_end(&mut Vec::new()).unwrap();
+        if child < USED_UP || dies {
+            // SAFETY: waiting without a status touches no memory.
+            check(unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) }).unwrap();
+        }
+        if child >= USED_UP {
+            then();
+            ready();
+            wait_for_the_end();
+            return;
+        }
+    }
+}
+
+/// A bind mount of the file, and a process that sees no mount at all, in one mount namespace.
+fn mount_beside_a_jail(path: &Path) {
+    place::enter("own-mounts", None);
+    let (mut said, says) = std::io::pipe().unwrap();
+    let prisoner = sandbox::fork();
+    if prisoner == 0 {
+        place::end_with_parent();
+        let jail = scratch().join("empty");
+        fs::create_dir_all(&jail).unwrap();
+        std::os::unix::fs::chroot(jail).unwrap();
+        drop(says);
         wait_for_the_end();
-        drop(kept);
         exit(0);
     }
-    drop(takes);
-    taken.read_to_end(&mut Vec::new()).unwrap();
-    ready(child.try_into().unwrap());
-    let mut status = 0;
-    // SAFETY: the status is one integer.
-    check(unsafe { libc::waitpid(child, &mut status, 0) }).unwrap();
-    assert_eq!(status, 0);
+    drop(says);
+    said.read_to_end(&mut Vec::new()).unwrap();
+    let target = scratch().join("bound");
+    fs::write(&target, "").unwrap();
+    let (path, target) = (path.to_str().unwrap(), target.to_str().unwrap());
+    sandbox::mount(path, target, "", libc::MS_BIND, "").unwrap();
+    ready();
+    wait_for_the_end();
+    // SAFETY: waiting without a status touches no memory.
+    check(unsafe { libc::waitpid(prisoner, std::ptr::null_mut(), 0) }).unwrap();
 }
 
 /// A running fixture; it ends when this is dropped.
@@ -273,8 +418,10 @@ impl Holder {
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        // It may have ended by itself; and a fixture in another PID namespace ends with its parent.
+        // It may have ended by itself; and what holds the file may be a child, which ends with it.
         self.child.kill().unwrap_or(());
         self.child.wait().map(drop).unwrap_or(());
+        let held_by = PathBuf::from(format!("/proc/{}", self.pid));
+        wait_for("the holder's end", || (!held_by.exists()).then_some(()));
     }
 }

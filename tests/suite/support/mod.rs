@@ -4,6 +4,7 @@ mod case;
 mod command;
 pub(crate) mod fuse;
 pub(crate) mod hold;
+pub(crate) mod place;
 mod python;
 mod sandbox;
 mod schema;
@@ -15,6 +16,7 @@ pub(crate) use command::{
     Finish, Finished, Inherit, evidence, inventory, listed, reap_all, rtrack, verdict,
 };
 pub(crate) use hold::{Holder, hold, hold_as};
+pub(crate) use place::inside;
 pub(crate) use python::{Python, pythons};
 pub(crate) use sandbox::{is_real_root, mount, run_directory, scratch, somebody, supervise};
 pub(crate) use schema::{faults, validate};

@@ -173,7 +173,7 @@ fn watch(case: &Case, child: i32, signals: &libc::sigset_t) -> ExitCode {
 }
 
 /// 128 + N for a process that signal N ended, as shells have it.
-fn status_of(status: i32) -> u8 {
+pub(super) fn status_of(status: i32) -> u8 {
     let status = if libc::WIFEXITED(status) {
         libc::WEXITSTATUS(status)
     } else {

@@ -1,0 +1,177 @@
+//! Where a fixture or a program runs: namespaces, a jail, fewer capabilities. A list of places is
+//! written with colons between them, and entered from left to right.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, chroot};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, exit};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::mount::{MntFlags, umount2};
+
+use super::{check, object, sandbox, scratch};
+
+/// This process's pid where the case runs, if it is another one than its own; else 0.
+static PID_OUTSIDE: AtomicU32 = AtomicU32::new(0);
+
+/// This process's pid as the case sees it.
+pub(super) fn pid_outside() -> u32 {
+    match PID_OUTSIDE.load(Ordering::Relaxed) {
+        0 => std::process::id(),
+        pid => pid,
+    }
+}
+
+/// `command`, not yet started, in these places.
+pub(crate) fn inside(places: &str, command: &Command) -> Command {
+    let mut inside = Command::new("/proc/self/exe");
+    inside.args(["__in", places]).arg(command.get_program()).args(command.get_args());
+    inside
+}
+
+/// The main function of what [`inside`] starts.
+pub(crate) fn main(arguments: &[String]) -> ExitCode {
+    let [places, program, arguments @ ..] = arguments else {
+        panic!("usage: __in PLACES PROGRAM [ARGUMENT…]")
+    };
+    end_with_parent();
+    enter(places, None);
+    panic!("{program}: {}", Command::new(program).args(arguments).exec());
+}
+
+/// Asks the kernel to end this process with the one that started it.
+pub(super) fn end_with_parent() {
+    // SAFETY: this changes a flag of this process only.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+}
+
+/// Enters `places`; `path` is what a fixture is going to hold.
+pub(super) fn enter(places: &str, path: Option<&Path>) {
+    for place in places.split(':') {
+        match place.split_once('=').unwrap_or((place, "")) {
+            ("own-mounts", _) => unshare(libc::CLONE_NEWNS),
+            // The /proc is still that of the namespace outside.
+            ("own-pids", _) => {
+                unshare(libc::CLONE_NEWPID);
+                go_on_in_a_child();
+            }
+            ("own-proc", options) => {
+                unshare(libc::CLONE_NEWNS);
+                sandbox::mount("proc", "/proc", "proc", 0, options).unwrap();
+            }
+            ("boot-time", offset) => {
+                unshare(CLONE_NEWTIME);
+                let (seconds, nanoseconds) = offset.split_once('.').unwrap();
+                let line = format!("boottime {seconds} {nanoseconds}");
+                fs::write("/proc/self/timens_offsets", line).unwrap();
+                go_on_in_a_child();
+            }
+            ("equal-path", _) => another_shm(path.unwrap()),
+            ("jail", _) => {
+                let jail = scratch().join("jail");
+                let shm = jail.join("dev/shm");
+                fs::create_dir_all(&shm).unwrap();
+                let target = shm.to_str().unwrap();
+                sandbox::mount("/dev/shm", target, "", libc::MS_BIND, "").unwrap();
+                chroot(jail).unwrap();
+                std::env::set_current_dir("/").unwrap();
+            }
+            ("own-users", _) => become_root_of_a_namespace(),
+            ("usual-capabilities", _) => keep_usual_capabilities(),
+            ("user", uid) => become_user(uid.parse().unwrap()),
+            ("real-uid", uid) => set_uids([uid.parse().unwrap(), 0, 0]),
+            ("effective-uid", uid) => set_uids([0, uid.parse().unwrap(), 0]),
+            ("saved-uid", uid) => set_uids([0, 0, uid.parse().unwrap()]),
+            // SAFETY: this changes an attribute of this process, which has a single thread.
+            ("fs-uid", uid) => drop(unsafe { libc::setfsuid(uid.parse().unwrap()) }),
+            _ => panic!("{place} is no place"),
+        }
+    }
+}
+
+/// linux/sched.h; the value also means something else, so the libc crate leaves it out.
+const CLONE_NEWTIME: i32 = 0x80;
+
+fn unshare(flags: i32) {
+    // SAFETY: this process has a single thread.
+    check(unsafe { libc::unshare(flags) }).unwrap();
+}
+
+/// New namespaces for PIDs and time are entered by children only.
+fn go_on_in_a_child() {
+    let (mut told, mut tells) = std::io::pipe().unwrap();
+    let child = sandbox::fork();
+    if child == 0 {
+        end_with_parent();
+        drop(tells);
+        let mut pid = [0; 4];
+        told.read_exact(&mut pid).unwrap();
+        PID_OUTSIDE.store(u32::from_ne_bytes(pid), Ordering::Relaxed);
+        return;
+    }
+    tells.write_all(&child.to_ne_bytes()).unwrap();
+    let mut status = 0;
+    // SAFETY: the status is one integer.
+    check(unsafe { libc::waitpid(child, &mut status, 0) }).unwrap();
+    exit(sandbox::status_of(status).into());
+}
+
+/// Another tmpfs on /dev/shm, in a mount namespace of this process's own, with an object of the
+/// same name, content and inode number.
+fn another_shm(path: &Path) {
+    unshare(libc::CLONE_NEWNS);
+    let name = path.strip_prefix("/dev/shm").unwrap();
+    let before = fs::metadata(path).unwrap();
+    sandbox::mount("tmpfs", "/dev/shm", "tmpfs", 0, "mode=1777").unwrap();
+    if before.is_dir() {
+        fs::create_dir(path).unwrap();
+    } else {
+        object().make(name);
+    }
+    assert_eq!(fs::metadata(path).unwrap().ino(), before.ino(), "only the device differs");
+}
+
+/// Takes the case's /dev/shm out of this process's mount namespace.
+pub(super) fn leave_shm() {
+    umount2("/dev/shm", MntFlags::MNT_DETACH).unwrap();
+}
+
+/// What container engines leave to root in a container, by linux/capability.h: CHOWN,
+/// DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, NET_RAW,
+/// SYS_CHROOT, MKNOD, AUDIT_WRITE, SETFCAP.
+const USUAL: &[libc::c_ulong] = &[0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31];
+
+/// The next program has no other capabilities.
+fn keep_usual_capabilities() {
+    for capability in (0..64).filter(|number| !USUAL.contains(number)) {
+        // SAFETY: this changes an attribute of this process only; there are fewer than 64.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } == -1 {
+            assert!(capability > 31, "{}", std::io::Error::last_os_error());
+        }
+    }
+}
+
+fn become_user(uid: u32) {
+    nix::unistd::setgroups(&[]).unwrap();
+    nix::unistd::setgid(uid.into()).unwrap();
+    nix::unistd::setuid(uid.into()).unwrap();
+    // With other uids the request is forgotten, and the files in /proc are root's.
+    end_with_parent();
+    nix::sys::prctl::set_dumpable(true).unwrap();
+}
+
+/// A user namespace in which this user is root.
+fn become_root_of_a_namespace() {
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    unshare(libc::CLONE_NEWUSER);
+    fs::write("/proc/self/setgroups", "deny").unwrap();
+    fs::write("/proc/self/uid_map", format!("0 {uid} 1")).unwrap();
+    fs::write("/proc/self/gid_map", format!("0 {gid} 1")).unwrap();
+}
+
+/// Real, effective and saved uid.
+fn set_uids([real, effective, saved]: [u32; 3]) {
+    nix::unistd::setresuid(real.into(), effective.into(), saved.into()).unwrap();
+}
