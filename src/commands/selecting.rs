@@ -98,7 +98,8 @@ impl SelectArgs {
     /// has, so that they hide nothing of the others.
     ///
     /// # Errors
-    /// A name that fits several objects, or a user that is unknown: status 2.
+    /// A name that fits several objects, or a user that is unknown: status 2. No name that any
+    /// object has: status 1.
     pub fn select(
         &self,
         mut objects: Vec<Object>,
@@ -106,6 +107,11 @@ impl SelectArgs {
     ) -> Result<(Vec<Object>, Vec<CommandError>), CommandError> {
         let filter = self.filter()?;
         let Found { indices, missing } = self.find(&objects, &self.names)?;
+        if indices.is_empty()
+            && let Some(first) = missing.first()
+        {
+            return Err(explain(first.clone()));
+        }
         let mut index = 0;
         objects.retain(|object| {
             index += 1;
