@@ -11,7 +11,7 @@ use super::error::{CommandError, Kind as ErrorKind};
 use super::target::{TargetArgs, unreachable};
 use super::ui::Ui;
 use crate::tracker::resource::escape;
-use crate::tracker::service::client::{Kind, Reader, SendError, Target, Tracker};
+use crate::tracker::service::client::{Kind, Life, Probe, Reader, SendError, Target, Tracker};
 use crate::tracker::service::protocol::{self, Command, LINE_MAX, encode};
 use crate::tracker::sys;
 
@@ -106,16 +106,25 @@ struct Sender<'a> {
     /// Set when it was looked for.
     tracker: Option<Option<Tracker>>,
     doubted: bool,
+    /// Nobody reads the pipe but those who write to it: what is sent waits for a tracker.
+    unread: bool,
 }
 
 impl<'a> Sender<'a> {
     fn open(args: &TargetArgs, ui: &'a Ui) -> Result<Self, CommandError> {
         let target = args.open()?.map_err(unreachable)?;
+        let unread = target.is_its_own_reader()? && Probe::of(&target)?.life == Life::Dead;
         let tracker = target.tracker.clone().map(Some);
-        Ok(Self { target, ui, tracker, doubted: false })
+        Ok(Self { target, ui, tracker, doubted: false, unread })
     }
 
     fn send(&mut self, command: Command, name: &[u8], rtype: &[u8]) -> Result<(), CommandError> {
+        if self.unread && command == Command::Probe {
+            return Err(CommandError::new(ErrorKind::No, anyhow!("no tracker reads the pipe")));
+        }
+        if std::mem::take(&mut self.unread) {
+            self.ui.note("note: no tracker reads the pipe yet; the message waits in it");
+        }
         // Every reader takes a plain name; only for others is it worth a look at every process.
         if Reader::Old.form(name).is_none() && self.tracker.is_none() {
             let readers = self.target.ends().readers;

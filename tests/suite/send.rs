@@ -131,6 +131,15 @@ fn dead_and_deaf_trackers() {
     let run = send(["--fd", "5", "PROBE"]).inherit(writer, 5).finish().expect(3);
     assert!(run.stderr.contains("the pipe is full"), "{}", run.stderr);
     drop(reader);
+    // A FIFO that was opened for both takes everything, and nobody is there.
+    let fifo = crate::support::scratch().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let both = || std::fs::OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
+    let run = send(["--fd", "5", "PROBE"]).inherit(both(), 5).finish().expect(1);
+    assert!(run.stderr.contains("no tracker reads the pipe"), "{}", run.stderr);
+    let _kept = both();
+    let run = send(["--fd", "5", "REGISTER", "x", "dummy"]).inherit(both(), 5).finish().expect(0);
+    assert!(run.stderr.contains("no tracker reads the pipe yet"), "{}", run.stderr);
     send(["--pid", "999999999", "PROBE"]).finish().expect(1);
     let run = send(["--pid", "1", "PROBE"]).finish().expect(3);
     assert!(run.stderr.starts_with("error: "), "{}", run.stderr);

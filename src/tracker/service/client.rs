@@ -432,6 +432,17 @@ impl Target {
         Ok(!fds.iter().any(|fd| fd.revents().is_some_and(|events| events.intersects(gone))))
     }
 
+    /// Whether this process itself can read what it writes (a FIFO that was opened for both): such a
+    /// pipe always has a reader, and no write to it ever fails.
+    ///
+    /// # Errors
+    /// The errno of fcntl(2).
+    pub fn is_its_own_reader(&self) -> io::Result<bool> {
+        let flags = fcntl(&self.pipe, FcntlArg::F_GETFL).map(OFlag::from_bits_retain)?;
+        Ok(flags & OFlag::O_ACCMODE == OFlag::O_RDWR
+            && self.stat.st_mode & nix::libc::S_IFMT == nix::libc::S_IFIFO)
+    }
+
     /// Writes one message, at once and whole.
     ///
     /// # Errors
@@ -649,10 +660,7 @@ impl Probe {
             one.map(|(tracker, _)| tracker.clone())
         });
         let only_clients = tracker.is_none() && !ends.readers.is_empty();
-        // Where this process itself can read, the pipe always has a reader.
-        let flags = fcntl(target, FcntlArg::F_GETFL).map(OFlag::from_bits_retain)?;
-        let reads = flags & OFlag::O_ACCMODE == OFlag::O_RDWR
-            && target.stat.st_mode & nix::libc::S_IFMT == nix::libc::S_IFIFO;
+        let reads = target.is_its_own_reader()?;
         let life = match (target.is_read()?, &tracker) {
             (false, _) => Life::Dead,
             (true, Some(_)) => Life::Alive,
