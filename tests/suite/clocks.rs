@@ -38,7 +38,7 @@ pub(crate) fn tests() -> Vec<Case> {
 
 const SECOND: i128 = 1_000_000_000;
 /// A name of a producer whose live owners always hold its objects.
-const ALWAYS_HELD: &str = "mpich_shar_tmpAbC123";
+const ALWAYS_HELD: &str = "mpich_shar_tmpClock1";
 
 /// By how much the wall clock of the engine in this process differs from the machine's, in
 /// nanoseconds.

@@ -57,8 +57,18 @@ const NAMES: &[&str] = &[
 /// Directories: of one a file is in use, of the other only itself, which no lease tells of.
 const DIRECTORY: &str = "joblib_memmapping_folder_4194399_0123456789abcdef_0123456789abcdef";
 const WORKED_IN: &str = "joblib_memmapping_folder_4194399_fedcba9876543210_fedcba9876543210";
+
+/// A name of a producer whose live owners always hold its objects, of no other case: these look at
+/// the whole machine, and a process on its way from one mount namespace to another is known by the
+/// name and the inode number of what it has open.
+fn always_held(number: usize) -> String {
+    format!("mpich_shar_tmp{:04}{number:02}", std::process::id() % 10_000)
+}
+
 /// What nobody uses.
-const DEAD: &str = "mpich_shar_tmpDead00";
+fn dead_name() -> String {
+    always_held(99)
+}
 
 /// Objects in use, and one that is not.
 struct Scene {
@@ -73,7 +83,7 @@ impl Scene {
             Some(uid) => object().mode(mode).owner(uid),
             None => object().mode(mode),
         };
-        described.make(DEAD);
+        described.make(dead_name());
         let mut scene = Self { in_use: Vec::new(), holders: Vec::new() };
         let mut add = |name: &str, file: &str, way: &str| {
             let kind = [places, &[way]].concat().join(":");
@@ -81,7 +91,7 @@ impl Scene {
             scene.in_use.push(name.to_owned());
         };
         for (number, way) in WAYS.iter().enumerate() {
-            let name = format!("mpich_shar_tmpUsed{number:02}");
+            let name = always_held(number);
             described.make(&name);
             add(&name, &name, way);
         }
@@ -112,24 +122,21 @@ impl Scene {
                 "{name}, which is in use, is {verdict} ({reason}), seen from {places:?}"
             );
         }
-        assert_eq!(verdict(&document, DEAD), dead, "seen from {places:?}: {document:#}");
+        assert_eq!(verdict(&document, &dead_name()), dead, "seen from {places:?}: {document:#}");
         reap(places);
         let after: Vec<_> = self.in_use.iter().map(identity).collect();
         assert_eq!(before, after, "seen from {places:?}");
         assert!(identity(format!("{DIRECTORY}/inside")).is_some());
-        assert_eq!(identity(DEAD).is_none(), dead.0 == "orphaned", "seen from {places:?}");
+        assert_eq!(identity(dead_name()).is_none(), dead.0 == "orphaned", "seen from {places:?}");
     }
 
-    /// When its users are gone, each object of a producer that always holds it is orphaned.
+    /// When its users are gone, each object whose verdict nothing else on the machine can change is
+    /// orphaned.
     #[track_caller]
     fn ends(self, places: &[&str]) {
         drop(self.holders);
         let document = list(places);
-        // Not the semaphore: a Python elsewhere on the machine may have a tracker that cleans such.
-        let always_held = ["mpich", "pym"];
-        let always_held =
-            self.in_use.iter().filter(|name| always_held.iter().any(|its| name.starts_with(its)));
-        for name in always_held {
+        for name in self.in_use.iter().filter(|name| name.starts_with("mpich")) {
             let judged = verdict(&document, name);
             assert_eq!(judged, ("orphaned", "always-held-producer"), "{name} from {places:?}");
         }

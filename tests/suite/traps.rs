@@ -64,7 +64,7 @@ pub(crate) fn tests() -> Vec<Case> {
 }
 
 /// A name of a producer whose live owners always hold its objects.
-const ALWAYS_HELD: &str = "mpich_shar_tmpAbC123";
+const ALWAYS_HELD: &str = "mpich_shar_tmpTrapA1";
 /// A name of Python's memory: the proof needs sight of every process.
 const PYTHONS: &str = "psm_0a1b2c3d";
 /// A directory's name of which the same is true; joblib's, of a pid that no process has.
@@ -770,9 +770,9 @@ fn bind_mount_here() {
 /// The mount is of another name of the same inode.
 fn bind_mount_of_another_name() {
     object().make(ALWAYS_HELD);
-    fs::hard_link(path(ALWAYS_HELD), path("mpich_shar_tmpDeF456")).unwrap();
-    let bound = Bound::new(&path("mpich_shar_tmpDeF456"));
-    for name in [ALWAYS_HELD, "mpich_shar_tmpDeF456"] {
+    fs::hard_link(path(ALWAYS_HELD), path("mpich_shar_tmpTrapB2")).unwrap();
+    let bound = Bound::new(&path("mpich_shar_tmpTrapB2"));
+    for name in [ALWAYS_HELD, "mpich_shar_tmpTrapB2"] {
         judged(name, "held", "mounted");
         stays(name);
     }
