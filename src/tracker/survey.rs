@@ -117,6 +117,12 @@ impl Survey {
         self.snapshot = self.look_at_processes(host);
     }
 
+    /// How long ago the look at the processes began that this survey judges by.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.snapshot.began.map_or(Duration::MAX, |began| began.elapsed())
+    }
+
     /// The verdict on the object at `index`.
     #[must_use]
     pub fn judge(&self, host: &Host, index: usize) -> Option<Judgement> {
@@ -321,8 +327,10 @@ impl Survey {
             creator: self.creator(object),
             guardian: producer.and_then(|producer| {
                 let name = producer.guardian.as_deref()?;
-                let what = self.catalogue.guardian(name)?.what.clone();
-                Some((snapshot.guardian(object, &self.owners, name)?, what))
+                let what = &self.catalogue.guardian(name)?.what;
+                let (who, known) = snapshot.guardian(object, &self.owners, name)?;
+                let silent = || format!("a process that does not say what it is, perhaps {what},");
+                Some((who, if known { what.clone() } else { silent() }))
             }),
             family: producer
                 .and_then(|producer| producer.family.as_deref())

@@ -6,7 +6,6 @@ mod worker;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::time::Instant;
 
 use super::Status;
 use super::error::{CommandError, Kind as ErrorKind};
@@ -71,7 +70,6 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     let mut found = Look::take(&args.select, args.select.judging(), |host, objects| {
         choose(args, host, objects, &mut forced)
     })?;
-    let looked = Instant::now();
     let leftovers = reap::leftovers(&found.host)?;
 
     let planned = plan(args, &found, &forced);
@@ -108,7 +106,7 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
         }
         // Whoever cannot be answered must not find out afterwards.
         begun = answer::begin(args, ui, &found, &planned)?;
-        done = worker::carry_out(ui, &mut found, looked, planned)?;
+        done = worker::carry_out(ui, &mut found, planned)?;
     }
     answer::finish(args, ui, &found, &done, begun)?;
 

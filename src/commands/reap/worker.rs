@@ -1,7 +1,7 @@
 //! Carrying out a plan, object by object, until it is done or a signal comes.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -17,9 +17,11 @@ use crate::tracker::reap::{self, Manner, Reaper, Report, Target};
 use crate::tracker::survey::{self, Survey};
 use crate::tracker::verdict::{Verdict, judge};
 
-/// What is older than this is not judged by: between a look at the processes and a removal lie at
-/// most 5 seconds.
-const FRESH: Duration = Duration::from_secs(4);
+/// After so long the processes are looked at again.
+const FRESH: Duration = Duration::from_secs(3);
+
+/// What is older than this is not judged by.
+const OLD: Duration = Duration::from_secs(5);
 
 /// How long another rtrack may keep this one from starting.
 const COURTESY: Duration = Duration::from_secs(2);
@@ -28,12 +30,7 @@ const COURTESY: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// /dev/shm cannot be read any more, or signals cannot be held back.
-pub(super) fn carry_out(
-    ui: &Ui,
-    found: &mut Look,
-    looked: Instant,
-    planned: Planned,
-) -> Result<Done, CommandError> {
+pub(super) fn carry_out(ui: &Ui, found: &mut Look, planned: Planned) -> Result<Done, CommandError> {
     let signals = Signals::block()?;
     let Look { host, survey, .. } = found;
     let lock = lease::courtesy_lock(host, COURTESY);
@@ -42,7 +39,7 @@ pub(super) fn carry_out(
         answer::say_settled(settled, ui);
     }
     let reaper = Reaper::new(host);
-    let mut worker = Worker { host, survey, looked, reaper, names_removed: HashMap::new() };
+    let mut worker = Worker { host, survey, reaper, names_removed: HashMap::new() };
     for (index, step) in planned.steps {
         if done.interrupted || signals.came() {
             done.interrupted = true;
@@ -62,7 +59,6 @@ pub(super) fn carry_out(
 struct Worker<'a> {
     host: &'a Host,
     survey: &'a mut Survey,
-    looked: Instant,
     reaper: Reaper<'a>,
     /// How many names of each inode, by device and number, this run has removed.
     names_removed: HashMap<(u64, u64), u32>,
@@ -76,9 +72,13 @@ impl Worker<'_> {
             Step::Refuse(verdict, why) => return refused(verdict, why),
             Step::Leave => return untouched("not planned"),
         };
-        if self.looked.elapsed() > FRESH {
+        if self.survey.age() > FRESH {
             self.survey.refresh(self.host);
-            self.looked = Instant::now();
+        }
+        if self.survey.age() > OLD {
+            let says =
+                "looking at all processes takes so long that what was seen is no longer true";
+            return refused(planned, says.into());
         }
         let (Some(object), Some(mut facts)) =
             (self.survey.objects.get(index), self.survey.facts(self.host, index))

@@ -28,7 +28,7 @@ pub fn of(host: &Host, pids: &[i32]) -> HashMap<i32, Identity> {
             let groups = host.read_proc(&format!("{pid}/cgroup")).unwrap_or_default();
             let cgroup = cgroup(&String::from_utf8_lossy(&groups));
             let container = cgroup.as_deref().and_then(container);
-            let line = lines.get(pid).map(Vec::as_slice).unwrap_or_default();
+            let line = lines.get(pid).and_then(Option::as_deref).unwrap_or_default();
             let line = line.strip_suffix(b"\0").unwrap_or(line);
             let command_line = match line {
                 [] => Vec::new(),

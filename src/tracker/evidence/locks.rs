@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use super::deadline;
 use super::mounts::number;
 use super::processes::words;
 use crate::tracker::host::Host;
@@ -12,11 +13,13 @@ use crate::tracker::host::Host;
 pub struct Locks(HashMap<(u64, u64), i32>);
 
 impl Locks {
-    /// Reads `/proc/locks`. Where it cannot be read no lock is known, which only takes a claim
-    /// away.
+    /// Reads `/proc/locks`; nothing if it cannot be read, or not in time: any user can have so many
+    /// locks that the kernel lists them for minutes.
     #[must_use]
-    pub fn read(host: &Host) -> Self {
-        Self::parse(&host.read_proc("locks").unwrap_or_default())
+    pub fn read(host: &Host) -> Option<Self> {
+        let path = host.proc.join("locks");
+        let read = deadline::map(vec![path], |path| std::fs::read(path).ok());
+        read.into_iter().next().flatten().flatten().map(|text| Self::parse(&text))
     }
 
     /// Parses proc_locks(5): `1: FLOCK  ADVISORY  WRITE 6543 00:1b:4242 0 EOF`. Leases are not

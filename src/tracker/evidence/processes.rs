@@ -3,10 +3,11 @@
 //! `stat` comes from the procfs crate. `status` is read as bytes here: a process can put any bytes
 //! into its own name, and one that the crate cannot read must not be overlooked.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::deadline;
 use super::mounts::number;
@@ -14,6 +15,12 @@ use crate::tracker::host::Host;
 
 /// The kernel's flag for its own threads (`PF_KTHREAD`, linux/sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
+
+/// Ranges of uids: the first of each, and how many.
+pub type UidRanges = Arc<[(u32, u32)]>;
+
+/// What is mapped by each text of a `uid_map`; nothing of our own.
+type UidMaps = HashMap<Vec<u8>, Option<UidRanges>>;
 
 /// What `/proc/PID/exe` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +61,11 @@ pub struct Process {
     pub comm: Vec<u8>,
     /// Real, effective, saved and file-system uid.
     pub uids: [u32; 4],
+    /// Those of its other threads, where they differ: the kernel keeps them for each thread.
+    pub thread_uids: Vec<u32>,
+    /// The uids that its user namespace maps, as first and count in ours, unless it is our own: who
+    /// is root in there may open the files of all of them.
+    pub mapped_uids: Option<UidRanges>,
     /// Its pid in each PID namespace that it is in, outermost first.
     pub ns_pids: Vec<i32>,
     /// Its process group and its session in each PID namespace that it is in.
@@ -73,7 +85,21 @@ impl Process {
     /// outside reads as the overflow uid.
     #[must_use]
     pub fn may_be_of(&self, uid: u32, overflow: Option<u32>) -> bool {
-        overflow == Some(uid) || self.uids.iter().any(|own| *own == uid || overflow == Some(*own))
+        overflow == Some(uid)
+            || self.all_uids().any(|own| own == uid || overflow == Some(own))
+            || self.maps_uid(uid)
+    }
+
+    /// The uids of all its threads, some of them more than once.
+    pub fn all_uids(&self) -> impl Iterator<Item = u32> {
+        self.uids.into_iter().chain(self.thread_uids.iter().copied())
+    }
+
+    /// Whether it is in another user namespace than ours, and that one maps `uid`.
+    #[must_use]
+    pub fn maps_uid(&self, uid: u32) -> bool {
+        let ranges = self.mapped_uids.as_deref().unwrap_or_default();
+        ranges.iter().any(|(first, count)| uid >= *first && uid - first < *count)
     }
 }
 
@@ -88,6 +114,8 @@ pub struct Processes {
     pub missing: Option<String>,
     /// The uid that stands for those from outside this user namespace; `None` in the first one.
     pub overflow: Option<u32>,
+    /// Maps of uids that were met, by their text: few user namespaces hold many processes.
+    uid_maps: UidMaps,
 }
 
 impl Processes {
@@ -95,6 +123,7 @@ impl Processes {
     #[must_use]
     pub fn read(host: &Host) -> Self {
         let mut list = Self { overflow: overflow_uid(host), ..Self::default() };
+        list.uid_maps.insert(host.read_proc("self/uid_map").unwrap_or_default(), None);
         list.read_more(host);
         // An empty directory, or another PID namespace's procfs, is no list of processes.
         let own = std::fs::read_link(host.proc.join("self")).ok();
@@ -119,7 +148,7 @@ impl Processes {
         for process in all {
             match process {
                 Ok(process) if self.seen.contains_key(&process.pid()) => {}
-                Ok(process) => match read_one(&process, &host.proc) {
+                Ok(process) => match read_one(&process, &host.proc, &mut self.uid_maps) {
                     Ok(read) => {
                         new.push(read.pid);
                         self.seen.insert(read.pid, read);
@@ -145,15 +174,22 @@ impl Processes {
         self.seen.values().filter(|process| !process.kernel && !process.dead)
     }
 
-    /// The command lines of `pids`, NUL-separated as the kernel has them. One that did not answer
-    /// in time, or may not be read, is missing.
+    /// The command lines of `pids`, NUL-separated as the kernel has them. One of which there is no
+    /// answer, in time or at all, has none, unless it is gone.
     #[must_use]
-    pub fn command_lines(host: &Host, pids: Vec<i32>) -> HashMap<i32, Vec<u8>> {
+    pub fn command_lines(host: &Host, pids: Vec<i32>) -> HashMap<i32, Option<Vec<u8>>> {
         let root = host.proc.clone();
         let keys = pids.clone();
-        let lines =
-            deadline::map(pids, move |pid| std::fs::read(root.join(format!("{pid}/cmdline"))).ok());
-        keys.into_iter().zip(lines).filter_map(|(pid, line)| Some((pid, line??))).collect()
+        let lines = deadline::map(pids, move |pid| {
+            match std::fs::read(root.join(format!("{pid}/cmdline"))) {
+                Ok(line) => Some(Some(line)),
+                Err(error) if gone(&error) => None,
+                Err(_) => Some(None),
+            }
+        });
+        // No answer in time is one of a process that is there.
+        let answers = lines.into_iter().map(|line| line.unwrap_or(Some(None)));
+        keys.into_iter().zip(answers).filter_map(|(pid, line)| Some((pid, line?))).collect()
     }
 }
 
@@ -161,7 +197,11 @@ fn gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 
-fn read_one(process: &procfs::process::Process, root: &Path) -> io::Result<Process> {
+fn read_one(
+    process: &procfs::process::Process,
+    root: &Path,
+    uid_maps: &mut UidMaps,
+) -> io::Result<Process> {
     let stat = process.stat().map_err(io_error)?;
     let mut status = Vec::new();
     let mut file = process.open_relative("status").map_err(io_error)?;
@@ -179,7 +219,20 @@ fn read_one(process: &procfs::process::Process, root: &Path) -> io::Result<Proce
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Err(error),
         Err(_) => Executable::Unreadable,
     };
+    let thread_uids = if stat.num_threads > 1 {
+        uids_of_threads(&root.join(format!("{}/task", stat.pid)), uids)?
+    } else {
+        Vec::new()
+    };
+    let mapped_uids = if kernel {
+        None
+    } else {
+        let text = std::fs::read(root.join(format!("{}/uid_map", stat.pid)))?;
+        uid_maps.entry(text).or_insert_with_key(|text| Some(parse_uid_map(text))).clone()
+    };
     Ok(Process {
+        thread_uids,
+        mapped_uids,
         pid: stat.pid,
         ppid: stat.ppid,
         group: stat.pgrp,
@@ -203,6 +256,29 @@ fn io_error(error: procfs::ProcError) -> io::Error {
         procfs::ProcError::Io(error, _) => error,
         other => io::Error::other(other.to_string()),
     }
+}
+
+/// The uids of threads that are none of `known`.
+fn uids_of_threads(tasks: &Path, known: [u32; 4]) -> io::Result<Vec<u32>> {
+    let mut found = BTreeSet::new();
+    for task in std::fs::read_dir(tasks)? {
+        match task.and_then(|task| std::fs::read(task.path().join("status"))) {
+            Ok(status) => found.extend(parse_status(&status).map_or([0; 4], |status| status.uids)),
+            Err(error) if gone(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found.into_iter().filter(|uid| !known.contains(uid)).collect())
+}
+
+/// The second and third column of `uid_map` (user_namespaces(7)): as seen from our own namespace.
+fn parse_uid_map(text: &[u8]) -> UidRanges {
+    let number = |word: &[u8]| u32::try_from(number(word)?).ok();
+    let range = |line: &[u8]| {
+        let mut fields = words(line).skip(1);
+        Some((number(fields.next()?)?, number(fields.next()?)?))
+    };
+    text.split(|b| *b == b'\n').filter_map(range).collect()
 }
 
 /// The executable of the process or, if its first thread has exited, of a thread that has not.
@@ -311,6 +387,10 @@ mod tests {
             start_ticks: 0,
             comm: Vec::new(),
             uids: [0, 65534, 0, 0],
+            thread_uids: vec![7],
+            mapped_uids: Some(parse_uid_map(
+                b"         0      61001          1\n 1 100000 65536\n",
+            )),
             ns_pids: Vec::new(),
             ns_leaders: Vec::new(),
             exe: Executable::None,
@@ -321,5 +401,11 @@ mod tests {
         assert!(process.may_be_of(1000, Some(65534)));
         assert!(!process.may_be_of(1000, None));
         assert!(process.may_be_of(0, None));
+        assert!(process.may_be_of(7, None));
+        for (uid, may) in
+            [(61001, true), (61002, false), (100_000, true), (165_535, true), (165_536, false)]
+        {
+            assert_eq!(process.may_be_of(uid, None), may, "{uid}");
+        }
     }
 }

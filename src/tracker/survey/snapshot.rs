@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::owners::{Owners, is_system_uid};
 use crate::tracker::evidence::clock::Clocks;
@@ -29,8 +30,10 @@ pub struct Snapshot {
     pub scan: Scan,
     /// What could be seen.
     pub sight: Sight,
+    /// When this look began: nothing of it is younger.
+    pub began: Option<Instant>,
     clocks: Option<Clocks>,
-    guardians: HashMap<String, Vec<i32>>,
+    guardians: Guardians,
     families: HashMap<String, Members>,
     /// This process and those that it was started by.
     ancestors: HashSet<i32>,
@@ -41,9 +44,21 @@ pub struct Snapshot {
     by_elder: HashMap<i32, Vec<i32>>,
     /// Running processes by each uid that they have.
     by_uid: HashMap<u32, Vec<i32>>,
-    locks: Locks,
+    /// Running processes in another user namespace.
+    foreign: Vec<i32>,
+    /// Who has what locked, unless that could not be found out.
+    locks: Option<Locks>,
     /// Objects that are mounted, or under a mount, with what is seen of it.
     uses: HashMap<Vec<u8>, Vec<String>>,
+}
+
+/// Who may come back for objects, or clean them.
+#[derive(Debug, Default)]
+struct Guardians {
+    /// The processes whose command line is one of a guardian, by the guardian's name.
+    known: HashMap<String, Vec<i32>>,
+    /// Those that did not say what they are, lowest pid first.
+    silent: Vec<i32>,
 }
 
 /// The running processes of a family, lowest pid first.
@@ -67,6 +82,7 @@ pub(super) struct Matter<'a> {
 impl Snapshot {
     /// Looks at every process.
     pub(super) fn take(host: &Host, catalogue: &Arc<Catalogue>, matter: Matter<'_>) -> Self {
+        let began = Some(Instant::now());
         let targets = Arc::new(targets(host, matter.objects));
         let remember: NameFilter = {
             let catalogue = Arc::clone(catalogue);
@@ -87,6 +103,7 @@ impl Snapshot {
         }
         let families = catalogue.families().iter();
         let mut snapshot = Self {
+            began,
             sight: Sight::new(
                 host,
                 &scan.own_mounts,
@@ -105,6 +122,7 @@ impl Snapshot {
             by_any_pid: HashMap::new(),
             by_elder: HashMap::new(),
             by_uid: HashMap::new(),
+            foreign: Vec::new(),
             processes,
             scan,
         };
@@ -129,8 +147,11 @@ impl Snapshot {
             for pid in elders {
                 self.by_elder.entry(pid).or_default().push(process.pid);
             }
-            for uid in BTreeSet::from(process.uids) {
+            for uid in process.all_uids().collect::<BTreeSet<u32>>() {
                 self.by_uid.entry(uid).or_default().push(process.pid);
+            }
+            if process.mapped_uids.is_some() {
+                self.foreign.push(process.pid);
             }
         }
     }
@@ -182,22 +203,46 @@ impl Snapshot {
             0 => format!("somebody has a lock on {what}"),
             pid => format!("process {pid} has a lock on {what}"),
         };
-        if let Some(pid) = self.locks.holder(object.stat.dev, object.stat.ino) {
+        let holder = |dev, ino| self.locks.as_ref().map(|locks| locks.holder(dev, ino));
+        // Whoever has a lock on the object itself has it open: the lease says so, too.
+        if let Some(Some(pid)) = holder(object.stat.dev, object.stat.ino) {
             return Some(says(pid, "it"));
         }
         producer?.lock_suffixes.iter().find_map(|suffix| {
             let name = Name::new([object.file.as_bytes(), suffix.as_bytes()].concat());
             let stat = stat_here(host.shm(), &name, object.stat.dev).ok()??;
-            let pid = self.locks.holder(stat.dev, stat.ino)?;
-            Some(says(pid, &name.to_string()))
+            match holder(stat.dev, stat.ino) {
+                Some(pid) => Some(says(pid?, &name.to_string())),
+                None => {
+                    Some(format!("{name} may be locked: /proc/locks could not be read in time"))
+                }
+            }
         })
     }
 
     /// A guardian that may clean the object, of those that could open it. One does not count only
     /// if it and its parent provably started after the object was born, and always counts once its
     /// own parent is gone.
-    pub(super) fn guardian(&self, object: &Object, owners: &Owners, name: &str) -> Option<Who> {
-        let guardians = self.guardians.get(name)?;
+    ///
+    /// A process that did not tell its command line may be one: whoever can keep it from answering
+    /// must not take a claim away by that. It is answered with `false`.
+    pub(super) fn guardian(
+        &self,
+        object: &Object,
+        owners: &Owners,
+        name: &str,
+    ) -> Option<(Who, bool)> {
+        let known = self.known_guardian(object, owners, name).map(|who| (who, true));
+        known.or_else(|| {
+            let silent = self.guardians.silent.iter();
+            let mut silent = silent.filter_map(|pid| self.processes.seen.get(pid));
+            let process = silent.find(|process| self.may_open(process, object, owners))?;
+            Some((who(process), false))
+        })
+    }
+
+    fn known_guardian(&self, object: &Object, owners: &Owners, name: &str) -> Option<Who> {
+        let guardians = self.guardians.known.get(name)?;
         guardians
             .iter()
             .filter_map(|pid| self.processes.seen.get(pid))
@@ -234,7 +279,8 @@ impl Snapshot {
             .map_or(FamilyState::Gone, |(first, _)| FamilyState::Unseen(first))
     }
 
-    /// Whether a process lives that has the owner's uid in any of its four, whatever its age.
+    /// Whether a process lives that has the owner's uid, in any thread, or whose user namespace maps
+    /// it, whatever its age.
     pub(super) fn kin(&self, object: &Object, owners: &Owners) -> KinState {
         let uid = object.stat.uid;
         let overflow = self.processes.overflow;
@@ -243,6 +289,8 @@ impl Snapshot {
         }
         let of = |uid: u32| self.by_uid.get(&uid).into_iter().flatten().copied();
         let mut pids: BTreeSet<i32> = of(uid).chain(overflow.into_iter().flat_map(of)).collect();
+        let strangers = self.foreign.iter().filter_map(|pid| self.processes.seen.get(pid));
+        pids.extend(strangers.filter(|process| process.maps_uid(uid)).map(|process| process.pid));
         if bears_roots_group(object, owners) {
             pids.extend(of(0).filter(|pid| !self.ancestors.contains(pid)));
         }
@@ -289,14 +337,13 @@ fn targets(host: &Host, objects: &[Object]) -> Targets {
     targets
 }
 
-/// The processes whose command line is one of a guardian, by the guardian's name. Command lines
-/// are read last, and only of processes that could matter.
+/// Who may be a guardian of any of `objects`. Command lines are read last, and only of processes that could matter.
 fn find_guardians(
     host: &Host,
     catalogue: &Catalogue,
     objects: &[Object],
     processes: &Processes,
-) -> HashMap<String, Vec<i32>> {
+) -> Guardians {
     let mut names = BTreeSet::new();
     let mut owners = HashSet::from([0]);
     let mut anybody = false;
@@ -309,7 +356,7 @@ fn find_guardians(
         }
     }
     if names.is_empty() {
-        return HashMap::new();
+        return Guardians::default();
     }
     let pids = processes
         .running()
@@ -322,12 +369,18 @@ fn find_guardians(
     let lines = Processes::command_lines(host, pids);
     let of = |name: &str| -> Option<Vec<i32>> {
         let guardian = catalogue.guardian(name)?;
-        let lines = lines.iter().filter(|(_, line)| guardian.has_command_line(line));
+        let lines = lines.iter().filter(|(_, line)| {
+            line.as_deref().is_some_and(|line| guardian.has_command_line(line))
+        });
         let mut pids: Vec<i32> = lines.map(|(pid, _)| *pid).collect();
         pids.sort_unstable();
         Some(pids)
     };
-    names.into_iter().filter_map(|name| Some((name.to_owned(), of(name)?))).collect()
+    let known = names.into_iter().filter_map(|name| Some((name.to_owned(), of(name)?))).collect();
+    let silent = lines.iter().filter(|(_, line)| line.is_none());
+    let mut silent: Vec<i32> = silent.map(|(pid, _)| *pid).collect();
+    silent.sort_unstable();
+    Guardians { known, silent }
 }
 
 /// The members of a family among the running processes.
