@@ -46,7 +46,9 @@ pub fn run(args: &DaemonArgs, _ui: &Ui) -> Result<Status, CommandError> {
         let hint = hint(&error, args.fd);
         not_started(error.into()).hint(hint)
     })?;
-    Ok(server::run(&channel, &mut PatientStderr::new()).code())
+    // That nobody listened for a while is no reason not to say what has leaked.
+    let (mut complaints, mut last_words) = (PatientStderr::new(), PatientStderr::new());
+    Ok(server::run(&channel, &mut complaints, &mut last_words).code())
 }
 
 fn hint(error: &TakeError, fd: i32) -> String {
@@ -71,7 +73,7 @@ struct PatientStderr {
 /// How long one piece may take, and how long nothing is tried after one was not taken.
 const STALL: Duration = Duration::from_secs(1);
 
-/// How long the run as a whole waits for whoever should read stderr.
+/// How long is waited in all for whoever should read stderr: while reading, and once more at the end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Writes that take no longer are not counted as waiting.

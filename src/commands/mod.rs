@@ -17,12 +17,15 @@ pub mod ui;
 pub mod values;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use error::{CommandError, Kind};
 use ui::{ColorChoice, Ui};
+
+use crate::tracker::resource::escape;
 
 /// Inspect and reap leaked IPC resources, with proof
 #[derive(Debug, Parser)]
@@ -84,12 +87,26 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// Prints help, the version, or what is wrong with the command line.
 fn refuse(arguments: &[OsString], error: &clap::Error) -> ExitCode {
     // A closed stream has nobody left to be told.
-    error.print().unwrap_or(());
     if !error.use_stderr() {
+        error.print().unwrap_or(());
         return ExitCode::SUCCESS;
     }
-    let daemon = arguments.iter().skip(1).find(|a| !a.as_encoded_bytes().starts_with(b"-"));
-    let kind = match daemon {
+    // What it quotes may be the name of a file that a pattern of the shell brought in.
+    for line in error.render().to_string().lines() {
+        writeln!(std::io::stderr().lock(), "{}", escape(line.as_bytes())).unwrap_or(());
+    }
+    let mut words = arguments.iter().skip(1);
+    let mut command = None;
+    while let Some(word) = words.next() {
+        if word == "--color" {
+            // Its value is the next word.
+            words.next();
+        } else if !word.as_encoded_bytes().starts_with(b"-") {
+            command = Some(word);
+            break;
+        }
+    }
+    let kind = match command {
         Some(name) if name == "daemon" => Kind::NotStarted,
         _ => Kind::Usage,
     };

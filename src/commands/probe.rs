@@ -136,7 +136,7 @@ fn of_probe(probe: &Probe) -> Answer {
     }
     if let Some(ends) = ends {
         if ends.hidden {
-            says.push_str(" (the processes of other users are hidden)");
+            says.push_str(" (not all processes are visible here)");
         } else if ends.unreadable > 0 {
             let count = ends.unreadable;
             says.push_str(&format!(" ({count} processes could not be looked into)"));

@@ -106,24 +106,35 @@ struct Sender<'a> {
     /// Set when it was looked for.
     tracker: Option<Option<Tracker>>,
     doubted: bool,
-    /// Nobody reads the pipe but those who write to it: what is sent waits for a tracker.
-    unread: bool,
+    /// Whether a tracker reads a pipe of which a write would not tell.
+    life: Life,
 }
 
 impl<'a> Sender<'a> {
     fn open(args: &TargetArgs, ui: &'a Ui) -> Result<Self, CommandError> {
         let target = args.open()?.map_err(unreachable)?;
-        let unread = target.is_its_own_reader()? && Probe::of(&target)?.life == Life::Dead;
+        let life = match target.is_its_own_reader()? {
+            true => Probe::of(&target)?.life,
+            // A write tells.
+            false => Life::Alive,
+        };
         let tracker = target.tracker.clone().map(Some);
-        Ok(Self { target, ui, tracker, doubted: false, unread })
+        Ok(Self { target, ui, tracker, doubted: false, life })
     }
 
     fn send(&mut self, command: Command, name: &[u8], rtype: &[u8]) -> Result<(), CommandError> {
-        if self.unread && command == Command::Probe {
-            return Err(CommandError::new(ErrorKind::No, anyhow!("no tracker reads the pipe")));
-        }
-        if std::mem::take(&mut self.unread) {
-            self.ui.note("note: no tracker reads the pipe yet; the message waits in it");
+        match (self.life, command) {
+            (Life::Alive, _) => {}
+            (Life::Dead, Command::Probe) => {
+                return Err(CommandError::new(ErrorKind::No, anyhow!("no tracker reads the pipe")));
+            }
+            (Life::Unknown, Command::Probe) => {
+                return Err(anyhow!("cannot tell whether a tracker reads the pipe").into());
+            }
+            _ => {
+                self.life = Life::Alive;
+                self.ui.note("note: no tracker is seen to read the pipe; the message waits in it");
+            }
         }
         // Every reader takes a plain name; only for others is it worth a look at every process.
         if Reader::Old.form(name).is_none() && self.tracker.is_none() {

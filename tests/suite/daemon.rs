@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support::{
-    Case, Finish, Inherit, Need, Python, case, check, names, note, object, pythons, rtrack,
-    scratch, sem_open, shm_open, skip, wait_for,
+    Case, Finish, Inherit, Need, Python, case, check, identity, names, note, object, pythons,
+    rtrack, scratch, sem_open, shm_open, skip, wait_for,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -20,6 +20,8 @@ pub(crate) fn tests() -> Vec<Case> {
         case("standard_descriptors_as_the_pipe", standard_descriptors_as_the_pipe),
         case("keeps_nothing_else_open", keeps_nothing_else_open),
         case("a_fifo_opened_for_both", a_fifo_opened_for_both),
+        case("a_fifo_whose_client_has_gone", a_fifo_whose_client_has_gone),
+        case("wrong_command_lines", wrong_command_lines),
         case("signals", signals),
         case("signals_blocked_and_pending_at_the_start", pending_signals),
         case("lists_on_request", lists_on_request),
@@ -215,6 +217,33 @@ fn a_fifo_opened_for_both() {
 
 const HARMLESS: [i32; 5] =
     [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE];
+
+/// The client wrote and went before the daemon, which inherited both ends, let go of its own.
+fn a_fifo_whose_client_has_gone() {
+    object().make("psm_1");
+    let fifo = scratch().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let both = OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
+    (&both).write_all(b"REGISTER:psm_1:shared_memory\n").unwrap();
+    let mut command = rtrack(["daemon", "--fd", "5"]);
+    command.inherit(both, 5).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(identity("psm_1").is_none());
+}
+
+fn wrong_command_lines() {
+    for arguments in [
+        &["daemon"][..],
+        &["daemon", "--fd", "x"],
+        &["-q", "daemon", "--fd", "-1"],
+        &["--color", "never", "daemon"],
+        &["--color=never", "daemon", "--fd", "x"],
+    ] {
+        rtrack(arguments).finish().expect(64);
+    }
+}
 
 fn signals() {
     object().make("psm_1");

@@ -50,8 +50,9 @@ fn alive_and_dead() {
         });
         let found = answer(probe(arguments).inherit(copy(), 5), 0, true);
         assert_eq!(found["pid"], child.id());
-        assert_eq!(found["readers"], 1);
-        assert_eq!(found["writers"], 1);
+        // In a PID namespace of its own it does not take what it sees for all there is.
+        assert_eq!((&found["readers"], &found["writers"]), (&Value::Null, &Value::Null));
+        assert_eq!(found["writers_seen"], 1);
         assert_eq!(found["stopped"], false);
         assert!(found["since"].as_str().unwrap().ends_with('Z'));
     }
@@ -111,8 +112,8 @@ fn a_fifo_that_its_clients_can_read() {
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let both = OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
     let copy = || both.try_clone().unwrap();
-    // Nobody but clients: the pipe would take messages for ever.
-    answer(probe(&["--fd", "5"]).inherit(copy(), 5), 1, false);
+    // Nobody but clients, as far as can be seen from here: the pipe would take messages for ever.
+    answer(probe(&["--fd", "5"]).inherit(copy(), 5), 3, Value::Null);
     let mut command = rtrack(["daemon", "--fd", "5"]);
     let mut child = command.inherit(copy(), 5).stderr(Stdio::null()).spawn().unwrap();
     drop(command);
@@ -122,7 +123,7 @@ fn a_fifo_that_its_clients_can_read() {
     });
     kill(child.id());
     child.wait().unwrap();
-    answer(probe(&["--fd", "5"]).inherit(copy(), 5), 1, false);
+    answer(probe(&["--fd", "5"]).inherit(copy(), 5), 3, Value::Null);
 }
 
 fn other_users() {

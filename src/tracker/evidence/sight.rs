@@ -1,5 +1,7 @@
 //! What could be seen at all. A verdict must never be made bolder by what nobody could look at.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::mounts::Mounts;
@@ -73,7 +75,7 @@ impl Sight {
             blind.push(Blind::Hidepid);
         }
         let mut assumed_complete = false;
-        if !in_first_pid_namespace(host) {
+        if !in_first_pid_namespace(&host.proc) {
             if assume_complete {
                 assumed_complete = true;
             } else {
@@ -97,9 +99,10 @@ impl Sight {
     }
 }
 
-fn in_first_pid_namespace(host: &Host) -> bool {
+/// Whether the procfs at `proc` is seen from the first PID namespace, where every process is.
+pub fn in_first_pid_namespace(proc: impl AsRef<Path>) -> bool {
     use std::os::unix::ffi::OsStrExt;
-    std::fs::read_link(host.proc.join("self/ns/pid"))
+    std::fs::read_link(proc.as_ref().join("self/ns/pid"))
         .is_ok_and(|link| link.as_os_str().as_bytes() == FIRST_PID_NAMESPACE)
 }
 

@@ -10,11 +10,25 @@ use crate::tracker::sys;
 
 /// The read end, closed on exec. It may or may not be non-blocking.
 #[derive(Debug)]
-pub struct Channel(OwnedFd);
+pub struct Channel {
+    fd: OwnedFd,
+    /// `poll` does not tell of the end until a writer has come and gone: see [`Channel::tells_end`].
+    silent: bool,
+}
 
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
+    }
+}
+
+impl Channel {
+    /// Whether `poll` tells of the end of input. It does not of a FIFO that was opened anew while no
+    /// writer was left: somebody may have written to it and gone before. Such a channel is private
+    /// and never blocks, so it is asked by reading once anything has been read from it.
+    #[must_use]
+    pub fn tells_end(&self) -> bool {
+        !self.silent
     }
 }
 
@@ -77,6 +91,7 @@ pub fn take(fd: RawFd) -> Result<Channel, TakeError> {
         nix::unistd::read(&channel, &mut []).map_err(|error| os("read")(error.into()))?;
     }
     let mut quiet = vec![0, 1];
+    let mut silent = false;
     if file_type == nix::libc::S_IFIFO {
         let same = |error: nix::sys::stat::FileStat| {
             (error.st_dev, error.st_ino) == (stat.st_dev, stat.st_ino)
@@ -86,10 +101,11 @@ pub fn take(fd: RawFd) -> Result<Channel, TakeError> {
         }
         if access == OFlag::O_RDWR {
             channel = only_reading(channel, &mut quiet, fd)?;
+            silent = true;
         }
     }
     sys::let_go_of_inherited(&channel, &quiet).map_err(os("close what else was inherited"))?;
-    Ok(Channel(channel))
+    Ok(Channel { fd: channel, silent })
 }
 
 /// The read end of a FIFO that was opened for both (`exec 5<>fifo`, as shells do it to not block):

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nix::errno::Errno;
@@ -22,6 +22,7 @@ use procfs::process::Process;
 use serde::Serialize;
 
 use super::protocol::{Form, form_for};
+use crate::tracker::evidence::sight::in_first_pid_namespace;
 use crate::tracker::sys;
 
 /// Whose tracker it is.
@@ -453,7 +454,20 @@ impl Target {
         if ready.map_err(|error| SendError::Os(error.into()))? == 0 {
             return Err(SendError::Full);
         }
-        match nix::unistd::write(&self.pipe, message) {
+        // Others may fill the pipe between the question and the write, and whether this descriptor
+        // blocks is not ours to change.
+        let began = Instant::now();
+        let patience = Duration::from_millis(FULL_PIPE_MS.into());
+        let written = sys::interrupted(|| {
+            loop {
+                match nix::unistd::write(&self.pipe, message) {
+                    Err(Errno::EINTR) if began.elapsed() < patience => {}
+                    Err(Errno::EINTR) => return Err(Errno::EAGAIN),
+                    other => return other,
+                }
+            }
+        });
+        match written {
             Ok(length) if length == message.len() => Ok(()),
             Ok(length) => Err(SendError::Short { length, of: message.len() }),
             Err(Errno::EPIPE) => Err(SendError::Dead),
@@ -509,7 +523,8 @@ pub struct Ends {
     pub writers: usize,
     /// How many processes could not be looked into.
     pub unreadable: usize,
-    /// Whether there may be processes that are not even visible (`hidepid`).
+    /// Whether there may be processes that are not even visible: `hidepid`, or processes outside
+    /// this PID namespace.
     pub hidden: bool,
 }
 
@@ -527,7 +542,7 @@ impl Ends {
             ends.hidden = true;
             return ends;
         };
-        ends.hidden = fs::symlink_metadata("/proc/1").is_err();
+        ends.hidden = fs::symlink_metadata("/proc/1").is_err() || !in_first_pid_namespace("/proc");
         let me = i32::try_from(std::process::id()).unwrap_or_default();
         let pids =
             entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());

@@ -59,13 +59,14 @@ fn asked() -> SigSet {
 
 /// Runs until the last writer of `channel` is gone, cleans, and answers with the exit status.
 ///
-/// Complaints go to `messages`, whose errors are ignored; whether and for how long it may block
-/// is the caller's choice, but the removals come before anything is said about them, so that
-/// nobody who does not listen can hold them up.
-pub fn run(channel: &Channel, messages: &mut dyn Write) -> Status {
-    let mut tracker =
-        Tracker { registry: Registry::new(), status: Status::default(), line: 0, messages };
+/// Complaints about lines go to `complaints`, what is said of the end to `last_words`; errors of both
+/// are ignored. Whether and for how long they may block is the caller's choice, but the removals
+/// come before anything is said about them, so that nobody who does not listen can hold them up.
+pub fn run(channel: &Channel, complaints: &mut dyn Write, last_words: &mut dyn Write) -> Status {
+    let (registry, status) = (Registry::new(), Status::default());
+    let mut tracker = Tracker { registry, status, line: 0, messages: complaints };
     tracker.read(channel);
+    tracker.messages = last_words;
     tracker.clean();
     tracker.status
 }
@@ -85,16 +86,21 @@ impl Tracker<'_> {
             SignalFd::with_flags(&asked(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).ok();
         let mut framer = Framer::new();
         let mut piece = vec![0; PIECE];
+        let mut ask = true;
         loop {
-            match self.wait(channel, questions.as_ref()) {
-                Ok(true) => {}
-                Ok(false) => continue,
-                Err(error) => return self.broken("poll", error),
+            if ask {
+                match self.wait(channel, questions.as_ref()) {
+                    Ok(true) => {}
+                    Ok(false) => continue,
+                    Err(error) => return self.broken("poll", error),
+                }
             }
+            ask = true;
             match nix::unistd::read(channel, &mut piece) {
                 Ok(0) => break,
                 Ok(length) => {
-                    framer.push(piece.get(..length).unwrap_or_default(), |line| self.take(line))
+                    framer.push(piece.get(..length).unwrap_or_default(), |line| self.take(line));
+                    ask = channel.tells_end();
                 }
                 Err(Errno::EAGAIN | Errno::EINTR) => continue,
                 Err(error) => {
