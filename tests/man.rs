@@ -235,7 +235,13 @@ fn outcomes_are_documented() {
 #[test]
 fn blind_spots_of_sight_are_documented() {
     let page = plain(&read("man/rtrack-verdicts.7"));
-    for blind in [Blind::NoProc, Blind::Hidepid, Blind::PidNamespace, Blind::UnreadableProcesses] {
+    for blind in [
+        Blind::NoProc,
+        Blind::Hidepid,
+        Blind::PidNamespace,
+        Blind::UnreadableProcesses,
+        Blind::IdmappedMount,
+    ] {
         let word = serde_json::to_value(blind).unwrap();
         let word = word.as_str().unwrap();
         assert!(page.contains(word), "rtrack-verdicts(7) lacks {word}");

@@ -118,9 +118,9 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
                 let head = found.head("rtrack.groups/1");
                 document::write(out, &document::groups(head, key.name(), &groups))
             } else if args.ndjson {
-                groups
-                    .iter()
-                    .try_for_each(|group| writeln!(out, "{}", document::group(key.name(), group)))
+                groups.iter().try_for_each(|group| {
+                    document::write_line(out, &document::group(key.name(), group))
+                })
             } else {
                 table::write_groups(out, key.name(), &groups, !args.no_headings)
             };
@@ -129,8 +129,9 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
             let head = found.head("rtrack.inventory/1");
             document::write(out, &document::inventory(head, &rows, &json_columns))
         } else if args.ndjson {
-            rows.iter()
-                .try_for_each(|row| writeln!(out, "{}", document::object(row, &json_columns)))
+            rows.iter().try_for_each(|row| {
+                document::write_line(out, &document::object(row, &json_columns))
+            })
         } else if args.null {
             rows.iter().try_for_each(|row| {
                 out.write_all(&row.object.id_bytes())?;

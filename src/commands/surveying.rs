@@ -107,7 +107,7 @@ fn say_troubles(survey: &Survey, strict: bool, ui: &Ui) -> bool {
             "hint: until it is mended, nothing is orphaned by what the catalogue of producers says",
         );
     }
-    let partial = !survey.snapshot.sight.holders.is_empty() || !survey.lease_works;
+    let partial = !survey.snapshot.sight.reasons().is_empty() || !survey.lease_works;
     !survey.troubles.is_empty() || !broken.is_empty() || (strict && partial)
 }
 
@@ -122,10 +122,10 @@ fn say_what_was_not_seen(survey: &Survey, ui: &Ui) {
     if sight.assumed_complete {
         ui.note("note: assuming that nothing outside this PID namespace uses /dev/shm");
     }
-    if sight.holders.is_empty() {
+    let reasons: Vec<&str> = sight.reasons().iter().map(|blind| blind.says()).collect();
+    if reasons.is_empty() {
         return;
     }
-    let reasons: Vec<&str> = sight.holders.iter().map(|blind| blind.says()).collect();
     ui.note(format_args!(
         "note: not everything could be seen: {} ({} processes seen, {} of them not readable)",
         reasons.join("; "),

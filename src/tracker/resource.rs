@@ -149,7 +149,7 @@ pub fn escape(bytes: &[u8]) -> String {
                 c if u32::from(c) < 0x20 || c == '\x7f' => {
                     text.push_str(&format!("\\x{:02x}", u32::from(c)));
                 }
-                c if invisible(c) => text.push_str(&format!("\\u{{{:x}}}", u32::from(c))),
+                c if is_invisible(c) => text.push_str(&format!("\\u{{{:x}}}", u32::from(c))),
                 c => text.push(c),
             }
         }
@@ -163,7 +163,8 @@ pub fn escape(bytes: &[u8]) -> String {
 /// Characters that change how their neighbours are shown, or are not shown at all: C1 controls,
 /// bidirectional controls, zero-width characters, fillers, variation selectors, line separators,
 /// tags, byte order marks.
-fn invisible(c: char) -> bool {
+#[must_use]
+pub fn is_invisible(c: char) -> bool {
     matches!(c,
         '\u{80}'..='\u{9f}' | '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}'
         | '\u{17b4}' | '\u{17b5}' | '\u{3164}' | '\u{ffa0}' | '\u{fe00}'..='\u{fe0f}'

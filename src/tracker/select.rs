@@ -176,9 +176,11 @@ fn exactly(objects: &[Object], text: &[u8]) -> Vec<usize> {
         return all(&|object| object.file.as_bytes() == file);
     }
     let of_kind = |object: &Object| kind.is_none_or(|kind| kind == object.kind);
-    let readings: [&dyn Fn(&Object) -> bool; 4] = [
-        &|object| of_kind(object) && object.name.as_bytes() == plain,
-        &|object| kind.is_none() && object.file.as_bytes() == plain,
+    let readings: [&dyn Fn(&Object) -> bool; 3] = [
+        &|object| {
+            of_kind(object) && object.name.as_bytes() == plain
+                || kind.is_none() && object.file.as_bytes() == plain
+        },
         &|object| object.file.as_bytes() == text,
         &|object| {
             object.id().as_bytes() == text
@@ -336,6 +338,9 @@ mod tests {
         assert!(
             matches!(one(&world, b"x"), Err(SelectError::Ambiguous { ids, .. }) if ids == ["sem:x", "shm:x"])
         );
+        let mut world = world;
+        world.push(object(Kind::Sem, b"sem.x", b"sem.sem.x"));
+        assert!(matches!(one(&world, b"sem.x"), Err(SelectError::Ambiguous { .. })));
         assert!(
             matches!(one(&world, b"psm_2"), Err(SelectError::Missing { nearest, .. }) if nearest.iter().any(|id| id == "shm:psm_1"))
         );

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
 
+use serde_json::json;
+
 use super::{Done, Planned, ReapArgs};
 use crate::commands::error::CommandError;
 use crate::commands::render::{self, Row, columns, document, table};
@@ -154,6 +156,9 @@ pub(super) fn finish(
         if args.json {
             let mut head = found.head("rtrack.reap/1");
             head.insert("settled".into(), done.settled.iter().map(settled_value).collect());
+            let left =
+                done.left.iter().map(|(name, why)| json!({ "directory": name, "says": why }));
+            head.insert("left".into(), left.collect());
             let mut text = Vec::new();
             document::write(&mut text, &document::reap(head, &rows, args.dry_run))?;
             let written = usize::from(matches!(begun, Begun::Document));
@@ -239,11 +244,11 @@ fn say_failed(row: &Row<'_>, ui: &Ui) {
 fn settled_value(settled: &Settled) -> serde_json::Value {
     let names = |names: &[Name]| names.iter().map(Name::to_lossy).collect::<Vec<_>>();
     let left = settled.left.iter();
-    serde_json::json!({
+    json!({
         "directory": settled.directory.as_ref().map(Name::to_lossy),
         "finished": names(&settled.finished),
         "put_back": names(&settled.put_back),
         "trouble": settled.trouble,
-        "left": left.map(|(name, why)| serde_json::json!({ "name": name, "says": why })).collect::<Vec<_>>(),
+        "left": left.map(|(name, why)| json!({ "name": name, "says": why })).collect::<Vec<_>>(),
     })
 }

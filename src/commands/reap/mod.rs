@@ -118,7 +118,9 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     if failed || troubled {
         return Ok(ErrorKind::Failed.status());
     }
-    let left = done.reports.iter().any(|(_, report)| report.outcome.is_left());
+    let left = done.reports.iter().any(|(_, report)| report.outcome.is_left())
+        || !done.left.is_empty()
+        || done.settled.iter().any(|settled| !settled.left.is_empty());
     Ok(if left && !args.dry_run { ErrorKind::No.status() } else { 0 })
 }
 
@@ -129,6 +131,8 @@ struct Done {
     reports: Vec<(usize, Report)>,
     /// With what interrupted reaps left behind.
     settled: Vec<Settled>,
+    /// Directories of this reap that could not be removed at its end, each with the reason.
+    left: Vec<(Name, String)>,
     /// Whether a signal came.
     interrupted: bool,
 }

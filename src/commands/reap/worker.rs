@@ -49,7 +49,8 @@ pub(super) fn carry_out(ui: &Ui, found: &mut Look, planned: Planned) -> Result<D
         let force = planned.forced.contains(&index);
         done.reports.push((index, worker.carry_out(index, step, force)));
     }
-    for (name, why) in worker.reaper.finish() {
+    done.left = worker.reaper.finish();
+    for (name, why) in &done.left {
         ui.line(format_args!("warning: {}/{name}: {why}", host.shm_path.display()));
     }
     drop(lock);

@@ -185,6 +185,13 @@ pub fn scan(
 }
 
 impl Scan {
+    /// Whether a mount of `dev` that could be seen shows other owners than the file system has.
+    #[must_use]
+    pub fn maps_owners_of(&self, dev: u64) -> bool {
+        let namespaces = self.namespaces.iter().map(|namespace| &namespace.mounts);
+        namespaces.chain([&self.own_mounts]).any(|mounts| mounts.maps_owners_of(dev))
+    }
+
     fn add(&mut self, process: &Process, found: Option<Found>) {
         let Some(found) = found else {
             self.unreadable.insert(process.pid);

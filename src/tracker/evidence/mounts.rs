@@ -30,6 +30,8 @@ pub struct Mount {
     pub fstype: Vec<u8>,
     /// Options of the super block, unescaped.
     pub options: Vec<u8>,
+    /// Whether it shows other owners than the file system has (mount_setattr(2)).
+    pub idmapped: bool,
 }
 
 /// The mounts of one mount namespace.
@@ -62,15 +64,21 @@ impl Mounts {
         self.0.iter().find(|mount| mount.id == id).map(|mount| mount.dev)
     }
 
-    /// The entries of the file system `dev` that are in use as mounts, by their first name below
-    /// its root, each with what is seen of it: bind mounts of a part of it, mounts on top of
-    /// something in it.
+    /// Whether a mount of `dev` shows other owners than the file system has.
     #[must_use]
-    pub fn uses_of(&self, dev: u64) -> Vec<(Vec<u8>, String)> {
+    pub fn maps_owners_of(&self, dev: u64) -> bool {
+        self.0.iter().any(|mount| mount.dev == dev && mount.idmapped)
+    }
+
+    /// The entries of the directory `base` of the file system `dev` that are in use as mounts, each
+    /// with what is seen of it: bind mounts of a part of it, mounts on top of something in it.
+    #[must_use]
+    pub fn uses_of(&self, dev: u64, base: &[u8]) -> Vec<(Vec<u8>, String)> {
         let mut uses = Vec::new();
         for mount in &self.0 {
             if mount.dev == dev
-                && let Some(name) = first_component(&mount.root)
+                && is_within(&mount.root, base)
+                && let Some(name) = mount.root.get(base.len()..).and_then(first_component)
             {
                 let at = super::super::resource::escape(&mount.point);
                 uses.push((name.to_vec(), format!("mounted at {at}")));
@@ -79,7 +87,7 @@ impl Mounts {
         let points: HashSet<&[u8]> = self
             .0
             .iter()
-            .filter(|mount| mount.dev == dev && mount.root == b"/")
+            .filter(|mount| mount.dev == dev && mount.root == base)
             .map(|mount| mount.point.as_slice())
             .collect();
         for other in &self.0 {
@@ -108,6 +116,9 @@ pub struct Namespace {
     pub layers: HashSet<(u64, u64)>,
     /// Layers that could not be found, as their overlays were told of them.
     pub unknown_layers: Vec<Vec<u8>>,
+    /// What of the device that was asked about is mounted, by device and inode, and where: a name
+    /// that it was mounted by may be gone while it has others.
+    pub mounted: Vec<((u64, u64), String)>,
 }
 
 impl Namespace {
@@ -119,16 +130,25 @@ impl Namespace {
     pub fn read(process: &Path, dev: u64) -> io::Result<Self> {
         let mounts = Mounts::parse(&std::fs::read(process.join("mountinfo"))?);
         let paths = mounts.layers();
+        let parts = mounts.0.iter().filter(|mount| mount.dev == dev && mount.root != b"/");
+        let parts: Vec<Vec<u8>> = parts.map(|mount| mount.point.clone()).collect();
         let mut namespace = Self { mounts, ..Self::default() };
-        if paths.is_empty() {
+        if paths.is_empty() && parts.is_empty() {
             return Ok(namespace);
         }
         let root = File::options().read(true).custom_flags(libc::O_PATH).open(process.join("root"));
+        let Ok(root) = root else {
+            namespace.unknown_layers.extend(paths);
+            return Ok(namespace);
+        };
+        for point in parts {
+            // One that another mount covers is known by its name only.
+            if let Ok(Some(inode)) = inode_below(root.as_fd(), &point, dev) {
+                let at = super::super::resource::escape(&point);
+                namespace.mounted.push((inode, format!("mounted at {at}")));
+            }
+        }
         for path in paths {
-            let Ok(root) = &root else {
-                namespace.unknown_layers.push(path);
-                continue;
-            };
             match inode_below(root.as_fd(), &path, dev) {
                 Ok(inode) => namespace.layers.extend(inode),
                 Err(_) => namespace.unknown_layers.push(path),
@@ -235,14 +255,14 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let (major, minor) = (number(dev.next()?)?, number(dev.next()?)?);
     let root = unescape(fields.next()?);
     let point = unescape(fields.next()?);
-    let _mount_options = fields.next()?;
+    let idmapped = fields.next()?.split(|b| *b == b',').any(|option| option == b"idmapped");
     // Optional fields end at a lone hyphen.
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     let fstype = rest.next()?.to_vec();
     let _source = rest.next();
     let options = rest.next().map(unescape).unwrap_or_default();
     let (major, minor) = (u32::try_from(major).ok()?, u32::try_from(minor).ok()?);
-    Some(Mount { id, dev: libc::makedev(major, minor), root, point, fstype, options })
+    Some(Mount { id, dev: libc::makedev(major, minor), root, point, fstype, options, idmapped })
 }
 
 /// A decimal number that is the whole of `text`.
@@ -304,10 +324,22 @@ not a line
         ] {
             assert_eq!(mounts.may_contain(path, &devices), may);
         }
-        let uses = mounts.uses_of(dev);
+        let uses = mounts.uses_of(dev, b"/");
         let names: Vec<_> = uses.iter().map(|(n, _)| String::from_utf8_lossy(n)).collect();
         assert_eq!(names, ["psm_1", "gone", "inner"]);
         assert_eq!(uses[0].1, "mounted at /mnt/a b");
+        assert!(!mounts.maps_owners_of(dev));
+        // /dev/shm itself is a part of a tmpfs.
+        let inner = Mounts::parse(
+            b"40 24 0:27 /app /dev/shm rw - tmpfs tmpfs rw\n\
+              41 24 0:27 /app/job.dat /mnt/d rw - tmpfs tmpfs rw\n\
+              42 24 0:27 /apple /mnt/e rw,idmapped - tmpfs tmpfs rw\n\
+              43 24 0:46 / /dev/shm/inner rw - tmpfs tmpfs rw\n",
+        );
+        let uses = inner.uses_of(dev, b"/app");
+        let names: Vec<_> = uses.iter().map(|(n, _)| String::from_utf8_lossy(n)).collect();
+        assert_eq!(names, ["job.dat", "inner"]);
+        assert!(inner.maps_owners_of(dev));
         let layers = mounts.layers();
         for path in ["/dev/shm/l1", "/dev/shm/l2", "/var/u", "/var/w"] {
             assert!(layers.contains(path.as_bytes()), "{path}");

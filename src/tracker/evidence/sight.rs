@@ -26,6 +26,9 @@ pub enum Blind {
     PidNamespace,
     /// Some processes could not be read.
     UnreadableProcesses,
+    /// The mount is idmapped somewhere: whose the processes there are says nothing of whose objects
+    /// they may open.
+    IdmappedMount,
 }
 
 impl Blind {
@@ -37,6 +40,7 @@ impl Blind {
             Self::Hidepid => "/proc is mounted with hidepid",
             Self::PidNamespace => "processes outside this PID namespace are not visible",
             Self::UnreadableProcesses => "some processes could not be read",
+            Self::IdmappedMount => "the mount has other owners where it is idmapped",
         }
     }
 }
@@ -58,11 +62,20 @@ pub struct Sight {
 }
 
 impl Sight {
-    /// Works out what was visible; `unreadable` counts processes whose holdings could not be read.
+    /// Every reason why something is not known.
+    #[must_use]
+    pub fn reasons(&self) -> Vec<Blind> {
+        let more = self.processes.iter().filter(|blind| !self.holders.contains(blind));
+        self.holders.iter().chain(more).copied().collect()
+    }
+
+    /// Works out what was visible of the mount, which is `idmapped` somewhere; `unreadable` counts
+    /// processes whose holdings could not be read.
     #[must_use]
     pub fn new(
         host: &Host,
         mounts: &Mounts,
+        idmapped: bool,
         processes: &Processes,
         unreadable: usize,
         assume_complete: bool,
@@ -86,6 +99,9 @@ impl Sight {
             blind.push(Blind::UnreadableProcesses);
         }
         let mut holders = blind.clone();
+        if idmapped {
+            blind.push(Blind::IdmappedMount);
+        }
         if unreadable > 0 && !holders.contains(&Blind::UnreadableProcesses) {
             holders.push(Blind::UnreadableProcesses);
         }

@@ -2,7 +2,9 @@
 
 use std::io;
 
-use super::quarantine::{Quarantine, counts_as_unlinked, is_quarantine_name};
+use super::quarantine::{
+    For, Quarantine, anybody_may_rename, counts_as_unlinked, is_of_strangers, is_quarantine_name,
+};
 use crate::tracker::evidence::lease::{self, LeaseError, c_name};
 use crate::tracker::host::Host;
 use crate::tracker::inventory::posix::entries;
@@ -73,7 +75,13 @@ pub fn settle(host: &Host) -> io::Result<Vec<Settled>> {
         let settled = match Quarantine::open(host, &name) {
             Ok(None) => continue,
             Ok(Some(quarantine)) => {
-                let mut settled = if counts_as_unlinked(&name) {
+                let mut settled = if anybody_may_rename(host)? {
+                    let why = "everybody may rename what is in /dev/shm, which has no sticky bit: \
+                               nothing shows that a reap left this directory";
+                    Settled { trouble: Some(why.into()), ..Settled::default() }
+                } else if is_of_strangers(&name) {
+                    give_back(host, &quarantine)
+                } else if counts_as_unlinked(&name) {
                     finish_unlinked(host, &quarantine)
                 } else {
                     settle_one(host, &quarantine)
@@ -118,12 +126,31 @@ fn settle_one(host: &Host, quarantine: &Quarantine) -> Settled {
     settled
 }
 
+/// Gives what was moved by mistake its name back, if that is free; nothing of it is removed.
+fn give_back(host: &Host, quarantine: &Quarantine) -> Settled {
+    let mut settled = Settled::default();
+    let files = entries(quarantine.fd()).unwrap_or_else(|error| {
+        settled.trouble = Some(format!("read it: {error}"));
+        Vec::new()
+    });
+    for file in files {
+        match quarantine.put_back(host, &file) {
+            Ok(()) => settled.put_back.push(file),
+            Err(errno) => {
+                let why = format!("moved by mistake, and its name is taken: {}", errno.desc());
+                settled.left.push((file, why));
+            }
+        }
+    }
+    settled
+}
+
 /// Moves an object to where it counts as unlinked; the directory's name.
 ///
 /// # Errors
 /// The errno of making that directory or of the move.
 pub(super) fn set_aside(host: &Host, quarantine: &Quarantine, file: &Name) -> io::Result<Name> {
-    let unlinked = Quarantine::make(host, true)?;
+    let unlinked = Quarantine::make(host, For::Unlinked)?;
     match unlinked.take_in(quarantine.fd(), file) {
         Ok(()) => Ok(unlinked.name().clone()),
         Err(errno) => {

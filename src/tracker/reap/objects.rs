@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::quarantine::Quarantine;
+use super::quarantine::{For, Quarantine};
 use super::{Outcome, Report};
 use crate::tracker::evidence::lease::{self, LeaseError, Leased, c_name};
 use crate::tracker::host::Host;
@@ -42,13 +42,14 @@ pub struct Reaper<'a> {
     host: &'a Host,
     quarantine: Option<Quarantine>,
     unlinked: Option<Quarantine>,
+    strangers: Option<Quarantine>,
 }
 
 impl<'a> Reaper<'a> {
     /// A reaper of the host's objects.
     #[must_use]
     pub fn new(host: &'a Host) -> Self {
-        Self { host, quarantine: None, unlinked: None }
+        Self { host, quarantine: None, unlinked: None, strangers: None }
     }
 
     /// Removes one object. `judge` is the second judgement: it is asked under the lease, with what
@@ -84,7 +85,7 @@ impl<'a> Reaper<'a> {
             }
             close(self.host, unlinked, &mut left);
         }
-        if let Some(quarantine) = self.quarantine.take() {
+        for quarantine in [self.strangers.take(), self.quarantine.take()].into_iter().flatten() {
             close(self.host, quarantine, &mut left);
         }
         left
@@ -92,7 +93,7 @@ impl<'a> Reaper<'a> {
 
     fn make_quarantine(&mut self) -> io::Result<()> {
         if self.quarantine.is_none() {
-            self.quarantine = Some(Quarantine::make(self.host, false)?);
+            self.quarantine = Some(Quarantine::make(self.host, For::Removal)?);
         }
         Ok(())
     }
@@ -204,32 +205,42 @@ impl<'a> Reaper<'a> {
     }
 
     /// Gives an object its name back. If that was taken again, the object counts as unlinked: it
-    /// stays where nobody finds it until nobody holds it.
+    /// stays where nobody finds it until nobody holds it. One that is not the planned one was never
+    /// judged, and stays until its name is free.
     fn put_back(&mut self, file: &Name, mut report: Report) -> Report {
         let Some(quarantine) = &self.quarantine else { return report };
         match quarantine.put_back(self.host, file) {
-            Ok(()) => report,
-            Err(nix::Error::EEXIST) => {
-                if self.unlinked.is_none() {
-                    self.unlinked = Quarantine::make(self.host, true).ok();
-                }
-                let moved =
-                    self.unlinked.as_ref().map(|unlinked| unlinked.take_in(quarantine.fd(), file));
-                let place = match (moved, &self.unlinked) {
-                    (Some(Ok(())), Some(unlinked)) => unlinked.name(),
-                    _ => quarantine.name(),
-                };
-                report.says = format!(
-                    "a new object has taken its name meanwhile, so the old one counts as unlinked; it is in {place} until nobody holds it"
-                );
-                report
+            Ok(()) => return report,
+            Err(nix::Error::EEXIST) => {}
+            Err(errno) => {
+                let step = format!("put it back from {}", quarantine.name());
+                return Report::failed(&step, &errno.into());
             }
-            Err(errno) => Report {
-                outcome: Outcome::Failed,
-                says: format!("put it back from {}: {}", quarantine.name(), io::Error::from(errno)),
-                errno: Some(errno as i32),
-            },
         }
+        let stranger = report.outcome == Outcome::Changed;
+        let (place, purpose) = if stranger {
+            (&mut self.strangers, For::Strangers)
+        } else {
+            (&mut self.unlinked, For::Unlinked)
+        };
+        if place.is_none() {
+            *place = Quarantine::make(self.host, purpose).ok();
+        }
+        let moved = place.as_ref().map(|place| place.take_in(quarantine.fd(), file));
+        let place = match (moved, &*place) {
+            (Some(Ok(())), Some(place)) => place.name(),
+            _ => quarantine.name(),
+        };
+        report.says = if stranger {
+            format!(
+                "another object had its name, was moved away by mistake, and lost its name to a third one: it is in {place}, and goes back when its name is free"
+            )
+        } else {
+            format!(
+                "a new object has taken its name meanwhile, so the old one counts as unlinked; it is in {place} until nobody holds it"
+            )
+        };
+        report
     }
 }
 

@@ -20,6 +20,10 @@ const PREFIX: &[u8] = b".rtrack.";
 /// before it could be put back, and a stale object under an old name is worse than none.
 const UNLINKED_PREFIX: &[u8] = b".rtrack.unlinked.";
 
+/// What is in a directory of this name was put under the name of a judged object in the last moment,
+/// and lost that name to a third one before it could be put back. It was never judged.
+const STRANGERS_PREFIX: &[u8] = b".rtrack.kept.";
+
 /// Whether this is a directory that [`settle`](super::settle) would settle, unless a reaper that
 /// works has it locked.
 #[must_use]
@@ -27,9 +31,41 @@ pub fn is_our_leftover(object: &Object) -> bool {
     is_quarantine_name(&object.file) && is_ours(&object.stat)
 }
 
-/// Whether a directory of this name is, by its name, a quarantine.
+/// Whether a directory of this name is, by its name, a quarantine: of a reaper, not of somebody who
+/// likes the prefix.
 pub(in crate::tracker) fn is_quarantine_name(name: &Name) -> bool {
-    name.as_bytes().starts_with(PREFIX)
+    let random = [UNLINKED_PREFIX, STRANGERS_PREFIX, PREFIX]
+        .into_iter()
+        .find_map(|prefix| name.as_bytes().strip_prefix(prefix));
+    random.is_some_and(|random| {
+        random.len() == 16 && random.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
+
+/// Whether what is in a quarantine of this name was never judged.
+pub(super) fn is_of_strangers(name: &Name) -> bool {
+    name.as_bytes().starts_with(STRANGERS_PREFIX)
+}
+
+/// Whether everybody may rename everything in the directory of the objects: then a directory of ours
+/// that looks like a quarantine may be any directory of ours.
+///
+/// # Errors
+/// The errno of statx(2).
+pub(super) fn anybody_may_rename(host: &Host) -> io::Result<bool> {
+    let mode = sys::stat(host.shm(), c"")?.mode;
+    Ok(mode & 0o022 != 0 && mode & libc::S_ISVTX == 0)
+}
+
+/// What a quarantine is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum For {
+    /// Objects between their name and their end.
+    Removal,
+    /// What counts as unlinked.
+    Unlinked,
+    /// Objects that were moved by mistake, and whose name was taken before they could go back.
+    Strangers,
 }
 
 /// Whether what is in a quarantine of this name counts as unlinked.
@@ -50,11 +86,15 @@ impl Quarantine {
     ///
     /// # Errors
     /// The errno of mkdirat(2): `ENOSPC` when the mount has no inode left, `EROFS`, `EACCES`.
-    pub(super) fn make(host: &Host, unlinked: bool) -> io::Result<Self> {
+    pub(super) fn make(host: &Host, purpose: For) -> io::Result<Self> {
         for _attempt in 0..16 {
             // The standard library seeds its hashes by the kernel's random numbers.
             let random = RandomState::new().hash_one(std::process::id());
-            let prefix = if unlinked { UNLINKED_PREFIX } else { PREFIX };
+            let prefix = match purpose {
+                For::Removal => PREFIX,
+                For::Unlinked => UNLINKED_PREFIX,
+                For::Strangers => STRANGERS_PREFIX,
+            };
             let mut bytes = prefix.to_vec();
             bytes.extend(format!("{random:016x}").into_bytes());
             let name = Name::new(bytes);
@@ -84,7 +124,9 @@ impl Quarantine {
             dir => dir?,
         };
         let stat = sys::stat(&dir, c"")?;
-        if stat.uid == nix::unistd::geteuid().as_raw() && stat.mode & 0o7777 != 0o700 {
+        let own = stat.uid == nix::unistd::geteuid().as_raw();
+        // Where anybody may rename, another directory of ours may be here instead.
+        if own && stat.mode & 0o7777 != 0o700 && !anybody_may_rename(host)? {
             fchmod(&dir, Mode::S_IRWXU)?;
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! What is known of the processes at one moment, and what that says of an object.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -107,6 +108,7 @@ impl Snapshot {
             sight: Sight::new(
                 host,
                 &scan.own_mounts,
+                scan.maps_owners_of(targets.dev),
                 &processes,
                 scan.unreadable.len(),
                 matter.assume_complete,
@@ -414,22 +416,6 @@ fn ancestors(processes: &Processes) -> HashSet<i32> {
     line
 }
 
-/// The other names of a file that has several: what is said of its inode is true of each.
-fn other_names<'a>(
-    host: &Host,
-    objects: &'a [Object],
-    targets: &Targets,
-    name: &[u8],
-) -> Vec<&'a [u8]> {
-    match stat_here(host.shm(), &Name::new(name), targets.dev) {
-        Ok(Some(stat)) if stat.is_file() && stat.nlink > 1 => {
-            let same = targets.at((stat.dev, stat.ino)).iter();
-            same.filter_map(|index| Some(objects.get(*index)?.file.as_bytes())).collect()
-        }
-        _ => Vec::new(),
-    }
-}
-
 /// The objects that are mounted somewhere, under a mount, or a layer of an overlay.
 fn uses(
     host: &Host,
@@ -444,25 +430,26 @@ fn uses(
             known.push(says);
         }
     };
-    let mut aliases: HashMap<Vec<u8>, Vec<&[u8]>> = HashMap::new();
+    let whole_mount = scan.own_mounts.at(host.shm_path.as_os_str().as_bytes());
+    let base = whole_mount.filter(|mount| mount.dev == targets.dev);
+    let base = base.map_or(&b"/"[..], |mount| &mount.root);
     let namespaces = scan.namespaces.iter().map(|namespace| &namespace.mounts);
     for mounts in namespaces.chain([&scan.own_mounts]) {
-        for (name, says) in mounts.uses_of(targets.dev) {
-            let others = aliases
-                .entry(name.clone())
-                .or_insert_with(|| other_names(host, objects, targets, &name));
-            for other in others.iter() {
-                note(other, says.clone());
-            }
+        for (name, says) in mounts.uses_of(targets.dev, base) {
             note(&name, says);
+        }
+    }
+    let named = |inode| targets.at(inode).iter().filter_map(|index| objects.get(*index));
+    for (inode, says) in scan.namespaces.iter().flat_map(|namespace| &namespace.mounted) {
+        for object in named(*inode) {
+            note(object.file.as_bytes(), says.clone());
         }
     }
     // Unlike a file, a directory in a layer is not open for the kernel's answer to tell of.
     let directories = || objects.iter().filter(|object| object.directory.is_some());
     let whole = sys::stat(host.shm(), c"").ok().map(|stat| (stat.dev, stat.ino));
     for namespace in &scan.namespaces {
-        let of_layers = namespace.layers.iter().flat_map(|inode| targets.at(*inode));
-        for object in of_layers.filter_map(|index| objects.get(*index)) {
+        for object in namespace.layers.iter().flat_map(|inode| named(*inode)) {
             note(object.file.as_bytes(), "a layer of an overlay".into());
         }
         let all = whole.is_some_and(|whole| namespace.layers.contains(&whole));
