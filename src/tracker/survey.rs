@@ -18,7 +18,7 @@ use self::owners::Owners;
 use self::snapshot::Matter;
 use super::evidence::holders::Holder;
 use super::evidence::lease::{self, Lease, Look};
-use super::evidence::producers::{Catalogue, Match, Producer, operator_directories};
+use super::evidence::producers::{Catalogue, Match, operator_directories};
 use super::host::Host;
 use super::inventory::posix::{self, Object, Semaphore};
 use super::reap::is_quarantine_name;
@@ -321,7 +321,7 @@ impl Survey {
                 software: producer.software.clone(),
                 held: producer.held_while_alive,
                 persistent: producer.persistent_by_design,
-                proof: producer.proof && fits(producer, object),
+                proof: producer.proof && found.is_some_and(|found| fits(&found, object)),
                 family: producer.family.clone(),
             }),
             creator: self.creator(object),
@@ -375,10 +375,12 @@ fn lease_inside(host: &Host, object: &Object) -> Lease {
     answer
 }
 
-/// Whether the object can be what the entry is about. Without glibc's prefix, as musl names them,
-/// only its size tells a semaphore from somebody's file.
-fn fits(producer: &Producer, object: &Object) -> bool {
-    producer.kind != "sem" || object.kind == Kind::Sem || object.stat.size == posix::SEMAPHORE_SIZE
+/// Whether the object can be what the entry is about. Without glibc's prefix, as musl names them, only
+/// its size tells a semaphore from somebody's file; and a uid in a name is its owner's.
+fn fits(found: &Match<'_>, object: &Object) -> bool {
+    let semaphore = object.kind == Kind::Sem || object.stat.size == posix::SEMAPHORE_SIZE;
+    (found.producer.kind != "sem" || semaphore)
+        && found.uid.is_none_or(|uid| uid == object.stat.uid)
 }
 
 /// Whether a mode grants anything to group or others.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, chown, symlink};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, symlink};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -28,6 +28,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("leftover_of_a_killed_reaper", leftover_of_a_killed_reaper),
         case("leftover_whose_name_is_taken", leftover_whose_name_is_taken),
         case("what_looks_like_a_leftover", what_looks_like_a_leftover),
+        case("leftover_where_anybody_may_rename", leftover_where_anybody_may_rename),
         case("leftover_of_a_stranger", leftover_of_a_stranger).needs(&[Need::RealRoot]),
         case("changed_since_the_plan", changed_since_the_plan),
         case("answer_at_the_prompt", answer_at_the_prompt),
@@ -190,6 +191,32 @@ fn what_looks_like_a_leftover() {
     }
     assert!(precious.join(orphan(0)).exists());
     assert_eq!(names().len(), 4, "{:?}", names());
+}
+
+/// Without a sticky bit anybody may give any directory of ours the name of a leftover.
+fn leftover_where_anybody_may_rename() {
+    for mode in [0o777, 0o1777] {
+        fs::set_permissions("/dev/shm", PermissionsExt::from_mode(mode)).unwrap();
+        quarantine(".rtrack.0123456789abcdef", 0o700);
+        object().make(format!(".rtrack.0123456789abcdef/{}", orphan(0)));
+        let run = rtrack(["reap", "--yes", "--json", "--grace", "0s"]).finish();
+        let kept = identity(format!(".rtrack.0123456789abcdef/{}", orphan(0))).is_some();
+        assert_eq!(
+            (run.code, kept),
+            if mode == 0o777 { (Some(3), true) } else { (Some(0), false) }
+        );
+        let document = run.json();
+        let trouble = document["settled"][0]["trouble"].as_str();
+        assert_eq!(trouble.is_some_and(|said| said.contains("sticky")), kept, "{document:#}");
+        if kept {
+            fs::remove_dir_all(path(".rtrack.0123456789abcdef")).unwrap();
+        }
+    }
+    // A name that no reaper makes.
+    quarantine(".rtrack.mine", 0o700);
+    object().make(format!(".rtrack.mine/{}", orphan(0)));
+    rtrack(["reap", "--yes", "--grace", "0s"]).finish().expect(0);
+    assert!(identity(format!(".rtrack.mine/{}", orphan(0))).is_some());
 }
 
 fn leftover_of_a_stranger() {

@@ -776,6 +776,10 @@ fn bind_mount_of_another_name() {
         judged(name, "held", "mounted");
         stays(name);
     }
+    // The name that it was mounted by goes, and it has another one.
+    fs::remove_file(path("mpich_shar_tmpTrapB2")).unwrap();
+    judged(ALWAYS_HELD, "held", "mounted");
+    stays(ALWAYS_HELD);
     drop(bound);
     goes(ALWAYS_HELD, "always-held-producer");
 }

@@ -138,6 +138,8 @@ pub struct Match<'a> {
     pub producer: &'a Producer,
     /// The pid that the name carries.
     pub pid: Option<i32>,
+    /// The uid that the name carries.
+    pub uid: Option<u32>,
 }
 
 impl PartialEq for Producer {
@@ -242,7 +244,7 @@ impl Catalogue {
         };
         let first = matcher.set.matches(file).into_iter().next()?;
         let producer = self.producers.get(*matcher.indices.get(first)?)?;
-        Some(Match { producer, pid: embedded_pid(producer, file) })
+        Some(Match::new(producer, file))
     }
 
     /// For each kind of object that `name` could be the name of, the first entry that it matches:
@@ -261,9 +263,7 @@ impl Catalogue {
                 let first = self.producers.iter().filter(|p| p.kind == other).find(|producer| {
                     compile(&whole(&producer.pattern)).is_ok_and(|p| p.is_match(&name))
                 });
-                found.extend(
-                    first.map(|producer| Match { producer, pid: embedded_pid(producer, &name) }),
-                );
+                found.extend(first.map(|producer| Match::new(producer, &name)));
             }
         }
         found
@@ -293,18 +293,28 @@ fn compile(pattern: &str) -> Result<Regex, regex::Error> {
     RegexBuilder::new(pattern).unicode(false).dot_matches_new_line(true).build()
 }
 
-fn embedded_pid(producer: &Producer, file: &[u8]) -> Option<i32> {
-    if !producer.pid_embedded {
-        return None;
+impl<'a> Match<'a> {
+    fn new(producer: &'a Producer, file: &[u8]) -> Self {
+        let mut found = Self { producer, pid: None, uid: None };
+        let named = |group: &str| producer.pattern.contains(group);
+        if !producer.pid_embedded && !named("(?P<uid>") && !named("(?P<uid_hex>") {
+            return found;
+        }
+        let compiled = producer.compiled.get_or_init(|| compile(&whole(&producer.pattern)).ok());
+        let Some(captures) = compiled.as_ref().and_then(|pattern| pattern.captures(file)) else {
+            return found;
+        };
+        let number = |group: &str, radix: u32| {
+            let digits = std::str::from_utf8(captures.name(group)?.as_bytes()).ok()?;
+            u32::from_str_radix(digits, radix).ok()
+        };
+        found.uid = number("uid", 10).or_else(|| number("uid_hex", 16));
+        if producer.pid_embedded {
+            let pid = number("pid", 10).or_else(|| number("pid_hex", 16));
+            found.pid = pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0);
+        }
+        found
     }
-    let compiled = producer.compiled.get_or_init(|| compile(&whole(&producer.pattern)).ok());
-    let pattern = compiled.as_ref()?;
-    let captures = pattern.captures(file)?;
-    let group = |name: &str, radix: u32| {
-        let digits = std::str::from_utf8(captures.name(name)?.as_bytes()).ok()?;
-        i32::from_str_radix(digits, radix).ok().filter(|pid| *pid > 0)
-    };
-    group("pid", 10).or_else(|| group("pid_hex", 16))
 }
 
 #[cfg(test)]
@@ -374,6 +384,10 @@ mod tests {
             catalogue.find(Kind::Shm, b"cuda.shm.3e9.52f2.1").and_then(|m| m.pid),
             Some(0x52f2)
         );
+        let uid = |name: &[u8]| catalogue.find(Kind::Shm, name).and_then(|m| m.uid);
+        assert_eq!(uid(b"cuda.shm.3e9.52f2.1"), Some(1001));
+        assert_eq!(uid(b"4711:1000:3"), Some(1000));
+        assert_eq!(uid(b"psm_0a1b2c3d"), None);
     }
 
     #[test]
