@@ -84,8 +84,7 @@ fn columns_help() -> String {
 /// # Errors
 /// The command line is wrong, /dev/shm cannot be read, or stdout cannot be written.
 pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
-    args.select.check_exact(&[])?;
-    args.select.filter()?;
+    args.select.check(&[])?;
     let keys: Vec<String> = if args.output.is_empty() {
         columns::DEFAULT.iter().map(|key| (*key).to_owned()).collect()
     } else {
@@ -96,12 +95,7 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
         CommandError::usage(format_args!("-o {name}: no such column"))
             .hint("rtrack list --help names them")
     })?;
-    let mut missing = Vec::new();
-    let found = Look::take(&args.select, args.select.judging(), |host, objects| {
-        let (selected, none) = args.select.select(objects, (host.clock.wall)())?;
-        missing = none;
-        Ok(selected)
-    })?;
+    let (found, missing) = Look::of_selected(&args.select, args.select.judging())?;
     let rows = found.rows(&args.select, &args.verdict);
 
     let json_columns =

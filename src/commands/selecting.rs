@@ -102,7 +102,7 @@ impl SelectArgs {
     /// object has: status 1.
     pub fn select(
         &self,
-        mut objects: Vec<Object>,
+        objects: Vec<Object>,
         now: i128,
     ) -> Result<(Vec<Object>, Vec<CommandError>), CommandError> {
         let filter = self.filter()?;
@@ -112,12 +112,12 @@ impl SelectArgs {
         {
             return Err(explain(first.clone()));
         }
-        let mut index = 0;
-        objects.retain(|object| {
-            index += 1;
-            indices.contains(&(index - 1)) && filter.passes(object, now)
-        });
-        Ok((objects, missing.into_iter().map(explain).collect()))
+        let selected = objects
+            .into_iter()
+            .enumerate()
+            .filter(|(index, object)| indices.contains(index) && filter.passes(object, now));
+        let selected = selected.map(|(_, object)| object).collect();
+        Ok((selected, missing.into_iter().map(explain).collect()))
     }
 
     /// The objects that `names` mean; all of them when there is no name.
@@ -140,24 +140,25 @@ impl SelectArgs {
         select::by_names(objects, names).map_err(explain)
     }
 
-    /// Whether there are ids for `--exact`, among `NAME` or `more`: an empty list of them means
-    /// nothing, not everything.
+    /// What can be wrong with the options, before anything is read; `more` are further names that a
+    /// command takes.
     ///
     /// # Errors
-    /// There are none: status 2.
-    pub fn check_exact(&self, more: &[OsString]) -> Result<(), CommandError> {
+    /// `--exact` without a name, since an empty list of ids means nothing and not everything, and an
+    /// unknown user: status 2.
+    pub fn check(&self, more: &[OsString]) -> Result<(), CommandError> {
         if self.exact && self.names.is_empty() && more.is_empty() {
             return Err(CommandError::usage("--exact needs the ids of objects")
                 .hint("xargs -r does not run a command for an empty list"));
         }
-        Ok(())
+        self.filter().map(drop)
     }
 
-    /// What can be wrong with the options, before anything is read.
+    /// What is asked of an object beside its name.
     ///
     /// # Errors
     /// An unknown user: status 2.
-    pub fn filter(&self) -> Result<Filter, CommandError> {
+    fn filter(&self) -> Result<Filter, CommandError> {
         let uids = self.user.iter().map(|user| uid_of(user)).collect::<Result<_, _>>()?;
         Ok(Filter {
             kinds: self.kind.clone(),

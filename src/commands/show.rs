@@ -63,15 +63,9 @@ pub fn run(args: &ShowArgs, ui: &Ui) -> Result<Status, CommandError> {
         return Err(CommandError::usage("which objects is not said")
             .hint("name them, or select them, e.g. by --verdict; rtrack list shows all of them"));
     }
-    args.select.check_exact(&[])?;
-    args.select.filter()?;
+    args.select.check(&[])?;
     let judging = Judging { thorough: true, ..args.select.judging() };
-    let mut missing = Vec::new();
-    let found = Look::take(&args.select, judging, |host, objects| {
-        let (selected, none) = args.select.select(objects, (host.clock.wall)())?;
-        missing = none;
-        Ok(selected)
-    })?;
+    let (found, missing) = Look::of_selected(&args.select, judging)?;
     let host = &found.host;
     let rows = found.rows(&args.select, &args.verdict);
     let pids: BTreeSet<i32> =

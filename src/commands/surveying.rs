@@ -49,6 +49,23 @@ impl Look {
         Ok(Self { host, usage, visible, survey })
     }
 
+    /// The same for what `select` selects; and for each name that no object has, the error.
+    ///
+    /// # Errors
+    /// As [`Look::take`] and [`SelectArgs::select`].
+    pub fn of_selected(
+        select: &SelectArgs,
+        judging: Judging,
+    ) -> Result<(Self, Vec<CommandError>), CommandError> {
+        let mut missing = Vec::new();
+        let look = Self::take(select, judging, |host, objects| {
+            let (selected, none) = select.select(objects, (host.clock.wall)())?;
+            missing = none;
+            Ok(selected)
+        })?;
+        Ok((look, missing))
+    }
+
     /// The objects of the producers that were selected and of these verdicts (any, if none is
     /// given), sorted.
     #[must_use]

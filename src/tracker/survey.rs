@@ -18,12 +18,12 @@ use self::owners::Owners;
 use self::snapshot::Matter;
 use super::evidence::holders::Holder;
 use super::evidence::lease::{self, Lease, Look};
-use super::evidence::producers::{Catalogue, Match, operator_directories};
+use super::evidence::producers::{Broken, Catalogue, Match, operator_directories};
 use super::host::Host;
 use super::inventory::posix::{self, Object, Semaphore};
 use super::reap::is_quarantine_name;
 use super::resource::{Identity, Kind};
-use super::sys::{Nanoseconds, Stat};
+use super::sys::Nanoseconds;
 use super::verdict::{CreatorState, Facts, FamilyState, Judgement, ProducerFacts, Who, judge};
 
 /// How long another rtrack may keep this one from probing.
@@ -169,16 +169,10 @@ impl Survey {
             }
         }
         drop(lock);
-        let mut index = 0;
-        self.objects.retain(|_| {
-            index += 1;
-            !gone.contains(&(index - 1))
-        });
-        let mut index = 0;
-        self.leases.retain(|_| {
-            index += 1;
-            !gone.contains(&(index - 1))
-        });
+        let all =
+            std::mem::take(&mut self.objects).into_iter().zip(std::mem::take(&mut self.leases));
+        let here = all.enumerate().filter(|(index, _)| !gone.contains(index));
+        (self.objects, self.leases) = here.map(|(_, object)| object).unzip();
     }
 
     /// Asks the kernel about one object; `false` when it is no longer there. One that was replaced
@@ -345,10 +339,7 @@ impl Survey {
             process_blind: snapshot.sight.processes.iter().map(|blind| blind.says()).collect(),
             holder_blind,
             assumed_complete: snapshot.sight.assumed_complete,
-            catalogue_broken: self.catalogue.broken().first().map(|broken| match broken.line {
-                Some(line) => format!("{}:{line}", broken.file.display()),
-                None => broken.file.display().to_string(),
-            }),
+            catalogue_broken: self.catalogue.broken().first().map(Broken::place),
         })
     }
 }
@@ -391,10 +382,4 @@ pub fn is_shared(mode: u32) -> bool {
 
 fn nanoseconds(duration: Duration) -> Nanoseconds {
     i128::try_from(duration.as_nanos()).unwrap_or(i128::MAX)
-}
-
-/// Nanoseconds since the later of birth and last change.
-#[must_use]
-pub fn quiet(host: &Host, stat: &Stat) -> Nanoseconds {
-    (host.clock.wall)() - stat.last_change()
 }

@@ -110,18 +110,7 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     }
     answer::finish(args, ui, &found, &done, begun)?;
 
-    if done.interrupted {
-        return Ok(ErrorKind::Interrupted.status());
-    }
-    let failed = done.reports.iter().any(|(_, report)| report.outcome == Outcome::Failed)
-        || done.settled.iter().any(|settled| settled.trouble.is_some());
-    if failed || troubled {
-        return Ok(ErrorKind::Failed.status());
-    }
-    let left = done.reports.iter().any(|(_, report)| report.outcome.is_left())
-        || !done.left.is_empty()
-        || done.settled.iter().any(|settled| !settled.left.is_empty());
-    Ok(if left && !args.dry_run { ErrorKind::No.status() } else { 0 })
+    Ok(done.status(troubled, args.dry_run))
 }
 
 /// What was done, or would be.
@@ -137,10 +126,28 @@ struct Done {
     interrupted: bool,
 }
 
+impl Done {
+    /// The exit status. What could not be found out, or done, beats a no.
+    fn status(&self, troubled: bool, dry_run: bool) -> Status {
+        if self.interrupted {
+            return ErrorKind::Interrupted.status();
+        }
+        let outcomes = || self.reports.iter().map(|(_, report)| report.outcome);
+        let failed = outcomes().any(|outcome| outcome == Outcome::Failed)
+            || self.settled.iter().any(|settled| settled.trouble.is_some());
+        if failed || troubled {
+            return ErrorKind::Failed.status();
+        }
+        let left = outcomes().any(|outcome| outcome.is_left())
+            || !self.left.is_empty()
+            || self.settled.iter().any(|settled| !settled.left.is_empty());
+        if left && !dry_run { ErrorKind::No.status() } else { 0 }
+    }
+}
+
 /// What can be wrong before anything is read.
 fn check(args: &ReapArgs, ui: &Ui) -> Result<(), CommandError> {
-    args.select.check_exact(&args.force)?;
-    args.select.filter()?;
+    args.select.check(&args.force)?;
     if let Some(verdict) = args.verdict.iter().find(|verdict| verdict.reapability() == 0) {
         return Err(CommandError::usage(format_args!(
             "--verdict {verdict}: only orphaned and unclaimed can be reaped"
@@ -168,20 +175,21 @@ fn choose(
     all: Vec<Object>,
     forced: &mut HashSet<Name>,
 ) -> Result<Vec<Object>, CommandError> {
-    // A name to force is checked as any other; alone it selects nothing else.
-    let indices = args.select.indices(&all, &args.force)?;
-    if args.force.is_empty() || !args.select.names.is_empty() {
-        args.select.indices(&all, &args.select.names)?;
-    }
     let mut chosen = Vec::new();
     if !args.force.is_empty() {
+        let indices = args.select.indices(&all, &args.force)?;
         chosen.extend(indices.iter().filter_map(|index| all.get(*index)).cloned());
         forced.extend(chosen.iter().map(|object| object.file.clone()));
+        // A name to force selects nothing else.
         if args.select.names.is_empty() {
             return Ok(chosen);
         }
     }
-    let (selected, _none_is_missing) = args.select.select(all, (host.clock.wall)())?;
+    let (selected, missing) = args.select.select(all, (host.clock.wall)())?;
+    // What is to be removed has to be what was named, all of it.
+    if let Some(first) = missing.into_iter().next() {
+        return Err(first);
+    }
     chosen.extend(selected.into_iter().filter(|object| !forced.contains(&object.file)));
     Ok(chosen)
 }

@@ -14,7 +14,7 @@ use crate::tracker::evidence::lease;
 use crate::tracker::host::Host;
 use crate::tracker::plan::{self, Step};
 use crate::tracker::reap::{self, Manner, Reaper, Report, Target};
-use crate::tracker::survey::{self, Survey};
+use crate::tracker::survey::Survey;
 use crate::tracker::verdict::{Verdict, judge};
 
 /// After so long the processes are looked at again.
@@ -90,7 +90,7 @@ impl Worker<'_> {
         if let Err(why) = plan::still_goes(planned, &now, force) {
             return refused(now.verdict, why);
         }
-        let (host, seen) = (self.host, object.stat);
+        let seen = object.stat;
         let target = Target {
             file: &object.file,
             identity: object.identity(),
@@ -111,9 +111,6 @@ impl Worker<'_> {
             }
             if manner == Manner::Leased {
                 facts.lease = lease::Lease::Granted;
-            }
-            if !change_is_ours {
-                facts.quiet = survey::quiet(host, now);
             }
             plan::still_goes(planned, &judge(&facts), force)
         });

@@ -218,6 +218,8 @@ pub fn write_groups(
 }
 
 fn widths(rows: &[Row<'_>], columns: &[&Column], look: Look) -> Vec<usize> {
+    // What became of the objects is not known yet.
+    let unknown = rows.iter().any(|row| row.report.is_none());
     let mut widths: Vec<usize> = columns
         .iter()
         .map(|column| {
@@ -225,8 +227,7 @@ fn widths(rows: &[Row<'_>], columns: &[&Column], look: Look) -> Vec<usize> {
             let most = if column.key == NEVER_CUT { WIDEST_NAME } else { usize::MAX };
             let cells = rows.iter().map(|row| (column.text)(row).width());
             let widest = cells.filter(|width| *width <= most).max().unwrap_or(0).max(heading);
-            let unknown = column.key == "outcome" && rows.iter().any(|row| row.report.is_none());
-            if unknown { widest.max(WIDEST_OUTCOME) } else { widest }
+            if unknown && column.key == "outcome" { widest.max(WIDEST_OUTCOME) } else { widest }
         })
         .collect();
     let Some(terminal) = look.width else { return widths };
@@ -238,8 +239,7 @@ fn widths(rows: &[Row<'_>], columns: &[&Column], look: Look) -> Vec<usize> {
         let says = columns.get(place).is_some_and(|column| column.key == SAYS);
         let rest = total - *width;
         let room = terminal.saturating_sub(rest).max(NARROWEST);
-        let unknown = rows.iter().any(|row| row.report.is_none()) && says;
-        *width = if unknown { room } else { room.min(*width) };
+        *width = if unknown && says { room } else { room.min(*width) };
     }
     widths
 }

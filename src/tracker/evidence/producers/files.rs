@@ -24,7 +24,7 @@ const KINDS: [&str; 7] = ["shm", "sem", "dir", "mqueue", "hugepage", "sysv-shm",
 
 /// A file that cannot be used, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}{}: {}", escape(file.as_os_str().as_bytes()), line.map_or_else(String::new, |line| format!(":{line}")), escape(.what.as_bytes()))]
+#[error("{}: {}", self.place(), escape(.what.as_bytes()))]
 pub struct Broken {
     /// Which file.
     pub file: PathBuf,
@@ -32,6 +32,15 @@ pub struct Broken {
     pub line: Option<usize>,
     /// What is wrong.
     pub what: String,
+}
+
+impl Broken {
+    /// The file and the line, for people.
+    #[must_use]
+    pub fn place(&self) -> String {
+        let file = escape(self.file.as_os_str().as_bytes());
+        self.line.map_or_else(|| file.clone(), |line| format!("{file}:{line}"))
+    }
 }
 
 /// The contents of one file.
