@@ -89,11 +89,9 @@ pub(super) fn confirm(
 
 /// Says what interrupted reaps left behind, and what becomes of it.
 pub(super) fn say_leftovers(leftovers: &[Leftover], ui: &Ui) {
-    for Leftover { directory, files } in leftovers {
+    for Leftover { directory, files, fate } in leftovers {
         for file in files {
-            ui.line(format_args!(
-                "{directory}: {file}: left by an interrupted reap; goes back if somebody holds it, else it is removed"
-            ));
+            ui.line(format_args!("{directory}: {file}: left by an interrupted reap; it {fate}"));
         }
         if files.is_empty() {
             ui.note(format_args!("{directory}: left by an interrupted reap, and empty"));
@@ -209,13 +207,13 @@ fn summary(args: &ReapArgs, ui: &Ui, rows: &[Row<'_>]) {
 
 /// Says what was done with what an interrupted reap left behind.
 pub(super) fn say_settled(settled: &Settled, ui: &Ui) {
-    let Some(directory) = &settled.directory else { return };
+    let directory = &settled.directory;
     // Said even to who wants quiet: something was removed.
     for name in &settled.finished {
         ui.line(format_args!("{directory}: {name}: removed, as an interrupted reap had begun"));
     }
     for name in &settled.put_back {
-        ui.note(format_args!("{directory}: {name}: put back, somebody holds it"));
+        ui.note(format_args!("{directory}: {name}: put back under its name"));
     }
     for (name, why) in &settled.left {
         ui.line(format_args!("warning: {directory}: {name}: left there: {why}"));
@@ -245,7 +243,7 @@ fn settled_value(settled: &Settled) -> serde_json::Value {
     let names = |names: &[Name]| names.iter().map(Name::to_lossy).collect::<Vec<_>>();
     let left = settled.left.iter();
     json!({
-        "directory": settled.directory.as_ref().map(Name::to_lossy),
+        "directory": settled.directory,
         "finished": names(&settled.finished),
         "put_back": names(&settled.put_back),
         "trouble": settled.trouble,

@@ -2,9 +2,7 @@
 
 use std::io;
 
-use super::quarantine::{
-    For, Quarantine, anybody_may_rename, counts_as_unlinked, is_of_strangers, is_quarantine_name,
-};
+use super::quarantine::{For, Quarantine, anybody_may_rename};
 use crate::tracker::evidence::lease::{self, LeaseError, c_name};
 use crate::tracker::host::Host;
 use crate::tracker::inventory::posix::entries;
@@ -12,11 +10,12 @@ use crate::tracker::resource::{Identity, Name};
 use crate::tracker::sys;
 
 /// What was done with a leftover.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settled {
     /// The directory.
-    pub directory: Option<Name>,
-    /// Objects that somebody holds, or that cannot be asked about: back under their names.
+    pub directory: Name,
+    /// Objects that somebody holds, that cannot be asked about, or that were never judged: back under
+    /// their names.
     pub put_back: Vec<Name>,
     /// Objects that nobody holds: removed, as had been begun.
     pub finished: Vec<Name>,
@@ -26,6 +25,19 @@ pub struct Settled {
     pub trouble: Option<String>,
 }
 
+impl Settled {
+    fn nothing(directory: &Name) -> Self {
+        let directory = directory.clone();
+        Self {
+            directory,
+            put_back: Vec::new(),
+            finished: Vec::new(),
+            left: Vec::new(),
+            trouble: None,
+        }
+    }
+}
+
 /// A directory of our own that an interrupted reap left behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leftover {
@@ -33,59 +45,61 @@ pub struct Leftover {
     pub directory: Name,
     /// The objects in it.
     pub files: Vec<Name>,
+    /// What [`settle`] does with each of them.
+    pub fate: &'static str,
 }
+
+/// Why nothing is settled where anybody may have given a directory of ours its name.
+const NOT_STICKY: &str = "everybody may rename what is in /dev/shm, which has no sticky bit: nothing \
+                          shows that a reap left this directory";
 
 /// The leftovers that [`settle`] would settle now.
 ///
 /// # Errors
 /// The directory of the objects could not be read.
 pub fn leftovers(host: &Host) -> io::Result<Vec<Leftover>> {
-    let names = entries(host.shm())?.into_iter().filter(is_quarantine_name);
-    Ok(names
-        .filter_map(|directory| {
-            // What goes wrong here goes wrong again when it is settled, and is said then.
-            let quarantine = Quarantine::open(host, &directory).ok()??;
-            let files = entries(quarantine.fd()).unwrap_or_default();
-            Some(Leftover { directory, files })
-        })
-        .collect())
+    let not_sticky = anybody_may_rename(host)?;
+    let leftover = |directory: Name| {
+        let fate = match For::of(&directory)? {
+            _ if not_sticky => "stays",
+            For::Removal => "goes back if somebody holds it, else it is removed",
+            For::Unlinked => "is removed unless somebody holds it",
+            For::Strangers => "goes back if its name is free, else it stays",
+        };
+        // What goes wrong here goes wrong again when it is settled, and is said then.
+        let quarantine = Quarantine::open(host, &directory).ok()??;
+        let files = entries(quarantine.fd()).unwrap_or_default();
+        Some(Leftover { directory, files, fate })
+    };
+    Ok(entries(host.shm())?.into_iter().filter_map(leftover).collect())
 }
 
 /// What a dry run says of a leftover.
 #[must_use]
 pub fn foresee(leftover: &Leftover) -> Settled {
-    let says = "goes back if somebody holds it, else it is removed";
-    let left = leftover.files.iter().map(|file| (file.clone(), says.to_owned())).collect();
-    Settled { directory: Some(leftover.directory.clone()), left, ..Settled::default() }
+    let Leftover { directory, files, fate } = leftover;
+    let left = files.iter().map(|file| (file.clone(), (*fate).to_owned())).collect();
+    Settled { left, ..Settled::nothing(directory) }
 }
 
 /// Settles every leftover of our own: what is held now goes back if its name is free, the rest is
-/// finished. Directories of other users, of other modes, or that somebody has locked, are not
-/// touched.
+/// finished; what counts as unlinked never goes back, and what was never judged is never removed.
+/// Directories of other users, of other modes, or that somebody has locked, are not touched.
 ///
 /// # Errors
 /// The directory of the objects could not be read. What goes wrong with one leftover is in its
 /// [`Settled::trouble`].
 pub fn settle(host: &Host) -> io::Result<Vec<Settled>> {
+    let not_sticky = anybody_may_rename(host)?;
     let mut all = Vec::new();
     for name in entries(host.shm())? {
-        if !is_quarantine_name(&name) {
-            continue;
-        }
-        let settled = match Quarantine::open(host, &name) {
+        let Some(purpose) = For::of(&name) else { continue };
+        let trouble = |text: String| Settled { trouble: Some(text), ..Settled::nothing(&name) };
+        all.push(match Quarantine::open(host, &name) {
             Ok(None) => continue,
+            Ok(Some(_)) if not_sticky => trouble(NOT_STICKY.into()),
             Ok(Some(quarantine)) => {
-                let mut settled = if anybody_may_rename(host)? {
-                    let why = "everybody may rename what is in /dev/shm, which has no sticky bit: \
-                               nothing shows that a reap left this directory";
-                    Settled { trouble: Some(why.into()), ..Settled::default() }
-                } else if is_of_strangers(&name) {
-                    give_back(host, &quarantine)
-                } else if counts_as_unlinked(&name) {
-                    finish_unlinked(host, &quarantine)
-                } else {
-                    settle_one(host, &quarantine)
-                };
+                let mut settled = settle_all(host, &quarantine, purpose);
                 match quarantine.close(host) {
                     // Not empty: what is left in it is in the report.
                     Ok(()) | Err(nix::Error::ENOTEMPTY) => {}
@@ -93,63 +107,68 @@ pub fn settle(host: &Host) -> io::Result<Vec<Settled>> {
                 }
                 settled
             }
-            Err(error) => Settled { trouble: Some(error.to_string()), ..Settled::default() },
-        };
-        all.push(Settled { directory: Some(name), ..settled });
+            Err(error) => trouble(error.to_string()),
+        });
     }
     Ok(all)
 }
 
-fn settle_one(host: &Host, quarantine: &Quarantine) -> Settled {
-    let mut settled = Settled::default();
+/// What became of an object in a quarantine.
+enum Fate {
+    PutBack,
+    Finished,
+    Left(String),
+}
+
+/// Settles everything in a quarantine.
+pub(super) fn settle_all(host: &Host, quarantine: &Quarantine, purpose: For) -> Settled {
+    let mut settled = Settled::nothing(quarantine.name());
     let files = entries(quarantine.fd()).unwrap_or_else(|error| {
         settled.trouble = Some(format!("read it: {error}"));
         Vec::new()
     });
     for file in files {
-        match finish(host, quarantine, &file) {
-            Ok(()) => settled.finished.push(file),
-            Err(why) => match quarantine.put_back(host, &file) {
-                Ok(()) => settled.put_back.push(file),
-                // It must not return when that name is free again one day.
-                Err(nix::Error::EEXIST) => {
-                    let why = match set_aside(host, quarantine, &file) {
-                        Ok(place) => format!("{why}, its name is taken, and it is in {place} now"),
-                        Err(error) => format!("{why}, its name is taken, and moving it: {error}"),
-                    };
-                    settled.left.push((file, why));
-                }
-                Err(errno) => settled.left.push((file, io::Error::from(errno).to_string())),
-            },
+        match settle_one(host, quarantine, purpose, &file) {
+            Fate::PutBack => settled.put_back.push(file),
+            Fate::Finished => settled.finished.push(file),
+            Fate::Left(why) => settled.left.push((file, why)),
         }
     }
     settled
 }
 
-/// Gives what was moved by mistake its name back, if that is free; nothing of it is removed.
-fn give_back(host: &Host, quarantine: &Quarantine) -> Settled {
-    let mut settled = Settled::default();
-    let files = entries(quarantine.fd()).unwrap_or_else(|error| {
-        settled.trouble = Some(format!("read it: {error}"));
-        Vec::new()
-    });
-    for file in files {
-        match quarantine.put_back(host, &file) {
-            Ok(()) => settled.put_back.push(file),
-            Err(errno) => {
-                let why = format!("moved by mistake, and its name is taken: {}", errno.desc());
-                settled.left.push((file, why));
-            }
+fn settle_one(host: &Host, quarantine: &Quarantine, purpose: For, file: &Name) -> Fate {
+    let finished = match purpose {
+        For::Strangers => Err("it was moved by mistake".to_owned()),
+        For::Removal | For::Unlinked => {
+            finish(host, quarantine, file).map_err(|error| error.to_string())
         }
+    };
+    let why = match finished {
+        Ok(()) => return Fate::Finished,
+        Err(why) if purpose == For::Unlinked => {
+            return Fate::Left(format!("{why}, and it counts as unlinked"));
+        }
+        Err(why) => why,
+    };
+    match quarantine.put_back(host, file) {
+        Ok(()) => Fate::PutBack,
+        // It must not return when that name is free again one day.
+        Err(nix::Error::EEXIST) if purpose == For::Removal => {
+            Fate::Left(match set_aside(host, quarantine, file) {
+                Ok(place) => format!("{why}, its name is taken, and it is in {place} now"),
+                Err(error) => format!("{why}, its name is taken, and moving it: {error}"),
+            })
+        }
+        Err(errno) => Fate::Left(format!("{why}, and cannot go back: {}", errno.desc())),
     }
-    settled
 }
 
 /// Moves an object to where it counts as unlinked; the directory's name.
 ///
 /// # Errors
 /// The errno of making that directory or of the move.
-pub(super) fn set_aside(host: &Host, quarantine: &Quarantine, file: &Name) -> io::Result<Name> {
+fn set_aside(host: &Host, quarantine: &Quarantine, file: &Name) -> io::Result<Name> {
     let unlinked = Quarantine::make(host, For::Unlinked)?;
     match unlinked.take_in(quarantine.fd(), file) {
         Ok(()) => Ok(unlinked.name().clone()),
@@ -159,22 +178,6 @@ pub(super) fn set_aside(host: &Host, quarantine: &Quarantine, file: &Name) -> io
             Err(errno.into())
         }
     }
-}
-
-/// Removes what counts as unlinked and nobody holds; the rest stays, and never returns.
-pub(super) fn finish_unlinked(host: &Host, quarantine: &Quarantine) -> Settled {
-    let mut settled = Settled::default();
-    let files = entries(quarantine.fd()).unwrap_or_else(|error| {
-        settled.trouble = Some(format!("read it: {error}"));
-        Vec::new()
-    });
-    for file in files {
-        match finish(host, quarantine, &file) {
-            Ok(()) => settled.finished.push(file),
-            Err(why) => settled.left.push((file, format!("{why}, and it counts as unlinked"))),
-        }
-    }
-    settled
 }
 
 /// Removes an object of the quarantine if nobody holds it.

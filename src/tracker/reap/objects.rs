@@ -77,7 +77,7 @@ impl<'a> Reaper<'a> {
             // Whoever was opening it had microseconds to go; waiting long for one that keeps it
             // would gain nothing.
             for _attempt in 0..10 {
-                super::leftovers::finish_unlinked(self.host, &unlinked);
+                super::leftovers::settle_all(self.host, &unlinked, For::Unlinked);
                 match entries_left(&unlinked) {
                     Ok(0) | Err(_) => break,
                     Ok(_) => std::thread::sleep(Duration::from_millis(10)),

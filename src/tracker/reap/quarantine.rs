@@ -14,37 +14,53 @@ use crate::tracker::inventory::posix::{Entry, Object, entry};
 use crate::tracker::resource::Name;
 use crate::tracker::sys;
 
-const PREFIX: &[u8] = b".rtrack.";
+/// What a quarantine is for, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum For {
+    /// Objects between their name and their end.
+    Removal,
+    /// What counts as unlinked: its name was taken by a new object before it could be put back, and
+    /// a stale object under an old name is worse than none.
+    Unlinked,
+    /// What was put under the name of a judged object in the last moment, and lost that name to a
+    /// third one before it could be put back. It was never judged.
+    Strangers,
+}
 
-/// What is in a directory of this name counts as unlinked: its name was taken by a new object
-/// before it could be put back, and a stale object under an old name is worse than none.
-const UNLINKED_PREFIX: &[u8] = b".rtrack.unlinked.";
+impl For {
+    /// All, the longer prefixes first.
+    const ALL: [Self; 3] = [Self::Unlinked, Self::Strangers, Self::Removal];
 
-/// What is in a directory of this name was put under the name of a judged object in the last moment,
-/// and lost that name to a third one before it could be put back. It was never judged.
-const STRANGERS_PREFIX: &[u8] = b".rtrack.kept.";
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Removal => ".rtrack.",
+            Self::Unlinked => ".rtrack.unlinked.",
+            Self::Strangers => ".rtrack.kept.",
+        }
+    }
+
+    /// What a directory of this name is for: nothing, if it is not one that a reaper makes but that
+    /// of somebody who likes the prefix.
+    pub(super) fn of(name: &Name) -> Option<Self> {
+        let is_random = |text: &[u8]| {
+            text.len() == 16 && text.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        };
+        Self::ALL.into_iter().find(|purpose| {
+            name.as_bytes().strip_prefix(purpose.prefix().as_bytes()).is_some_and(is_random)
+        })
+    }
+}
+
+/// Whether a directory of this name is, by its name, a quarantine.
+pub(in crate::tracker) fn is_quarantine_name(name: &Name) -> bool {
+    For::of(name).is_some()
+}
 
 /// Whether this is a directory that [`settle`](super::settle) would settle, unless a reaper that
 /// works has it locked.
 #[must_use]
 pub fn is_our_leftover(object: &Object) -> bool {
     is_quarantine_name(&object.file) && is_ours(&object.stat)
-}
-
-/// Whether a directory of this name is, by its name, a quarantine: of a reaper, not of somebody who
-/// likes the prefix.
-pub(in crate::tracker) fn is_quarantine_name(name: &Name) -> bool {
-    let random = [UNLINKED_PREFIX, STRANGERS_PREFIX, PREFIX]
-        .into_iter()
-        .find_map(|prefix| name.as_bytes().strip_prefix(prefix));
-    random.is_some_and(|random| {
-        random.len() == 16 && random.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-    })
-}
-
-/// Whether what is in a quarantine of this name was never judged.
-pub(super) fn is_of_strangers(name: &Name) -> bool {
-    name.as_bytes().starts_with(STRANGERS_PREFIX)
 }
 
 /// Whether everybody may rename everything in the directory of the objects: then a directory of ours
@@ -55,22 +71,6 @@ pub(super) fn is_of_strangers(name: &Name) -> bool {
 pub(super) fn anybody_may_rename(host: &Host) -> io::Result<bool> {
     let mode = sys::stat(host.shm(), c"")?.mode;
     Ok(mode & 0o022 != 0 && mode & libc::S_ISVTX == 0)
-}
-
-/// What a quarantine is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum For {
-    /// Objects between their name and their end.
-    Removal,
-    /// What counts as unlinked.
-    Unlinked,
-    /// Objects that were moved by mistake, and whose name was taken before they could go back.
-    Strangers,
-}
-
-/// Whether what is in a quarantine of this name counts as unlinked.
-pub(super) fn counts_as_unlinked(name: &Name) -> bool {
-    name.as_bytes().starts_with(UNLINKED_PREFIX)
 }
 
 /// A private directory beside the objects, locked by this reaper for as long as it exists.
@@ -90,14 +90,7 @@ impl Quarantine {
         for _attempt in 0..16 {
             // The standard library seeds its hashes by the kernel's random numbers.
             let random = RandomState::new().hash_one(std::process::id());
-            let prefix = match purpose {
-                For::Removal => PREFIX,
-                For::Unlinked => UNLINKED_PREFIX,
-                For::Strangers => STRANGERS_PREFIX,
-            };
-            let mut bytes = prefix.to_vec();
-            bytes.extend(format!("{random:016x}").into_bytes());
-            let name = Name::new(bytes);
+            let name = Name::new(format!("{}{random:016x}", purpose.prefix()));
             match mkdirat(host.shm(), name.as_os_str(), Mode::S_IRWXU) {
                 Ok(()) => {}
                 Err(nix::Error::EEXIST) => continue,
