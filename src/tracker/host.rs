@@ -157,6 +157,17 @@ impl Host {
     }
 }
 
+/// The first PID namespace (`PROC_PID_INIT_INO` of linux/proc_ns.h).
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// Whether the procfs at `proc` is seen from the first PID namespace, where every process is; false
+/// if that cannot be found out.
+#[must_use]
+pub fn in_first_pid_namespace(proc: &Path) -> bool {
+    std::fs::read_link(proc.join("self/ns/pid"))
+        .is_ok_and(|link| link.as_os_str() == FIRST_PID_NAMESPACE)
+}
+
 /// How full a mount is. A size of 0 means without limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {

@@ -24,7 +24,9 @@ use super::inventory::posix::{self, Object, Semaphore};
 use super::reap::is_quarantine_name;
 use super::resource::{Identity, Kind};
 use super::sys::Nanoseconds;
-use super::verdict::{CreatorState, Facts, FamilyState, Judgement, ProducerFacts, Who, judge};
+use super::verdict::{
+    CreatorState, Facts, FamilyState, Guardian, Judgement, ProducerFacts, Who, judge,
+};
 
 /// How long another rtrack may keep this one from probing.
 const COURTESY: Duration = Duration::from_millis(250);
@@ -321,10 +323,9 @@ impl Survey {
             creator: self.creator(object),
             guardian: producer.and_then(|producer| {
                 let name = producer.guardian.as_deref()?;
-                let what = &self.catalogue.guardian(name)?.what;
-                let (who, known) = snapshot.guardian(object, &self.owners, name)?;
-                let silent = || format!("a process that does not say what it is, perhaps {what},");
-                Some((who, if known { what.clone() } else { silent() }))
+                let what = self.catalogue.guardian(name)?.what.clone();
+                let (who, silent) = snapshot.guardian(object, &self.owners, name)?;
+                Some(Guardian { who, what, silent })
             }),
             family: producer
                 .and_then(|producer| producer.family.as_deref())

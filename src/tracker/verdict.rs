@@ -160,6 +160,17 @@ pub struct ProducerFacts {
     pub family: Option<String>,
 }
 
+/// A process that comes back for an object, or cleans it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guardian {
+    /// The process.
+    pub who: Who,
+    /// What a guardian of such objects is, for people.
+    pub what: String,
+    /// It did not say what it is, and may be one.
+    pub silent: bool,
+}
+
 /// Everything a verdict depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
@@ -181,8 +192,8 @@ pub struct Facts {
     pub producer: Option<ProducerFacts>,
     /// The pid in the name.
     pub creator: Option<(i32, CreatorState)>,
-    /// A process that comes back for it or cleans it, and what it is.
-    pub guardian: Option<(Who, String)>,
+    /// A process that comes back for it or cleans it.
+    pub guardian: Option<Guardian>,
     /// What lives of the family.
     pub family: FamilyState,
     /// A live process of the creator's session or group, or its child.
@@ -326,12 +337,13 @@ fn claims(facts: &Facts, found: &mut Vec<Evidence>) {
         )),
         Some((_, CreatorState::NotVisible)) | None => {}
     }
-    if let Some((who, what)) = &facts.guardian {
-        found.push(evidence(
-            Code::GuardianAlive,
-            format!("{what} is alive and may clean it: {who}"),
-            &[("pid", json!(who.pid))],
-        ));
+    if let Some(Guardian { who, what, silent }) = &facts.guardian {
+        let says = if *silent {
+            format!("{who} does not say what it is, and may be {what}, which may clean it")
+        } else {
+            format!("{what} is alive and may clean it: {who}")
+        };
+        found.push(evidence(Code::GuardianAlive, says, &[("pid", json!(who.pid))]));
     }
     if facts.quiet < facts.grace || facts.quiet < 0 {
         let says = if facts.quiet < 0 {

@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-use super::deadline;
 use super::mounts::{Mounts, Namespace, number};
 use super::processes::{Process, Processes, words};
+use crate::tracker::deadline;
 use crate::tracker::host::Host;
 use crate::tracker::sys;
 

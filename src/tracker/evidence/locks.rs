@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 
-use super::deadline;
 use super::mounts::number;
 use super::processes::words;
+use crate::tracker::deadline;
 use crate::tracker::host::Host;
 
 /// Who has a lock, by device and inode of the file; the pid is 0 where it is not visible here.

@@ -1,7 +1,6 @@
 //! What is known about the objects: leases, holders, processes, mounts, producers, clocks, sight.
 
 pub mod clock;
-pub mod deadline;
 pub mod holders;
 pub mod identity;
 pub mod lease;

@@ -5,14 +5,14 @@ use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
+use crate::tracker::resource::escape;
 use crate::tracker::sys;
 
 /// One line of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)).
@@ -80,7 +80,7 @@ impl Mounts {
                 && is_within(&mount.root, base)
                 && let Some(name) = mount.root.get(base.len()..).and_then(first_component)
             {
-                let at = super::super::resource::escape(&mount.point);
+                let at = escape(&mount.point);
                 uses.push((name.to_vec(), format!("mounted at {at}")));
             }
         }
@@ -93,7 +93,7 @@ impl Mounts {
         for other in &self.0 {
             // What is mounted on top of something inside keeps that name busy.
             for name in names_below(&points, &other.point) {
-                let fstype = super::super::resource::escape(&other.fstype);
+                let fstype = escape(&other.fstype);
                 uses.push((name.to_vec(), format!("a mount point of {fstype}")));
             }
         }
@@ -144,7 +144,7 @@ impl Namespace {
         for point in parts {
             // One that another mount covers is known by its name only.
             if let Ok(Some(inode)) = inode_below(root.as_fd(), &point, dev) {
-                let at = super::super::resource::escape(&point);
+                let at = escape(&point);
                 namespace.mounted.push((inode, format!("mounted at {at}")));
             }
         }

@@ -9,8 +9,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::deadline;
 use super::mounts::number;
+use crate::tracker::deadline;
 use crate::tracker::host::Host;
 
 /// The kernel's flag for its own threads (`PF_KTHREAD`, linux/sched.h).

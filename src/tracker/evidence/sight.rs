@@ -1,15 +1,10 @@
 //! What could be seen at all. A verdict must never be made bolder by what nobody could look at.
 
-use std::path::Path;
-
 use serde::Serialize;
 
 use super::mounts::Mounts;
 use super::processes::{Processes, words};
-use crate::tracker::host::Host;
-
-/// The first PID namespace (`PROC_PID_INIT_INO` of linux/proc_ns.h).
-const FIRST_PID_NAMESPACE: &[u8] = b"pid:[4026531836]";
+use crate::tracker::host::{Host, in_first_pid_namespace};
 
 /// The bit of `CAP_SYS_PTRACE` in a capability set.
 const CAP_SYS_PTRACE: u64 = 1 << 19;
@@ -113,13 +108,6 @@ impl Sight {
             assumed_complete,
         }
     }
-}
-
-/// Whether the procfs at `proc` is seen from the first PID namespace, where every process is.
-pub fn in_first_pid_namespace(proc: impl AsRef<Path>) -> bool {
-    use std::os::unix::ffi::OsStrExt;
-    std::fs::read_link(proc.as_ref().join("self/ns/pid"))
-        .is_ok_and(|link| link.as_os_str().as_bytes() == FIRST_PID_NAMESPACE)
 }
 
 /// hidepid does not bind who may trace every process: `CAP_SYS_PTRACE` in the first user

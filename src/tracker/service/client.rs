@@ -7,8 +7,6 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -22,7 +20,8 @@ use procfs::process::Process;
 use serde::Serialize;
 
 use super::protocol::{Form, form_for};
-use crate::tracker::evidence::sight::in_first_pid_namespace;
+use crate::tracker::deadline;
+use crate::tracker::host::in_first_pid_namespace;
 use crate::tracker::sys;
 
 /// Whose tracker it is.
@@ -218,23 +217,14 @@ fn started_at(ticks: u64) -> Option<Timestamp> {
     Timestamp::from_second(now.checked_sub(age)?.as_secs().try_into().ok()?).ok()
 }
 
-/// How long the kernel may take to hand out a command line. It needs the memory lock of that
-/// process, which somebody who serves its pages (FUSE, userfaultfd) can hold for ever.
-const DEADLINE: Duration = Duration::from_millis(500);
-
 /// The arguments of a process; nothing if they cannot be read in time.
 fn command_line(pid: i32) -> Option<Vec<Vec<u8>>> {
-    let (answer, answered) = mpsc::channel();
-    // Whoever waits too long leaves the thread behind: it cannot be ended.
-    thread::Builder::new()
-        .spawn(move || {
-            let mut text = Vec::new();
-            let read = fs::File::open(proc(pid, "cmdline"))
-                .and_then(|file| file.take(64 * 1024).read_to_end(&mut text));
-            answer.send(read.map(|_| text)).unwrap_or(());
-        })
-        .ok()?;
-    let text = answered.recv_timeout(DEADLINE).ok()?.ok()?;
+    let read = |path: PathBuf| {
+        let mut text = Vec::new();
+        let file = fs::File::open(path).ok()?;
+        file.take(64 * 1024).read_to_end(&mut text).ok().map(|_| text)
+    };
+    let text = deadline::map(vec![proc(pid, "cmdline")], read).into_iter().next()???;
     Some(text.split(|&byte| byte == 0).map(<[u8]>::to_vec).collect())
 }
 
@@ -542,7 +532,8 @@ impl Ends {
             ends.hidden = true;
             return ends;
         };
-        ends.hidden = fs::symlink_metadata("/proc/1").is_err() || !in_first_pid_namespace("/proc");
+        ends.hidden =
+            fs::symlink_metadata("/proc/1").is_err() || !in_first_pid_namespace(Path::new("/proc"));
         let me = i32::try_from(std::process::id()).unwrap_or_default();
         let pids =
             entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());

@@ -227,19 +227,19 @@ impl Snapshot {
     /// own parent is gone.
     ///
     /// A process that did not tell its command line may be one: whoever can keep it from answering
-    /// must not take a claim away by that. It is answered with `false`.
+    /// must not take a claim away by that. It is answered with `true`.
     pub(super) fn guardian(
         &self,
         object: &Object,
         owners: &Owners,
         name: &str,
     ) -> Option<(Who, bool)> {
-        let known = self.known_guardian(object, owners, name).map(|who| (who, true));
+        let known = self.known_guardian(object, owners, name).map(|who| (who, false));
         known.or_else(|| {
             let silent = self.guardians.silent.iter();
             let mut silent = silent.filter_map(|pid| self.processes.seen.get(pid));
             let process = silent.find(|process| self.may_open(process, object, owners))?;
-            Some((who(process), false))
+            Some((who(process), true))
         })
     }
 

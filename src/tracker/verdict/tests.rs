@@ -17,6 +17,10 @@ fn producer(held: HeldWhileAlive) -> ProducerFacts {
     ProducerFacts { id, software, held, persistent: false, proof: true, family: None }
 }
 
+fn tracker() -> Guardian {
+    Guardian { who: who(8), what: "a tracker".into(), silent: false }
+}
+
 /// An old object of an unknown producer that nobody holds, with complete sight.
 fn free() -> Facts {
     Facts {
@@ -105,7 +109,7 @@ fn each_row_of_the_rule() {
         ),
         (
             "guardian",
-            Facts { guardian: Some((who(8), "a tracker".into())), ..always_held() },
+            Facts { guardian: Some(tracker()), ..always_held() },
             V::Claimed,
             C::GuardianAlive,
         ),
@@ -381,7 +385,7 @@ fn each_row_of_the_rule() {
             "a broken catalogue does not matter to claims",
             Facts {
                 catalogue_broken: Some("x.toml:3".into()),
-                guardian: Some((who(8), "a tracker".into())),
+                guardian: Some(tracker()),
                 ..by_name()
             },
             V::Claimed,
@@ -437,7 +441,7 @@ fn conditions() -> Vec<(Change, Verdict, Code)> {
             V::Claimed,
             C::CreatorAlive,
         ),
-        (|facts| facts.guardian = Some((who(8), "a tracker".into())), V::Claimed, C::GuardianAlive),
+        (|facts| facts.guardian = Some(tracker()), V::Claimed, C::GuardianAlive),
         (|facts| facts.quiet = 0, V::Claimed, C::TooYoung),
         (|facts| facts.locked = Some("by 7".into()), V::Claimed, C::Locked),
     ];
@@ -665,7 +669,7 @@ prop_compose! {
             process_blind: if flags[4] { vec!["p"] } else { Vec::new() },
             holder_blind: if flags[5] { vec!["h"] } else { Vec::new() },
             shared_mode: flags[6],
-            guardian: flags[7].then(|| (who(8), "a tracker".into())),
+            guardian: flags[7].then(tracker),
             descendant: flags[8].then(|| who(9)),
             locked: flags[9].then(|| "by 7".into()),
             assumed_complete: flags[10],
@@ -684,7 +688,7 @@ proptest! {
             Facts { holders: held_by(How::Fd), ..facts.clone() },
             Facts { mounted: vec!["m".into()], ..facts.clone() },
             Facts { creator: Some((7, CreatorState::Alive(who(7)))), ..facts.clone() },
-            Facts { guardian: Some((who(8), "g".into())), ..facts.clone() },
+            Facts { guardian: Some(tracker()), ..facts.clone() },
             Facts { family: FamilyState::Alive(who(9), 1), ..facts.clone() },
             Facts { descendant: Some(who(9)), ..facts.clone() },
             Facts { locked: Some("by 7".into()), ..facts.clone() },
