@@ -193,7 +193,8 @@ impl Processes {
     }
 }
 
-fn gone(error: &io::Error) -> bool {
+/// Whether a file of /proc is not there because its process is not.
+pub(crate) fn gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 

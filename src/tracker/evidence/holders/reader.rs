@@ -1,0 +1,382 @@
+//! Reading one process: its mappings, descriptors, directories and mount namespace.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{Detail, How, MOST_DETAILS, NameFilter, Targets};
+use crate::tracker::evidence::mounts::{Mounts, Namespace, number};
+use crate::tracker::evidence::processes::{gone, words};
+use crate::tracker::sys;
+
+/// Mount namespaces met so far, by the inode of `/proc/PID/ns/mnt` and the root directory: whoever
+/// is in a jail is told of the mounts inside it only.
+pub(super) type Namespaces = Arc<Mutex<HashMap<Vec<u8>, Arc<Namespace>>>>;
+
+/// What one process showed.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) holds: HashMap<usize, Vec<Detail>>,
+    pub(super) mapped_names: BTreeSet<Vec<u8>>,
+    pub(super) maps_read: bool,
+    pub(super) elsewhere: bool,
+    pub(super) incomplete: bool,
+}
+
+impl Found {
+    fn note(&mut self, target: usize, detail: Detail) {
+        let details = self.holds.entry(target).or_default();
+        // One of each way is always noted: the holder's `how` is made of them.
+        let known = details.iter().any(|other| other.how == detail.how);
+        if !details.contains(&detail) && (details.len() < MOST_DETAILS || !known) {
+            details.push(detail);
+        }
+    }
+}
+
+pub(super) struct Reader<'a> {
+    pub(super) root: &'a Path,
+    pub(super) targets: &'a Targets,
+    pub(super) remember: &'a NameFilter,
+}
+
+impl Reader<'_> {
+    pub(super) fn read(&self, pid: i32, threads: bool, namespaces: &Namespaces) -> Found {
+        let mut found = Found::default();
+        let own = self.root.join(pid.to_string());
+        let namespace = match namespace_of(&own, namespaces, self.targets.dev) {
+            Ok(namespace) => Some(namespace),
+            Err(error) => {
+                // Mounts of an object that nobody could look for.
+                found.incomplete |= !gone(&error);
+                None
+            }
+        };
+        let mounts = namespace.as_ref().map(|(namespace, _)| &namespace.mounts);
+        // What a jail does not show may still be in its reach.
+        found.elsewhere = namespace.as_ref().is_some_and(|(namespace, jailed)| {
+            !jailed && namespace.mounts.0.iter().all(|mount| mount.dev != self.targets.dev)
+        });
+        let mut roots = vec![own.clone()];
+        if threads {
+            match std::fs::read_dir(own.join("task")) {
+                Ok(tasks) => roots.extend(tasks.flatten().map(|task| task.path())),
+                Err(error) if gone(&error) => {}
+                Err(_) => found.incomplete = true,
+            }
+        }
+        for root in &roots {
+            self.maps(root, &mut found);
+            if self.targets.by_inode.is_empty() {
+                continue;
+            }
+            self.descriptors(root, mounts, &mut found);
+            let links: io::Result<Vec<(How, PathBuf, PathBuf)>> =
+                [(How::Root, "root"), (How::Cwd, "cwd")]
+                    .into_iter()
+                    .map(|(how, name)| {
+                        let link = root.join(name);
+                        Ok((how, std::fs::read_link(&link)?, link))
+                    })
+                    .collect();
+            match links {
+                Ok(links) => self.directories(&links, mounts, &mut found),
+                Err(error) => found.incomplete |= !gone(&error),
+            }
+        }
+        found
+    }
+
+    fn maps(&self, root: &Path, found: &mut Found) {
+        let text = match std::fs::read(root.join("maps")) {
+            Ok(text) => text,
+            // A process that is gone maps nothing; what it was is known by its executable.
+            Err(error) if gone(&error) => Vec::new(),
+            Err(_) => {
+                found.incomplete = true;
+                return;
+            }
+        };
+        found.maps_read = true;
+        let mut last: &[u8] = b"";
+        for line in text.split(|b| *b == b'\n') {
+            let Some(map) = parse_map(line) else { continue };
+            for target in self.targets.at((map.dev, map.ino)) {
+                found.note(*target, map.detail());
+            }
+            let name = map.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
+            if name != last {
+                last = name;
+                if !name.is_empty() && (self.remember)(name) {
+                    found.mapped_names.insert(name.to_vec());
+                }
+            }
+        }
+    }
+
+    fn descriptors(&self, root: &Path, mounts: Option<&Mounts>, found: &mut Found) {
+        let entries = match std::fs::read_dir(root.join("fd")) {
+            Ok(entries) => entries,
+            Err(error) if gone(&error) => return,
+            Err(_) => {
+                found.incomplete = true;
+                return;
+            }
+        };
+        for entry in entries {
+            let Ok(entry) = entry else {
+                found.incomplete = true;
+                return;
+            };
+            // Sockets, pipes and their like name no path; a file does, whatever its mount.
+            let link = match std::fs::read_link(entry.path()) {
+                Ok(link) if !link.as_os_str().as_bytes().starts_with(b"/") => continue,
+                Ok(link) => link.into_os_string().into_vec(),
+                Err(error) if gone(&error) => continue,
+                Err(_) => {
+                    found.incomplete = true;
+                    continue;
+                }
+            };
+            match self.descriptor(root, &entry.file_name(), &link, mounts) {
+                Ok((targets, detail)) => {
+                    for target in targets {
+                        found.note(target, detail.clone());
+                    }
+                }
+                Err(error) if gone(&error) => {}
+                Err(_) => found.incomplete = true,
+            }
+        }
+    }
+
+    /// The targets that a descriptor refers to. A mount that the process's namespace does not list
+    /// may be the kernel's own (memfd, System V) or ours, detached: then the name has to fit too. It
+    /// is empty where the descriptor is of the very root of such a mount (open_tree(2), or a bind
+    /// mount that was taken away), and a directory's is anywhere in the path of what is in it.
+    fn descriptor(
+        &self,
+        root: &Path,
+        fd: &OsStr,
+        link: &[u8],
+        mounts: Option<&Mounts>,
+    ) -> io::Result<(Vec<usize>, Detail)> {
+        let info = std::fs::read(root.join("fdinfo").join(fd))?;
+        let field = |key: &[u8]| {
+            info.split(|b| *b == b'\n')
+                .find_map(|line| number(words(line.strip_prefix(key)?).next()?))
+        };
+        let Some(ino) = field(b"ino:") else {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "fdinfo has no inode number"));
+        };
+        let dev = field(b"mnt_id:").and_then(|id| mounts?.dev_of(id));
+        let targets = match dev {
+            Some(dev) => self.targets.at((dev, ino)).to_vec(),
+            None => {
+                let link = link.strip_suffix(b" (deleted)").unwrap_or(link);
+                let mut parts = link.split(|b| *b == b'/');
+                let name = parts.next_back().unwrap_or_default();
+                let is_below = |own: &[u8]| parts.clone().any(|part| part == own);
+                let fits = |target: usize| {
+                    self.targets.names.get(target).is_some_and(|own| {
+                        own == name
+                            || name.is_empty()
+                            || (own.starts_with(b"sem.") && name.starts_with(b"sem."))
+                            || (self.targets.directories.contains(own) && is_below(own))
+                    })
+                };
+                let same_number = self.targets.by_number.get(&ino).map_or(&[][..], Vec::as_slice);
+                // One name that fits is enough for all that the inode has.
+                if same_number.iter().any(|target| fits(*target)) {
+                    same_number.to_vec()
+                } else {
+                    Vec::new()
+                }
+            }
+        };
+        let flags = info
+            .split(|b| *b == b'\n')
+            .find_map(|line| words(line.strip_prefix(b"flags:")?).next())
+            .and_then(|octal| i32::from_str_radix(std::str::from_utf8(octal).ok()?, 8).ok());
+        let access = match flags {
+            Some(flags) if flags & libc::O_PATH != 0 => "path",
+            Some(flags) => match flags & libc::O_ACCMODE {
+                libc::O_RDONLY => "r",
+                libc::O_WRONLY => "w",
+                libc::O_RDWR => "rw",
+                _ => "none",
+            },
+            None => "",
+        };
+        let detail = Detail {
+            how: How::Fd,
+            access: access.into(),
+            shared: None,
+            bytes: None,
+            fd: number(fd.as_bytes()),
+        };
+        Ok((targets, detail))
+    }
+
+    /// The root and the working directory of a process, each with where it is said to be. They are
+    /// followed only where they may be on the file system of a target: tmpfs never hangs.
+    fn directories(
+        &self,
+        links: &[(How, PathBuf, PathBuf)],
+        mounts: Option<&Mounts>,
+        found: &mut Found,
+    ) {
+        let jailed = links.iter().any(|(how, at, _)| *how == How::Root && at.as_os_str() != "/");
+        for (how, at, link) in links {
+            let at = at.as_os_str().as_bytes();
+            // The paths of a jail are other ones than its mounts have.
+            let may_be_ours = jailed
+                || mounts.is_some_and(|mounts| mounts.may_contain(at, &self.targets.devices))
+                || self.is_in_a_detached_mount(at);
+            if !may_be_ours {
+                continue;
+            }
+            match inode_on(link, &self.targets.devices) {
+                Ok(Some(inode)) => {
+                    let detail = Detail {
+                        how: *how,
+                        access: String::new(),
+                        shared: None,
+                        bytes: None,
+                        fd: None,
+                    };
+                    for target in self.targets.at(inode) {
+                        found.note(*target, detail.clone());
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => found.incomplete |= !gone(&error),
+            }
+        }
+    }
+
+    /// Whether a path looks like one below the root of a mount of ours that was taken out of its
+    /// namespace.
+    fn is_in_a_detached_mount(&self, path: &[u8]) -> bool {
+        let first = path.split(|b| *b == b'/').find(|part| !part.is_empty());
+        first.is_some_and(|first| self.targets.directories.contains(first))
+    }
+}
+
+/// Device and inode of the directory that a link of /proc leads to, if it is on one of `devices`.
+fn inode_on(link: &Path, devices: &HashSet<u64>) -> io::Result<Option<(u64, u64)>> {
+    let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
+    let directory = nix::fcntl::open(link, flags, nix::sys::stat::Mode::empty())?;
+    // Of another file system nothing else may be asked: it may be one that never answers.
+    if !devices.contains(&sys::device(&directory)?) {
+        return Ok(None);
+    }
+    let stat = sys::stat(&directory, c"")?;
+    Ok(Some((stat.dev, stat.ino)))
+}
+
+/// The process's mount namespace, read once for each root that it is seen from, and whether that
+/// is not its own.
+fn namespace_of(
+    process: &Path,
+    namespaces: &Namespaces,
+    dev: u64,
+) -> io::Result<(Arc<Namespace>, bool)> {
+    let mut key = std::fs::read_link(process.join("ns/mnt"))?.into_os_string().into_vec();
+    let root = std::fs::read_link(process.join("root"))?;
+    let jailed = root.as_os_str() != "/";
+    key.extend_from_slice(root.as_os_str().as_bytes());
+    if let Some(known) = namespaces.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+        return Ok((Arc::clone(known), jailed));
+    }
+    let namespace = Arc::new(Namespace::read(process, dev)?);
+    let mut known = namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok((Arc::clone(known.entry(key).or_insert(namespace)), jailed))
+}
+
+/// One line of `maps`.
+#[derive(Debug, PartialEq, Eq)]
+struct Map<'a> {
+    bytes: u64,
+    permissions: &'a [u8],
+    dev: u64,
+    ino: u64,
+    path: &'a [u8],
+}
+
+impl Map<'_> {
+    fn detail(&self) -> Detail {
+        Detail {
+            how: How::Map,
+            access: String::from_utf8_lossy(self.permissions.get(..3).unwrap_or_default()).into(),
+            shared: Some(self.permissions.get(3) == Some(&b's')),
+            bytes: Some(self.bytes),
+            fd: None,
+        }
+    }
+}
+
+/// `start-end perms offset major:minor inode path`, numbers in hexadecimal but for the inode.
+fn parse_map(line: &[u8]) -> Option<Map<'_>> {
+    let mut rest = line;
+    let mut field = || {
+        let start = rest.iter().position(|b| *b != b' ')?;
+        let text = rest.get(start..)?;
+        let end = text.iter().position(|b| *b == b' ').unwrap_or(text.len());
+        let (field, tail) = text.split_at(end);
+        rest = tail;
+        Some(field)
+    };
+    let (range, permissions, _offset) = (field()?, field()?, field()?);
+    let (dev, ino) = (field()?, number(field()?)?);
+    if ino == 0 {
+        return None;
+    }
+    let mut dev = dev.split(|b| *b == b':').map(|part| {
+        std::str::from_utf8(part).ok().and_then(|part| u32::from_str_radix(part, 16).ok())
+    });
+    let (major, minor) = (dev.next()??, dev.next()??);
+    let path = rest.iter().position(|b| *b != b' ').and_then(|at| rest.get(at..));
+    let mut ends = range.split(|b| *b == b'-').map(|part| {
+        std::str::from_utf8(part).ok().and_then(|part| u64::from_str_radix(part, 16).ok())
+    });
+    let (start, end) = (ends.next()??, ends.next()??);
+    Some(Map {
+        bytes: end.saturating_sub(start),
+        permissions,
+        dev: libc::makedev(major, minor),
+        ino,
+        path: path.unwrap_or_default(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_lines_as_bytes() {
+        let line =
+            b"7f00-7f01 rw-s 00001000 00:1b 4242                       /dev/shm/a b\xff (deleted)";
+        assert_eq!(
+            parse_map(line),
+            Some(Map {
+                bytes: 1,
+                permissions: b"rw-s",
+                dev: libc::makedev(0, 0x1b),
+                ino: 4242,
+                path: b"/dev/shm/a b\xff (deleted)"
+            })
+        );
+        assert_eq!(parse_map(b"7f00-7f01 rw-p 00000000 00:00 0 [heap]"), None);
+        assert_eq!(parse_map(b"7f00-7f01 rw-p 00000000 103:02 7").map(|m| m.ino), Some(7));
+        for rubbish in
+            [&b""[..], b"x", b"a b c d e", b"a b c 1:2:3 9 /x", b"1-2 b", b"a b c zz:1 9"]
+        {
+            let _ignored: Option<Map<'_>> = parse_map(rubbish);
+        }
+    }
+}
