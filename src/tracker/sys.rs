@@ -22,7 +22,7 @@ extern "C" fn note_standard_descriptors() {
         // SAFETY: the path is NUL-terminated, and neither call touches other memory.
         unsafe {
             if libc::access(c"/dev/null".as_ptr(), libc::R_OK | libc::W_OK) == -1 {
-                libc::eventfd(0, 0);
+                libc::eventfd(0, libc::EFD_NONBLOCK);
             }
         }
     }
@@ -267,32 +267,51 @@ pub fn ignore_signal(signal: libc::c_int) -> io::Result<()> {
 /// Does nothing: that a handler runs at all is what ends a blocking system call with `EINTR`.
 extern "C" fn interrupt(_signal: libc::c_int) {}
 
-/// Calls `work` while SIGALRM interrupts whatever system call it blocks in, every 50 ms.
+/// Calls `work` while SIGALRM interrupts whatever system call it blocks in, every 50 ms. The caller's
+/// own alarm, if it has one, goes on afterwards.
 ///
 /// The only bound there is on a write to a descriptor that others share: making it non-blocking
 /// would change it for them, and what `poll` said can be untrue by the time of the write.
 pub fn interrupted<T>(work: impl FnOnce() -> T) -> T {
     const TICK: libc::timeval = libc::timeval { tv_sec: 0, tv_usec: 50_000 };
-    const STOPPED: libc::timeval = libc::timeval { tv_sec: 0, tv_usec: 0 };
-    let timer = |value| {
-        let timer = libc::itimerval { it_interval: value, it_value: value };
-        // SAFETY: the kernel reads one itimerval, and writes nothing through a null pointer.
-        unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) };
-    };
-    // SAFETY: zeroes are an empty mask and no flags: SA_RESTART must not be set. The handler
-    // touches nothing, so it may run at any point of the program.
-    unsafe {
+    let began = std::time::Instant::now();
+    // SAFETY: zeroes are valid for all three: an empty mask and no flags (SA_RESTART must not be
+    // set), no timer. The handler touches nothing, so it may run at any point of the program. Each
+    // call reads and writes one structure that outlives it.
+    let (timer, action, mask) = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = interrupt as *const () as libc::sighandler_t;
-        libc::sigaction(libc::SIGALRM, &action, std::ptr::null_mut());
-        let mut mask: libc::sigset_t = std::mem::zeroed();
-        libc::sigaddset(&mut mask, libc::SIGALRM);
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, &mask, std::ptr::null_mut());
-    }
-    timer(TICK);
+        let mut alarm: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&mut alarm, libc::SIGALRM);
+        let tick = libc::itimerval { it_interval: TICK, it_value: TICK };
+        let mut before: (libc::itimerval, libc::sigaction, libc::sigset_t) = std::mem::zeroed();
+        libc::sigaction(libc::SIGALRM, &action, &mut before.1);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &alarm, &mut before.2);
+        libc::setitimer(libc::ITIMER_REAL, &tick, &mut before.0);
+        before
+    };
     let result = work();
-    timer(STOPPED);
+    let timer = less(timer, began.elapsed());
+    // SAFETY: as above. First the timer, so that none of its ticks meets what was there before.
+    unsafe {
+        let stopped: libc::itimerval = std::mem::zeroed();
+        libc::setitimer(libc::ITIMER_REAL, &stopped, std::ptr::null_mut());
+        libc::sigaction(libc::SIGALRM, &action, std::ptr::null_mut());
+        libc::pthread_sigmask(libc::SIG_SETMASK, &mask, std::ptr::null_mut());
+        libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut());
+    }
     result
+}
+
+/// A timer that has run for `elapsed` more; one that would have ended goes off at once.
+fn less(mut timer: libc::itimerval, elapsed: std::time::Duration) -> libc::itimerval {
+    let micros = |time: libc::timeval| i64::from(time.tv_sec) * 1_000_000 + i64::from(time.tv_usec);
+    let left = micros(timer.it_value);
+    if left > 0 {
+        let left = (left - i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX)).max(1);
+        timer.it_value = libc::timeval { tv_sec: left / 1_000_000, tv_usec: left % 1_000_000 };
+    }
+    timer
 }
 
 /// Another descriptor, above 2 and closed on exec, of what the inherited number `fd` refers to.

@@ -127,7 +127,9 @@ struct Signals {
 
 impl Drop for Signals {
     fn drop(&mut self) {
-        // A second one, while the report is written, ends the program as usual.
+        // All that came meanwhile are answered by the report; one that comes while it is written ends
+        // the program as usual.
+        while self.came() {}
         self.set.thread_unblock().unwrap_or(());
     }
 }

@@ -123,7 +123,7 @@ pub struct Namespace {
 
 impl Namespace {
     /// Reads the mount namespace of the process whose directory in /proc is given. Layers are
-    /// looked for below its root, since links lead anywhere; on a FUSE mount that can take for ever.
+    /// looked for below its root, since links lead anywhere.
     ///
     /// # Errors
     /// The errno of reading `mountinfo`.
@@ -168,13 +168,18 @@ impl Namespace {
 /// Device and inode of `path` below `root`, if it is on the device `dev`.
 ///
 /// # Errors
-/// It cannot be found: it is relative, or the errno of openat2(2) or statx(2).
+/// It cannot be found: it is relative, or the errno of openat2(2) or statx(2); `EAGAIN` when somebody
+/// would have to be asked.
 fn inode_below(root: BorrowedFd<'_>, path: &[u8], dev: u64) -> io::Result<Option<(u64, u64)>> {
     if path.first() != Some(&b'/') {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
     let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    // A user's own mounts can be in the way, and whoever serves one may never answer: only what the
+    // kernel has at hand is followed. A layer of an overlay always is.
+    let cached = ResolveFlag::from_bits_retain(libc::RESOLVE_CACHED);
+    let how = ResolveFlag::RESOLVE_IN_ROOT | cached;
+    let how = OpenHow::new().flags(flags).resolve(how);
     let found = openat2(root, OsStr::from_bytes(path), how)?;
     if sys::device(&found)? != dev {
         return Ok(None);

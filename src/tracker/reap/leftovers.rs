@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::quarantine::{For, Quarantine, anybody_may_rename};
+use super::quarantine::{For, Quarantine, others_may_rename};
 use crate::tracker::evidence::lease::{self, LeaseError, c_name};
 use crate::tracker::host::Host;
 use crate::tracker::inventory::posix::entries;
@@ -49,19 +49,19 @@ pub struct Leftover {
     pub fate: &'static str,
 }
 
-/// Why nothing is settled where anybody may have given a directory of ours its name.
-const NOT_STICKY: &str = "everybody may rename what is in /dev/shm, which has no sticky bit: nothing \
-                          shows that a reap left this directory";
+/// Why nothing is settled where others may have given a directory of ours its name.
+const NOT_OURS_ALONE: &str = "others may rename what is in /dev/shm, because it has no sticky bit or \
+                              is somebody else's: nothing shows that a reap left this directory";
 
 /// The leftovers that [`settle`] would settle now.
 ///
 /// # Errors
 /// The directory of the objects could not be read.
 pub fn leftovers(host: &Host) -> io::Result<Vec<Leftover>> {
-    let not_sticky = anybody_may_rename(host)?;
+    let not_ours_alone = others_may_rename(host)?;
     let leftover = |directory: Name| {
         let fate = match For::of(&directory)? {
-            _ if not_sticky => "stays",
+            _ if not_ours_alone => "stays",
             For::Removal => "goes back if somebody holds it, else it is removed",
             For::Unlinked => "is removed unless somebody holds it",
             For::Strangers => "goes back if its name is free, else it stays",
@@ -90,14 +90,14 @@ pub fn foresee(leftover: &Leftover) -> Settled {
 /// The directory of the objects could not be read. What goes wrong with one leftover is in its
 /// [`Settled::trouble`].
 pub fn settle(host: &Host) -> io::Result<Vec<Settled>> {
-    let not_sticky = anybody_may_rename(host)?;
+    let not_ours_alone = others_may_rename(host)?;
     let mut all = Vec::new();
     for name in entries(host.shm())? {
         let Some(purpose) = For::of(&name) else { continue };
         let trouble = |text: String| Settled { trouble: Some(text), ..Settled::nothing(&name) };
         all.push(match Quarantine::open(host, &name) {
             Ok(None) => continue,
-            Ok(Some(_)) if not_sticky => trouble(NOT_STICKY.into()),
+            Ok(Some(_)) if not_ours_alone => trouble(NOT_OURS_ALONE.into()),
             Ok(Some(quarantine)) => {
                 let mut settled = settle_all(host, &quarantine, purpose);
                 match quarantine.close(host) {

@@ -63,14 +63,16 @@ pub fn is_our_leftover(object: &Object) -> bool {
     is_quarantine_name(&object.file) && is_ours(&object.stat)
 }
 
-/// Whether everybody may rename everything in the directory of the objects: then a directory of ours
+/// Whether others may rename everything in the directory of the objects: then a directory of ours
 /// that looks like a quarantine may be any directory of ours.
 ///
 /// # Errors
 /// The errno of statx(2).
-pub(super) fn anybody_may_rename(host: &Host) -> io::Result<bool> {
-    let mode = sys::stat(host.shm(), c"")?.mode;
-    Ok(mode & 0o022 != 0 && mode & libc::S_ISVTX == 0)
+pub(super) fn others_may_rename(host: &Host) -> io::Result<bool> {
+    let stat = sys::stat(host.shm(), c"")?;
+    // Its owner may rename everything in it, sticky bit or not.
+    let somebody_elses = stat.uid != 0 && stat.uid != nix::unistd::geteuid().as_raw();
+    Ok(somebody_elses || stat.mode & 0o022 != 0 && stat.mode & libc::S_ISVTX == 0)
 }
 
 /// A private directory beside the objects, locked by this reaper for as long as it exists.
@@ -118,8 +120,8 @@ impl Quarantine {
         };
         let stat = sys::stat(&dir, c"")?;
         let own = stat.uid == nix::unistd::geteuid().as_raw();
-        // Where anybody may rename, another directory of ours may be here instead.
-        if own && stat.mode & 0o7777 != 0o700 && !anybody_may_rename(host)? {
+        // Where others may rename, another directory of ours may be here instead.
+        if own && stat.mode & 0o7777 != 0o700 && !others_may_rename(host)? {
             fchmod(&dir, Mode::S_IRWXU)?;
         }
         Ok(())
