@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use nix::sys::time::{TimeVal, TimeValLike};
+
 /// Bit N: descriptor N (0 to 2) was open when the process started.
 static OPEN_AT_START: AtomicU8 = AtomicU8::new(0);
 
@@ -305,11 +307,10 @@ pub fn interrupted<T>(work: impl FnOnce() -> T) -> T {
 
 /// A timer that has run for `elapsed` more; one that would have ended goes off at once.
 fn less(mut timer: libc::itimerval, elapsed: std::time::Duration) -> libc::itimerval {
-    let micros = |time: libc::timeval| i64::from(time.tv_sec) * 1_000_000 + i64::from(time.tv_usec);
-    let left = micros(timer.it_value);
+    let left = TimeVal::from(timer.it_value).num_microseconds();
     if left > 0 {
-        let left = (left - i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX)).max(1);
-        timer.it_value = libc::timeval { tv_sec: left / 1_000_000, tv_usec: left % 1_000_000 };
+        let elapsed = i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX);
+        timer.it_value = *TimeVal::microseconds((left - elapsed).max(1)).as_ref();
     }
     timer
 }

@@ -76,14 +76,10 @@ pub struct Holder {
 pub struct Targets {
     /// The objects by device and inode: an inode can have several names, hard links.
     by_inode: HashMap<(u64, u64), Vec<usize>>,
-    /// The same by the inode number alone.
-    by_number: HashMap<u64, Vec<usize>>,
+    /// The inode numbers alone.
+    numbers: HashSet<u64>,
     /// The devices that any of them is on.
     devices: HashSet<u64>,
-    /// Their file names, by the same index.
-    pub names: Vec<Vec<u8>>,
-    /// Those names that are directories'.
-    pub directories: HashSet<Vec<u8>>,
     /// The device number of their mount.
     pub dev: u64,
 }
@@ -92,8 +88,14 @@ impl Targets {
     /// Adds an inode of the object `index`. A directory is there with every inode below it.
     pub fn add(&mut self, (dev, ino): (u64, u64), index: usize) {
         self.by_inode.entry((dev, ino)).or_default().push(index);
-        self.by_number.entry(ino).or_default().push(index);
+        self.numbers.insert(ino);
         self.devices.insert(dev);
+    }
+
+    /// Whether any inode of an object has this number, on whatever device.
+    #[must_use]
+    pub fn has_number(&self, ino: u64) -> bool {
+        self.numbers.contains(&ino)
     }
 
     /// The objects that this inode belongs to.

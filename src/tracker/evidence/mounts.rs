@@ -51,11 +51,14 @@ impl Mounts {
         self.0.iter().rev().find(|mount| mount.point == point)
     }
 
-    /// Whether `path` may lie on one of `devices`: a mount of it is above that path. Another one may
-    /// be mounted over it, before or after the path was taken.
+    /// Whether `path` lies on a network file system: looking at what it leads to may take for ever.
     #[must_use]
-    pub fn may_contain(&self, path: &[u8], devices: &HashSet<u64>) -> bool {
-        self.0.iter().any(|mount| devices.contains(&mount.dev) && is_within(path, &mount.point))
+    pub fn may_hang(&self, path: &[u8]) -> bool {
+        const NETWORK: [&[u8]; 8] =
+            [b"nfs", b"nfs4", b"cifs", b"smb3", b"9p", b"ceph", b"lustre", b"afs"];
+        let above = self.0.iter().filter(|mount| is_within(path, &mount.point));
+        let containing = above.max_by_key(|mount| mount.point.len());
+        containing.is_some_and(|mount| NETWORK.contains(&mount.fstype.as_slice()))
     }
 
     /// The device of the mount with this id.
@@ -84,11 +87,16 @@ impl Mounts {
                 uses.push((name.to_vec(), format!("mounted at {at}")));
             }
         }
-        let points: HashSet<&[u8]> = self
-            .0
-            .iter()
-            .filter(|mount| mount.dev == dev && mount.root == base)
-            .map(|mount| mount.point.as_slice())
+        // Where `base` can be reached: by mounts of it, and of what is above it.
+        let mounted =
+            self.0.iter().filter(|mount| mount.dev == dev && is_within(base, &mount.root));
+        let points: HashSet<Vec<u8>> = mounted
+            .map(|mount| {
+                let below = base.get(mount.root.len()..).filter(|_| mount.root != b"/");
+                let below = below.unwrap_or(base).strip_prefix(b"/").unwrap_or_default();
+                let point = mount.point.strip_suffix(b"/").unwrap_or(&mount.point);
+                if below.is_empty() { mount.point.clone() } else { [point, b"/", below].concat() }
+            })
             .collect();
         for other in &self.0 {
             // What is mounted on top of something inside keeps that name busy.
@@ -237,7 +245,7 @@ fn is_within(path: &[u8], point: &[u8]) -> bool {
 
 /// The first name that `path` has below each of `points`. Every prefix is looked up: comparing
 /// every path with every point would take minutes with the mounts that any user can make.
-fn names_below<'a>(points: &HashSet<&[u8]>, path: &'a [u8]) -> Vec<&'a [u8]> {
+fn names_below<'a>(points: &HashSet<Vec<u8>>, path: &'a [u8]) -> Vec<&'a [u8]> {
     let ends = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
     ends.filter_map(|end| {
         let point = path.get(..end.max(1))?;
@@ -310,24 +318,23 @@ mod tests {
 34 24 0:45 / /merged rw - overlay overlay rw,lowerdir=/dev/shm/l1:/dev/shm/l2,upperdir=/var/u,workdir=/var/w
 not a line
 35 24 0:46 / /dev/shmoo rw - tmpfs tmpfs rw
+36 27 0:47 / /net rw - nfs4 server:/ rw
 ";
 
     #[test]
     fn parses_and_finds() {
         let mounts = Mounts::parse(TEXT);
-        assert_eq!(mounts.0.len(), 8);
+        assert_eq!(mounts.0.len(), 9);
         assert_eq!(mounts.at(b"/dev").map(|m| m.fstype.as_slice()), Some(&b"devtmpfs"[..]));
         let dev = libc::makedev(0, 27);
         assert_eq!(mounts.dev_of(30), Some(dev));
-        let devices = HashSet::from([dev]);
         for (path, may) in [
-            (&b"/dev/shm"[..], true),
-            (b"/dev/shm/x", true),
-            (b"/dev/shm/inner/x", true),
-            (b"/dev/shmoo/x", false),
-            (b"/dev", false),
+            (&b"/net/home/x"[..], true),
+            (b"/net", true),
+            (b"/network", false),
+            (b"/dev/shm/x", false),
         ] {
-            assert_eq!(mounts.may_contain(path, &devices), may);
+            assert_eq!(mounts.may_hang(path), may);
         }
         let uses = mounts.uses_of(dev, b"/");
         let names: Vec<_> = uses.iter().map(|(n, _)| String::from_utf8_lossy(n)).collect();
@@ -344,6 +351,15 @@ not a line
         let uses = inner.uses_of(dev, b"/app");
         let names: Vec<_> = uses.iter().map(|(n, _)| String::from_utf8_lossy(n)).collect();
         assert_eq!(names, ["job.dat", "inner"]);
+        let above = Mounts::parse(
+            b"40 24 0:27 / /mnt/t rw - tmpfs tmpfs rw\n\
+              41 24 0:27 /app /dev/shm rw - tmpfs tmpfs rw\n\
+              42 24 0:46 / /mnt/t/app/obj2 rw - tmpfs tmpfs rw\n",
+        );
+        assert_eq!(
+            above.uses_of(dev, b"/app"),
+            [(b"obj2".to_vec(), "a mount point of tmpfs".into())]
+        );
         assert!(inner.maps_owners_of(dev));
         let layers = mounts.layers();
         for path in ["/dev/shm/l1", "/dev/shm/l2", "/var/u", "/var/w"] {

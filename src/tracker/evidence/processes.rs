@@ -193,9 +193,10 @@ impl Processes {
     }
 }
 
-/// Whether a file of /proc is not there because its process is not.
+/// Whether a file of /proc is not there because its process is not. `EINVAL` is the answer of
+/// `mountinfo` and `uid_map` where the process, or the thread, has just exited.
 pub(crate) fn gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EINVAL))
 }
 
 fn read_one(

@@ -326,11 +326,9 @@ fn targets(host: &Host, objects: &[Object]) -> Targets {
     let mut targets = Targets::default();
     targets.dev = host.shm_dev().unwrap_or(0);
     for (index, object) in objects.iter().enumerate() {
-        targets.names.push(object.file.as_bytes().to_vec());
         let own = (object.stat.dev, object.stat.ino);
         targets.add(own, index);
         if let Some(tree) = &object.directory {
-            targets.directories.insert(object.file.as_bytes().to_vec());
             for inode in tree.inodes.iter().filter(|inode| **inode != own) {
                 targets.add(*inode, index);
             }

@@ -47,19 +47,6 @@ impl Reader<'_> {
     pub(super) fn read(&self, pid: i32, threads: bool, namespaces: &Namespaces) -> Found {
         let mut found = Found::default();
         let own = self.root.join(pid.to_string());
-        let namespace = match namespace_of(&own, namespaces, self.targets.dev) {
-            Ok(namespace) => Some(namespace),
-            Err(error) => {
-                // Mounts of an object that nobody could look for.
-                found.incomplete |= !gone(&error);
-                None
-            }
-        };
-        let mounts = namespace.as_ref().map(|(namespace, _)| &namespace.mounts);
-        // What a jail does not show may still be in its reach.
-        found.elsewhere = namespace.as_ref().is_some_and(|(namespace, jailed)| {
-            !jailed && namespace.mounts.0.iter().all(|mount| mount.dev != self.targets.dev)
-        });
         let mut roots = vec![own.clone()];
         if threads {
             match std::fs::read_dir(own.join("task")) {
@@ -68,24 +55,28 @@ impl Reader<'_> {
                 Err(_) => found.incomplete = true,
             }
         }
+        let look = |root: &PathBuf| namespace_of(root, namespaces, self.targets.dev);
+        let mut looked = look(&own);
+        if looked.as_ref().is_err_and(gone) {
+            // A first thread that has exited has no namespaces any more; those that go on have.
+            let others = roots.iter().skip(1).find_map(|root| look(root).ok());
+            looked = others.map_or(looked, Ok);
+        }
+        // Else there may be mounts of an object that nobody could look for.
+        found.incomplete |= looked.as_ref().is_err_and(|error| !gone(error));
+        let namespace = looked.ok();
+        let mounts = namespace.as_ref().map(|(namespace, _)| &namespace.mounts);
+        // What a jail does not show may still be in its reach.
+        found.elsewhere = namespace.as_ref().is_some_and(|(namespace, jailed)| {
+            !jailed && namespace.mounts.0.iter().all(|mount| mount.dev != self.targets.dev)
+        });
         for root in &roots {
             self.maps(root, &mut found);
             if self.targets.by_inode.is_empty() {
                 continue;
             }
             self.descriptors(root, mounts, &mut found);
-            let links: io::Result<Vec<(How, PathBuf, PathBuf)>> =
-                [(How::Root, "root"), (How::Cwd, "cwd")]
-                    .into_iter()
-                    .map(|(how, name)| {
-                        let link = root.join(name);
-                        Ok((how, std::fs::read_link(&link)?, link))
-                    })
-                    .collect();
-            match links {
-                Ok(links) => self.directories(&links, mounts, &mut found),
-                Err(error) => found.incomplete |= !gone(&error),
-            }
+            self.directories(root, mounts, &mut found);
         }
         found
     }
@@ -132,19 +123,19 @@ impl Reader<'_> {
                 return;
             };
             // Sockets, pipes and their like name no path; a file does, whatever its mount.
-            let link = match std::fs::read_link(entry.path()) {
+            match std::fs::read_link(entry.path()) {
                 Ok(link) if !link.as_os_str().as_bytes().starts_with(b"/") => continue,
-                Ok(link) => link.into_os_string().into_vec(),
+                Ok(_) => {}
                 Err(error) if gone(&error) => continue,
                 Err(_) => {
                     found.incomplete = true;
                     continue;
                 }
-            };
-            match self.descriptor(root, &entry.file_name(), &link, mounts) {
+            }
+            match self.descriptor(root, &entry.file_name(), mounts) {
                 Ok((targets, detail)) => {
                     for target in targets {
-                        found.note(target, detail.clone());
+                        found.note(*target, detail.clone());
                     }
                 }
                 Err(error) if gone(&error) => {}
@@ -154,16 +145,15 @@ impl Reader<'_> {
     }
 
     /// The targets that a descriptor refers to. A mount that the process's namespace does not list
-    /// may be the kernel's own (memfd, System V) or ours, detached: then the name has to fit too. It
-    /// is empty where the descriptor is of the very root of such a mount (open_tree(2), or a bind
-    /// mount that was taken away), and a directory's is anywhere in the path of what is in it.
+    /// is the kernel's own (memfd, System V), another namespace's, or attached nowhere (open_tree(2),
+    /// or a bind mount that was taken away): then the descriptor itself tells its device, if its
+    /// inode number is one of ours.
     fn descriptor(
         &self,
         root: &Path,
         fd: &OsStr,
-        link: &[u8],
         mounts: Option<&Mounts>,
-    ) -> io::Result<(Vec<usize>, Detail)> {
+    ) -> io::Result<(&[usize], Detail)> {
         let info = std::fs::read(root.join("fdinfo").join(fd))?;
         let field = |key: &[u8]| {
             info.split(|b| *b == b'\n')
@@ -172,31 +162,14 @@ impl Reader<'_> {
         let Some(ino) = field(b"ino:") else {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "fdinfo has no inode number"));
         };
-        let dev = field(b"mnt_id:").and_then(|id| mounts?.dev_of(id));
-        let targets = match dev {
-            Some(dev) => self.targets.at((dev, ino)).to_vec(),
-            None => {
-                let link = link.strip_suffix(b" (deleted)").unwrap_or(link);
-                let mut parts = link.split(|b| *b == b'/');
-                let name = parts.next_back().unwrap_or_default();
-                let is_below = |own: &[u8]| parts.clone().any(|part| part == own);
-                let fits = |target: usize| {
-                    self.targets.names.get(target).is_some_and(|own| {
-                        own == name
-                            || name.is_empty()
-                            || (own.starts_with(b"sem.") && name.starts_with(b"sem."))
-                            || (self.targets.directories.contains(own) && is_below(own))
-                    })
-                };
-                let same_number = self.targets.by_number.get(&ino).map_or(&[][..], Vec::as_slice);
-                // One name that fits is enough for all that the inode has.
-                if same_number.iter().any(|target| fits(*target)) {
-                    same_number.to_vec()
-                } else {
-                    Vec::new()
-                }
+        let inode = match field(b"mnt_id:").and_then(|id| mounts?.dev_of(id)) {
+            Some(dev) => Some((dev, ino)),
+            None if self.targets.has_number(ino) => {
+                inode_on(&root.join("fd").join(fd), &self.targets.devices)?
             }
+            None => None,
         };
+        let targets = inode.map_or(&[][..], |inode| self.targets.at(inode));
         let flags = info
             .split(|b| *b == b'\n')
             .find_map(|line| words(line.strip_prefix(b"flags:")?).next())
@@ -221,52 +194,34 @@ impl Reader<'_> {
         Ok((targets, detail))
     }
 
-    /// The root and the working directory of a process, each with where it is said to be. They are
-    /// followed only where they may be on the file system of a target: tmpfs never hangs.
-    fn directories(
-        &self,
-        links: &[(How, PathBuf, PathBuf)],
-        mounts: Option<&Mounts>,
-        found: &mut Found,
-    ) {
-        let jailed = links.iter().any(|(how, at, _)| *how == How::Root && at.as_os_str() != "/");
-        for (how, at, link) in links {
-            let at = at.as_os_str().as_bytes();
-            // The paths of a jail are other ones than its mounts have.
-            let may_be_ours = jailed
-                || mounts.is_some_and(|mounts| mounts.may_contain(at, &self.targets.devices))
-                || self.is_in_a_detached_mount(at);
-            if !may_be_ours {
-                continue;
-            }
-            match inode_on(link, &self.targets.devices) {
-                Ok(Some(inode)) => {
-                    let detail = Detail {
-                        how: *how,
-                        access: String::new(),
-                        shared: None,
-                        bytes: None,
-                        fd: None,
-                    };
-                    for target in self.targets.at(inode) {
+    /// The root and the working directory of a process, which are asked themselves: their paths say
+    /// nothing where the process is in a jail, another mount came over them, or theirs was taken
+    /// away. Only on a network file system, which may never answer, is the path believed.
+    fn directories(&self, root: &Path, mounts: Option<&Mounts>, found: &mut Found) {
+        for (how, name) in [(How::Root, "root"), (How::Cwd, "cwd")] {
+            let link = root.join(name);
+            let asked = std::fs::read_link(&link).and_then(|at| {
+                let at = at.as_os_str().as_bytes();
+                if at != b"/" && mounts.is_some_and(|mounts| mounts.may_hang(at)) {
+                    return Ok(None);
+                }
+                inode_on(&link, &self.targets.devices)
+            });
+            match asked {
+                Ok(inode) => {
+                    let (access, shared, bytes, fd) = (String::new(), None, None, None);
+                    let detail = Detail { how, access, shared, bytes, fd };
+                    for target in inode.map_or(&[][..], |inode| self.targets.at(inode)) {
                         found.note(*target, detail.clone());
                     }
                 }
-                Ok(None) => {}
                 Err(error) => found.incomplete |= !gone(&error),
             }
         }
     }
-
-    /// Whether a path looks like one below the root of a mount of ours that was taken out of its
-    /// namespace.
-    fn is_in_a_detached_mount(&self, path: &[u8]) -> bool {
-        let first = path.split(|b| *b == b'/').find(|part| !part.is_empty());
-        first.is_some_and(|first| self.targets.directories.contains(first))
-    }
 }
 
-/// Device and inode of the directory that a link of /proc leads to, if it is on one of `devices`.
+/// Device and inode of what a link of /proc leads to, if it is on one of `devices`.
 fn inode_on(link: &Path, devices: &HashSet<u64>) -> io::Result<Option<(u64, u64)>> {
     let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
     let directory = nix::fcntl::open(link, flags, nix::sys::stat::Mode::empty())?;
