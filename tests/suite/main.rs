@@ -14,6 +14,7 @@ mod harness;
 mod hostile;
 mod leaks;
 mod lease;
+mod owners;
 mod probe;
 mod producers;
 mod race;
@@ -42,6 +43,7 @@ const MODULES: &[Module] = &[
     ("hostile", hostile::tests),
     ("leaks", leaks::tests),
     ("lease", lease::tests),
+    ("owners", owners::tests),
     ("probe", probe::tests),
     ("producers", producers::tests),
     ("race", race::tests),

@@ -54,6 +54,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("bind_mount_of_another_name", bind_mount_of_another_name).needs(ALONE),
         case("bind_mount_and_a_jail", bind_mount_and_a_jail).needs(ALONE),
         case("mount_attached_nowhere", mount_attached_nowhere).needs(ALONE),
+        case("mount_of_a_part_of_a_tmpfs", mount_of_a_part_of_a_tmpfs).needs(ALONE),
         // Directories.
         case("directory_in_use", directory_in_use).needs(ALONE),
         case("directory_that_the_kernel_uses", directory_that_the_kernel_uses).needs(ALONE),
@@ -70,8 +71,9 @@ const PYTHONS: &str = "psm_0a1b2c3d";
 /// A directory's name of which the same is true; joblib's, of a pid that no process has.
 const DIRECTORY: &str = "joblib_memmapping_folder_4194399_0123456789abcdef_0123456789abcdef";
 
+/// The list, as somebody sees it who vouches that nothing outside uses the mount.
 #[track_caller]
-fn list() -> Value {
+pub(crate) fn list() -> Value {
     let mut list = rtrack(["list", "--json", "--grace", "0s", "--assume-complete"]);
     list.finish().expect(0).json()
 }
@@ -84,7 +86,7 @@ fn reap(verdicts: &str) {
 
 /// The verdict on `name` and its reason; answers with the whole list.
 #[track_caller]
-fn judged(name: &str, wanted: &str, reason: &str) -> Value {
+pub(crate) fn judged(name: &str, wanted: &str, reason: &str) -> Value {
     let document = list();
     assert_eq!(verdict(&document, name), (wanted, reason), "{name}: {document:#}");
     document
@@ -92,7 +94,7 @@ fn judged(name: &str, wanted: &str, reason: &str) -> Value {
 
 /// The list has this piece of evidence about `name`.
 #[track_caller]
-fn known(document: &Value, name: &str, code: &str) {
+pub(crate) fn known(document: &Value, name: &str, code: &str) {
     let evidence = evidence(document, name);
     assert!(evidence.contains(&code), "{code} is not in {evidence:?}");
 }
@@ -106,7 +108,7 @@ fn named(document: &Value, name: &str, pid: u32) {
 
 /// Nothing that `reap` can be asked for takes `name`: it is in use or claimed.
 #[track_caller]
-fn stays(name: &str) {
+pub(crate) fn stays(name: &str) {
     let before = identity(name);
     assert!(before.is_some(), "{name} is not there");
     reap("orphaned,unclaimed");
@@ -115,7 +117,7 @@ fn stays(name: &str) {
 
 /// `reap` leaves `name` unless it is asked for what is unclaimed.
 #[track_caller]
-fn stays_by_default(name: &str) {
+pub(crate) fn stays_by_default(name: &str) {
     let before = identity(name);
     assert!(before.is_some(), "{name} is not there");
     reap("orphaned");
@@ -124,7 +126,7 @@ fn stays_by_default(name: &str) {
 
 /// `name` is orphaned for this reason, and `reap` takes it. (Directories are not removed.)
 #[track_caller]
-fn goes(name: &str, reason: &str) {
+pub(crate) fn goes(name: &str, reason: &str) {
     judged(name, "orphaned", reason);
     reap("orphaned");
     if !path(name).is_dir() {
@@ -181,7 +183,7 @@ fn python() -> Python {
 }
 
 /// A copy of a small program under another name.
-fn program_called(name: &str, original: &str) -> PathBuf {
+pub(crate) fn program_called(name: &str, original: &str) -> PathBuf {
     let copy = scratch().join(name);
     let found = ["/bin", "/usr/bin"].iter().map(|place| Path::new(place).join(original));
     fs::copy(found.into_iter().find(|place| place.exists()).unwrap(), &copy).unwrap();
@@ -464,7 +466,7 @@ fn server_under_another_title() {
 }
 
 /// Waits until a process runs the program of this name.
-fn runs(pid: u32, name: &str) {
+pub(crate) fn runs(pid: u32, name: &str) {
     wait_for("the program", || {
         let executable = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
         (executable.file_name()?.to_str()? == name).then_some(())
@@ -805,6 +807,47 @@ fn mount_attached_nowhere() {
     named(&document, ALWAYS_HELD, holder.pid);
     stays(ALWAYS_HELD);
     drop(holder);
+    goes(ALWAYS_HELD, "always-held-producer");
+}
+
+/// /dev/shm itself is a directory of a larger tmpfs, as container engines and systemd make it: what
+/// is mounted elsewhere is known by a longer path than its name, and that directory's own name is
+/// none of an object.
+fn mount_of_a_part_of_a_tmpfs() {
+    let whole = scratch().join("whole");
+    let part = whole.join("app");
+    DirBuilder::new().recursive(true).create(&whole).unwrap();
+    mount("tmpfs", whole.to_str().unwrap(), "tmpfs", 0, "mode=755").unwrap();
+    fs::create_dir(&part).unwrap();
+    fs::set_permissions(&part, Permissions::from_mode(0o1777)).unwrap();
+    mount(part.to_str().unwrap(), "/dev/shm", "", libc::MS_BIND, "").unwrap();
+
+    object().make("app");
+    object().make(ALWAYS_HELD);
+    private_directory();
+    let document = judged(ALWAYS_HELD, "orphaned", "always-held-producer");
+    assert_eq!(verdict(&document, "app"), ("unclaimed", "unknown-producer"));
+    assert_eq!(verdict(&document, DIRECTORY), ("orphaned", "no-family"));
+
+    let bound = Bound::new(&path(ALWAYS_HELD));
+    judged(ALWAYS_HELD, "held", "mounted");
+    stays(ALWAYS_HELD);
+    // Covered, the file cannot be looked at: there is its path only.
+    let cover = scratch().join("cover");
+    fs::write(&cover, "").unwrap();
+    let (from, to) = (cover.to_str().unwrap(), bound.0.to_str().unwrap());
+    mount(from, to, "", libc::MS_BIND, "").unwrap();
+    object().make("app");
+    let document = judged(ALWAYS_HELD, "held", "mounted");
+    assert_eq!(verdict(&document, "app"), ("unclaimed", "unknown-producer"));
+    stays(ALWAYS_HELD);
+    nix::mount::umount(&bound.0).unwrap();
+    drop(bound);
+
+    let inside = hold("own-mounts:mount-point", path(DIRECTORY).join("below"));
+    judged(DIRECTORY, "held", "mounted");
+    drop(inside);
+    judged(DIRECTORY, "orphaned", "no-family");
     goes(ALWAYS_HELD, "always-held-producer");
 }
 

@@ -6,7 +6,7 @@ use std::any::Any;
 use std::env;
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -63,6 +63,11 @@ const KINDS: &[(&str, Take)] = &[
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
         Box::new(nix::fcntl::openat(&shm, below, flags, Mode::empty()).unwrap())
     }),
+    ("idmapped-mount", |path| {
+        let target = scratch().join("idmapped-in-a-fixture");
+        idmapped_mount(path, &target).unwrap();
+        Box::new(())
+    }),
     ("mount-point", |path| {
         sandbox::mount("tmpfs", path.to_str().unwrap(), "tmpfs", 0, "").unwrap();
         Box::new(())
@@ -83,6 +88,9 @@ const KINDS: &[(&str, Take)] = &[
         overlay
     }),
     ("loop-device", loop_device),
+    ("file-lock", |path| {
+        Box::new(Flock::lock(read_write(path), FlockArg::LockExclusiveNonblock).unwrap())
+    }),
     ("directory-lock", |path| {
         let directory = File::open(path).unwrap();
         Box::new(Flock::lock(directory, FlockArg::LockExclusiveNonblock).unwrap())
@@ -129,11 +137,11 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
 
 fn ready() {
     println!("ready {}", place::pid_outside());
-    std::io::stdout().flush().unwrap();
+    io::stdout().flush().unwrap();
 }
 
 fn wait_for_the_end() {
-    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    io::stdin().read_to_end(&mut Vec::new()).unwrap();
 }
 
 fn read_write(path: &Path) -> File {
@@ -147,7 +155,7 @@ fn map(path: &Path, protection: i32, flags: i32) -> Kept {
     // the process ends.
     let address =
         unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, file.as_raw_fd(), 0) };
-    assert!(address != libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+    assert!(address != libc::MAP_FAILED, "{}", io::Error::last_os_error());
     Box::new(())
 }
 
@@ -206,6 +214,81 @@ fn open_tree(path: &Path) -> OwnedFd {
         let fd = libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags);
         OwnedFd::from_raw_fd(check(fd.try_into().unwrap()).unwrap())
     }
+}
+
+/// linux/mount.h; the libc crate does not have these.
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
+
+/// Mounts the directory `path` on `target` too, where its files have other owners.
+pub(crate) fn idmapped_mount(path: &Path, target: &Path) -> io::Result<()> {
+    fs::create_dir_all(target)?;
+    let users = another_user_namespace()?;
+    let tree = open_tree(path);
+    let attributes = MountAttr {
+        set: MOUNT_ATTR_IDMAP,
+        clear: 0,
+        propagation: 0,
+        user_namespace: users.as_raw_fd().try_into().unwrap(),
+    };
+    let target = c_path(target);
+    // SAFETY: the strings are NUL-terminated, and they and the structure, which has the kernel's
+    // layout, outlive the calls.
+    unsafe {
+        let (tree, empty) = (tree.as_raw_fd(), c"".as_ptr());
+        let size = size_of::<MountAttr>();
+        let set = libc::syscall(
+            libc::SYS_mount_setattr,
+            tree,
+            empty,
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size,
+        );
+        check(set.try_into().unwrap())?;
+        let moved = libc::syscall(
+            libc::SYS_move_mount,
+            tree,
+            empty,
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        );
+        check(moved.try_into().unwrap()).map(drop)
+    }
+}
+
+/// A user namespace in which nobody is who they are here; for root of one that maps a single uid,
+/// in which they are.
+fn another_user_namespace() -> io::Result<File> {
+    let ((mut said, says), (mut told, tells)) = (io::pipe()?, io::pipe()?);
+    let child = sandbox::fork();
+    if child == 0 {
+        place::end_with_parent();
+        drop(tells);
+        place::enter("new-users", None);
+        drop(says);
+        told.read_to_end(&mut Vec::new()).unwrap();
+        exit(0);
+    }
+    drop(says);
+    said.read_to_end(&mut Vec::new())?;
+    let first = if sandbox::is_real_root() { sandbox::somebody() } else { 0 };
+    for file in ["uid_map", "gid_map"] {
+        fs::write(format!("/proc/{child}/{file}"), format!("0 {first} 1"))?;
+    }
+    let users = File::open(format!("/proc/{child}/ns/user"))?;
+    drop(tells);
+    // SAFETY: waiting without a status touches no memory.
+    check(unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) })?;
+    Ok(users)
 }
 
 /// An overlay with `lower` as a lower layer, or with the upper layer in the directory `inside`.
@@ -310,7 +393,7 @@ fn leader_gone(path: &Path) {
 fn creator(pattern: &Path, dies: bool, then: fn()) {
     const USED_UP: i32 = 400;
     loop {
-        let (mut said, says) = std::io::pipe().unwrap();
+        let (mut said, says) = io::pipe().unwrap();
         let child = sandbox::fork();
         if child == 0 {
             // SAFETY: the call reads the process's own pid.
@@ -349,7 +432,7 @@ fn creator(pattern: &Path, dies: bool, then: fn()) {
 /// A bind mount of the file, and a process that sees no mount at all, in one mount namespace.
 fn mount_beside_a_jail(path: &Path) {
     place::enter("own-mounts", None);
-    let (mut said, says) = std::io::pipe().unwrap();
+    let (mut said, says) = io::pipe().unwrap();
     let prisoner = sandbox::fork();
     if prisoner == 0 {
         place::end_with_parent();

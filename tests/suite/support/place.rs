@@ -79,8 +79,12 @@ pub(super) fn enter(places: &str, path: Option<&Path>) {
                 std::env::set_current_dir("/").unwrap();
             }
             ("own-users", _) => become_root_of_a_namespace(),
+            ("new-users", _) => unshare(libc::CLONE_NEWUSER),
             ("usual-capabilities", _) => keep_usual_capabilities(),
             ("user", uid) => become_user(uid.parse().unwrap()),
+            ("subordinate-uid", uid) => become_root_over(uid.parse().unwrap()),
+            ("thread-uid", uid) => have_a_thread_of(uid.parse().unwrap(), libc::SYS_setresuid),
+            ("thread-fs-uid", uid) => have_a_thread_of(uid.parse().unwrap(), libc::SYS_setfsuid),
             ("real-uid", uid) => set_uids([uid.parse().unwrap(), 0, 0]),
             ("effective-uid", uid) => set_uids([0, uid.parse().unwrap(), 0]),
             ("saved-uid", uid) => set_uids([0, 0, uid.parse().unwrap()]),
@@ -169,6 +173,48 @@ fn become_root_of_a_namespace() {
     fs::write("/proc/self/setgroups", "deny").unwrap();
     fs::write("/proc/self/uid_map", format!("0 {uid} 1")).unwrap();
     fs::write("/proc/self/gid_map", format!("0 {gid} 1")).unwrap();
+}
+
+/// Root of a user namespace that somebody made, as engines without root do, in which user 1 is
+/// `subordinate`.
+fn become_root_over(subordinate: u32) {
+    let process = std::process::id();
+    let (mut told, tells) = std::io::pipe().unwrap();
+    // Who writes the maps is root outside: newuidmap(1) is.
+    let helper = sandbox::fork();
+    if helper == 0 {
+        drop(tells);
+        told.read_to_end(&mut Vec::new()).unwrap();
+        for file in ["uid_map", "gid_map"] {
+            let map = format!("0 {} 1\n1 {subordinate} 1", sandbox::somebody());
+            fs::write(format!("/proc/{process}/{file}"), map).unwrap();
+        }
+        exit(0);
+    }
+    become_user(sandbox::somebody());
+    unshare(libc::CLONE_NEWUSER);
+    drop(tells);
+    let mut status = 0;
+    // SAFETY: the status is one integer.
+    check(unsafe { libc::waitpid(helper, &mut status, 0) }).unwrap();
+    assert_eq!(status, 0, "the maps were not written");
+    assert!(nix::unistd::geteuid().is_root());
+}
+
+/// One thread, and no other, takes a user's uid by the system call `number`: the C library would
+/// ask all of them to.
+fn have_a_thread_of(uid: u32, number: libc::c_long) {
+    let (done, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        // SAFETY: these calls change attributes of this thread only; setfsuid ignores what follows.
+        unsafe { libc::syscall(number, uid, uid, uid) };
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+        done.send(status.contains(&format!("\t{uid}\n"))).unwrap();
+        loop {
+            std::thread::park();
+        }
+    });
+    assert!(wait.recv().unwrap(), "the thread has other uids");
 }
 
 /// Real, effective and saved uid.
