@@ -18,6 +18,7 @@ use crate::support::{
     Case, Finish, Need, case, check, hold, identity, inventory, kill, listed, names, object, path,
     reap_all, rtrack, scratch, somebody, stopped_before, validate, verdict, wait_for,
 };
+use crate::traps::{program_called, runs};
 
 pub(crate) fn tests() -> Vec<Case> {
     vec![
@@ -30,12 +31,15 @@ pub(crate) fn tests() -> Vec<Case> {
         case("what_looks_like_a_leftover", what_looks_like_a_leftover),
         case("leftover_where_anybody_may_rename", leftover_where_anybody_may_rename),
         case("leftover_of_a_stranger", leftover_of_a_stranger).needs(&[Need::RealRoot]),
+        case("leftover_is_told_of", leftover_is_told_of),
         case("changed_since_the_plan", changed_since_the_plan),
         case("answer_at_the_prompt", answer_at_the_prompt),
         case("opened_under_the_lease", opened_under_the_lease),
         case("opened_when_its_name_is_gone", opened_when_its_name_is_gone),
         case("name_taken_before_the_put_back", name_taken_before_the_put_back),
         case("replaced_under_the_lease", replaced_under_the_lease),
+        case("moved_by_mistake_and_its_name_taken", moved_by_mistake_and_its_name_taken),
+        case("look_that_is_too_old", look_that_is_too_old).needs(&[Need::PidNamespace]),
         case("killed_under_the_lease", killed_under_the_lease),
         case("killed_when_its_name_is_gone", killed_when_its_name_is_gone),
         case("reapers_at_the_same_time", reapers_at_the_same_time),
@@ -231,6 +235,42 @@ fn leftover_of_a_stranger() {
     exactly(&[]);
 }
 
+/// Whoever is asked, or only looks, is told what an interrupted reap left, and what becomes of it.
+fn leftover_is_told_of() {
+    let leftover = ".rtrack.0123456789abcdef";
+    quarantine(leftover, 0o700);
+    let inside = format!("{leftover}/{}", orphan(0));
+    object().make(&inside);
+    let told = format!("{leftover}: {}: left by an interrupted reap", orphan(0));
+
+    let show = rtrack(["show", leftover]).finish().expect(0).text();
+    assert!(show.contains("  reap      settles it: "), "{show}");
+    let show = rtrack(["show", "--json", leftover]).finish().expect(0).json();
+    let does = listed(&show, leftover)["reap"]["does"].as_str().unwrap();
+    assert!(does.starts_with("settles it: "), "{does}");
+
+    let run = rtrack(["reap", "-n"]).finish().expect(0);
+    assert!(run.stderr.contains(&told), "{run:?}");
+    let run = rtrack(["reap", "-n", "--json"]).finish().expect(0);
+    assert!(run.stderr.contains(&told), "{run:?}");
+    let report = run.json();
+    let settled = &report["settled"][0];
+    assert_eq!(settled["directory"], leftover, "{report:#}");
+    assert_eq!(settled["left"][0]["name"], orphan(0), "{report:#}");
+    assert_eq!(settled["finished"].as_array().map(Vec::len), Some(0), "{report:#}");
+    // Named objects or none: it is settled all the same, so it is asked about.
+    let (code, _, shown) = at_the_prompt(|| {}, "n\n");
+    assert_eq!(code, Some(1), "{shown}");
+    assert!(shown.contains(&told), "{shown}");
+    assert!(shown.contains("remove 0 objects (0 B) and settle 1 directory of"), "{shown}");
+    assert!(identity(&inside).is_some());
+
+    let (code, report, shown) = at_the_prompt(|| {}, "y\n");
+    assert_eq!(code, Some(0), "{shown}");
+    assert_eq!(report["settled"][0]["finished"][0], orphan(0), "{report:#}");
+    exactly(&[]);
+}
+
 /// Runs `rtrack reap` at a terminal. When it has printed its plan and asks, `disturb` happens,
 /// and then `answer` is typed. Its status, its report, and what the terminal showed.
 fn at_the_prompt(disturb: impl FnOnce(), answer: &str) -> (Option<i32>, Value, String) {
@@ -417,6 +457,83 @@ fn replaced_under_the_lease() {
     assert_eq!(listed(&report, &orphan(0))["outcome"], "changed");
     exactly(&[&orphan(0)]);
     assert_eq!(identity(orphan(0)), new);
+}
+
+/// Between the last look and the move somebody puts an object of their own under the name, and
+/// before it can go back the name is taken by a third one: what was never judged is never removed.
+fn moved_by_mistake_and_its_name_taken() {
+    let content = b"somebody's, and never judged";
+    object().make(orphan(0));
+    let (mut stranger, mut third) = (None, None);
+    let (code, report) = reap_stopped_before(MOVE, |turn, _| match turn {
+        0 => {
+            fs::remove_file(path(orphan(0))).unwrap();
+            fs::write(path(orphan(0)), content).unwrap();
+            stranger = identity(orphan(0));
+        }
+        1 => third = Some(object().make(orphan(0))),
+        _ => {}
+    });
+    assert_eq!(code, Some(1), "{report:#}");
+    validate(&report);
+    assert_eq!(listed(&report, &orphan(0))["outcome"], "changed", "{report:#}");
+    let kept = report["left"][0]["directory"].as_str().unwrap();
+    assert!(kept.starts_with(".rtrack.kept."), "{report:#}");
+    assert_eq!(report["left"].as_array().map(Vec::len), Some(1), "{report:#}");
+    let inside = format!("{kept}/{}", orphan(0));
+    let is_kept = || {
+        exactly(&[kept, &orphan(0)]);
+        assert_eq!((identity(orphan(0)), identity(&inside)), (third, stranger));
+        assert_eq!(fs::read(path(&inside)).unwrap(), content);
+    };
+    is_kept();
+
+    // The next one cannot give it back either, though nothing of it is planned.
+    let holder = hold("map-shared", path(orphan(0)));
+    for _ in 0..2 {
+        let report = reap_all().finish().expect(1).json();
+        let settled = &report["settled"][0];
+        assert_eq!(settled["directory"], kept, "{report:#}");
+        assert_eq!(settled["left"][0]["name"], orphan(0), "{report:#}");
+        is_kept();
+    }
+    drop(holder);
+    fs::remove_file(path(orphan(0))).unwrap();
+    let report = reap_all().finish().expect(0).json();
+    assert_eq!(report["settled"][0]["put_back"][0], orphan(0), "{report:#}");
+    exactly(&[&orphan(0)]);
+    assert_eq!(identity(orphan(0)), stranger);
+    assert_eq!(fs::read(path(orphan(0))).unwrap(), content);
+}
+
+/// Nothing is removed by a look at processes that is too old: whoever has started since counts.
+fn look_that_is_too_old() {
+    const PYTHONS: &str = "psm_0a1b2c3d";
+    let before = object().make(PYTHONS);
+    make_orphans(1);
+    let python = program_called("python3", "sleep");
+    let mut started: Option<Child> = None;
+    let file = scratch().join("report");
+    let mut reap = rtrack(["reap", "--yes", "--json", "--grace", "0s", "--assume-complete"]);
+    reap.stdout(File::create(&file).unwrap());
+    // The plan is made, and signals are held back for its execution.
+    let status = stopped_before(libc::SYS_signalfd4, &mut reap, |_, _| {
+        let child = Command::new(&python).arg("1000").spawn().unwrap();
+        runs(child.id(), "python3");
+        started = Some(child);
+        thread::sleep(Duration::from_secs(6));
+    });
+    let report: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    assert_eq!(status.code(), Some(1), "{report:#}");
+    let object = listed(&report, PYTHONS);
+    assert_eq!(object["outcome"], "refused", "{object:#}");
+    assert_eq!(verdict(&report, PYTHONS), ("unclaimed", "family-alive"), "{object:#}");
+    assert_eq!(listed(&report, &orphan(0))["outcome"], "reaped");
+    assert_eq!(identity(PYTHONS), Some(before));
+    end(started.unwrap());
+    let again = ["reap", "--yes", "--grace", "0s", "--assume-complete"];
+    rtrack(again).finish().expect(0);
+    exactly(&[]);
 }
 
 /// Dead before the move: nothing has happened.
