@@ -5,21 +5,25 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use serde_json::Value;
+
 use crate::support::{
-    Case, Finish, Finished, Need, case, check, evidence, fuse, identity, inventory, listed, mount,
-    names, object, path, reap_all, rtrack, run_directory, scratch, skip, somebody, verdict,
+    Case, Finish, Finished, Need, case, check, evidence, fuse, hold, identity, inventory, listed,
+    mount, names, object, path, reap_all, rtrack, run_directory, scratch, skip, somebody, verdict,
     wait_for,
 };
+use crate::traps::{program_called, runs};
 
 pub(crate) fn tests() -> Vec<Case> {
     vec![
         case("names_that_a_terminal_obeys", names_that_a_terminal_obeys),
+        case("names_in_json", names_in_json),
         case("symlink", symlink_is_not_followed),
         case("fifo_with_a_blocked_writer", fifo_with_a_blocked_writer),
         case("socket", socket),
@@ -38,6 +42,9 @@ pub(crate) fn tests() -> Vec<Case> {
         case("pid_namespace", pid_namespace).needs(&[Need::PidNamespace]),
         case("process_that_cannot_be_read", process_that_cannot_be_read)
             .needs(&[Need::Fuse, Need::PidNamespace]),
+        case("many_processes_that_cannot_be_read", many_processes_that_cannot_be_read)
+            .needs(&[Need::Fuse, Need::PidNamespace]),
+        case("locks_that_cannot_be_read", locks_that_cannot_be_read).needs(&[Need::PidNamespace]),
         case("closed_and_full_stdout", closed_and_full_stdout),
         case("reader_that_leaves", reader_that_leaves),
         case("closed_stderr", closed_stderr),
@@ -104,6 +111,58 @@ fn names_that_a_terminal_obeys() {
     // They are unclaimed, and removable like any other.
     let report = reap_all().finish().expect(0).json();
     assert_eq!(report["totals"]["by_outcome"]["reaped"]["objects"], 8, "{report:#}");
+    assert!(names().is_empty(), "{:?}", names());
+}
+
+/// JSON on a terminal is obeyed as any text is: what of a name a terminal would obey, or not show,
+/// is escaped in it, and is the same name for a program.
+fn names_in_json() {
+    let hostile: Vec<String> = ["\x7f", "\u{85}", "\u{9b}31m", "\u{9d}0;title\u{9c}", "\u{ad}"]
+        .into_iter()
+        .chain(["\u{202e}txt", "\u{2066}\u{2069}", "\u{200b}", "\u{2028}", "\u{feff}", "\u{e0041}"])
+        .map(|part| format!("größe{part}x"))
+        .collect();
+    let leftover = ".rtrack.0123456789abcdef";
+    fs::DirBuilder::new().mode(0o700).create(path(leftover)).unwrap();
+    for name in &hostile {
+        object().make(name);
+        object().make(format!("{leftover}/{name}-left"));
+    }
+    let is_obeyed = |c: char| {
+        let hidden = ['\u{ad}', '\u{200b}', '\u{2028}', '\u{202e}', '\u{2066}', '\u{2069}'];
+        c.is_control() && c != '\n' || hidden.contains(&c) || "\u{feff}\u{e0041}".contains(c)
+    };
+    let both = ["--grace", "0s", "--verdict", "orphaned,unclaimed"];
+    let all = [
+        &["list", "--json"][..],
+        &["list", "--ndjson"],
+        &["show", "--json", "*"],
+        &["reap", "--json", "-n"],
+        &["reap", "--json", "--yes"],
+    ];
+    for arguments in all {
+        let run = rtrack(arguments).args(both).finish().expect(0);
+        let text = String::from_utf8(run.stdout.clone()).unwrap();
+        if let Some(obeyed) = text.chars().find(|c| is_obeyed(*c)) {
+            panic!("{arguments:?} writes {obeyed:?}: {text}");
+        }
+        assert!(text.contains("größe"), "{arguments:?} escapes what is harmless: {text}");
+        let documents: Vec<Value> = match arguments.contains(&"--ndjson") {
+            true => text.lines().map(|line| serde_json::from_str(line).unwrap()).collect(),
+            false => run.json()["objects"].as_array().unwrap().clone(),
+        };
+        for name in &hostile {
+            assert!(documents.iter().any(|object| object["name"] == **name), "{name:?}: {text}");
+        }
+        if arguments[0] == "reap" {
+            let document = run.json();
+            let settled = &document["settled"][0];
+            let left = settled["left"].as_array().unwrap().iter().map(|left| &left["name"]);
+            let mut told = left.chain(settled["finished"].as_array().unwrap());
+            let name = format!("{}-left", hostile[2]);
+            assert!(told.any(|told| *told == name), "{document:#}");
+        }
+    }
     assert!(names().is_empty(), "{:?}", names());
 }
 
@@ -443,6 +502,108 @@ fn process_that_cannot_be_read() {
     assert_eq!(verdict(&document, NEEDS_SIGHT), ("claimed", "guardian-alive"), "{document:#}");
     reap().expect(0);
     assert!(identity(ORPHAN).is_none());
+}
+
+/// What the evidence `code` about `name` says, and the pid in it.
+#[track_caller]
+fn told(document: &Value, name: &str, code: &str) -> (String, Value) {
+    let evidence = listed(document, name)["evidence"].as_array().unwrap();
+    let piece = evidence.iter().find(|piece| piece["code"] == code);
+    let piece = piece.unwrap_or_else(|| panic!("no {code} in {evidence:#?}"));
+    (piece["says"].as_str().unwrap().to_owned(), piece["pid"].clone())
+}
+
+/// Whoever keeps many processes from saying what they are hides no guardian among them: it is
+/// found, and without it each of them may be one.
+fn many_processes_that_cannot_be_read() {
+    const TORCH: &str = "torch_4194399_1653482963_7";
+    object().make(TORCH);
+    let list = || {
+        let mut list = rtrack(["list", "--json", "--grace", "0s", "--assume-complete"]);
+        list.finish().expect(0).json()
+    };
+    let stays = |before| {
+        let mut reap = reap_all();
+        reap.arg("--assume-complete").finish().expect(0);
+        assert_eq!(identity(TORCH), before);
+    };
+    let before = identity(TORCH);
+    assert_eq!(verdict(&list(), TORCH), ("orphaned", "no-family"));
+    let manager = program_called("torch_shm_manager", "sleep");
+    for started_first in [true, false] {
+        let start = || {
+            let manager = Command::new(&manager).arg("1000").spawn().unwrap();
+            runs(manager.id(), "torch_shm_manager");
+            manager
+        };
+        let first = started_first.then(start);
+        let silent = fuse::processes_without_cmdline(60);
+        let mut known = first.unwrap_or_else(start);
+        let document = list();
+        assert_eq!(verdict(&document, TORCH), ("claimed", "guardian-alive"), "{document:#}");
+        let (says, pid) = told(&document, TORCH, "guardian-alive");
+        assert!(says.starts_with("PyTorch's torch_shm_manager is alive"), "{says}");
+        assert_eq!(pid, known.id(), "{says}");
+        stays(before);
+        known.kill().unwrap();
+        known.wait().unwrap();
+        let document = list();
+        assert_eq!(verdict(&document, TORCH), ("claimed", "guardian-alive"), "{document:#}");
+        let (says, pid) = told(&document, TORCH, "guardian-alive");
+        assert!(says.contains("does not say what it is"), "{says}");
+        assert!(says.contains("PyTorch's torch_shm_manager"), "{says}");
+        assert_ne!(pid, known.id(), "{says}");
+        stays(before);
+        drop(silent);
+    }
+    assert_eq!(verdict(&list(), TORCH), ("orphaned", "no-family"));
+}
+
+/// A producer's own lock beside its object claims it; where the locks cannot be read, or not in
+/// time, it may have one.
+fn locks_that_cannot_be_read() {
+    const SEGMENT: &str = "fastdds_0f1e2d3c4b5a6978";
+    let lock = format!("{SEGMENT}_el");
+    object().make(SEGMENT);
+    object().size(0).make(&lock);
+    let judged = |wanted, reason| {
+        let mut list = rtrack(["list", "--json", "--grace", "0s", "--assume-complete"]);
+        let document = list.finish().expect(0).json();
+        assert_eq!(verdict(&document, SEGMENT), (wanted, reason), "{document:#}");
+        document
+    };
+    let owner = hold("file-lock", path(&lock));
+    let document = judged("claimed", "locked");
+    let (says, _) = told(&document, SEGMENT, "locked");
+    assert_eq!(says, format!("process {} has a lock on {lock}", owner.pid));
+    reap_all().arg("--assume-complete").finish().expect(0);
+    assert!(identity(SEGMENT).is_some());
+    drop(owner);
+    judged("orphaned", "always-held-producer");
+
+    // Whoever opens the first waits; the second cannot be opened.
+    let silent = scratch().join("silent-locks");
+    nix::unistd::mkfifo(&silent, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let unreadable = scratch().join("unreadable-locks");
+    let _listener = UnixListener::bind(&unreadable).unwrap();
+    for cover in [&silent, &unreadable] {
+        mount(cover.to_str().unwrap(), "/proc/locks", "", libc::MS_BIND, "").unwrap();
+        let document = judged("claimed", "locked");
+        let (says, _) = told(&document, SEGMENT, "locked");
+        assert!(says.starts_with(&format!("{lock} may be locked")), "{says}");
+        // By name, so that the lock file, which nobody has open, stays.
+        let report = reap_all().args(["--assume-complete", SEGMENT]).finish().expect(1).json();
+        assert_eq!(listed(&report, SEGMENT)["outcome"], "refused", "{report:#}");
+        assert!(identity(SEGMENT).is_some());
+        // Without a lock file there is nothing that could be locked.
+        fs::remove_file(path(&lock)).unwrap();
+        judged("orphaned", "always-held-producer");
+        object().size(0).make(&lock);
+        nix::mount::umount("/proc/locks").unwrap();
+    }
+    judged("orphaned", "always-held-producer");
+    reap_all().arg("--assume-complete").finish().expect(0);
+    assert!(names().is_empty(), "{:?}", names());
 }
 
 fn shell(script: &str, arguments: &[&str]) -> Finished {

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
@@ -58,7 +58,9 @@ fn serve(mut server: &File) {
             INIT => words(16, &[(0, 7), (1, 31), (5, 4096)]),
             // One page, a regular file of mode 0600.
             GETATTR => words(26, &[(4, 1), (6, 4096), (19, 0o100_600), (20, 1), (24, 4096)]),
-            OPEN => words(4, &[]),
+            // The page that somebody waits for stays (FOPEN_KEEP_CACHE): else the next one to open
+            // it would wait for that.
+            OPEN => words(4, &[(2, 2)]),
             READ => continue,
             _ => {
                 reply(server, &request, -libc::ENOSYS, &[]);
@@ -86,35 +88,50 @@ fn reply(mut server: &File, request: &[u8], error: i32, body: &[u8]) {
     server.write_all(&[&header, body].concat()).unwrap_or(());
 }
 
-/// A process called python3 whose `cmdline` cannot be read; it ends when this is dropped.
+/// Processes called python3 whose `cmdline` cannot be read; they end when this is dropped.
 pub(crate) struct Unreadable {
-    // Dropped first: then the process can end.
+    // Dropped first: then the processes can end.
     _file: SilentFile,
-    _process: Holder,
+    _processes: Vec<Holder>,
 }
 
 /// Starts such a process and waits until its memory lock is taken.
 pub(crate) fn process_without_cmdline() -> Unreadable {
+    processes_without_cmdline(1)
+}
+
+/// The same with many.
+pub(crate) fn processes_without_cmdline(count: usize) -> Unreadable {
     let file = SilentFile::mount();
-    let process = hold("memory-lock", &file.path);
-    let tasks = format!("/proc/{}/task", process.pid);
-    // The thread that wants the lock alone sleeps without being interruptible.
-    wait_for("a thread to block", || {
-        fs::read_dir(&tasks).unwrap().flatten().find(|task| {
-            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-            stat.contains(") D ")
-        })
-    });
-    // Whoever reads it waits.
-    let mut reader = Command::new("cat").arg(format!("/proc/{}/cmdline", process.pid)).spawn();
-    let reader = reader.as_mut().unwrap();
-    wait_for("a reader to block", || {
+    let start = |_| hold("memory-lock", &file.path);
+    let processes: Vec<Holder> = (0..count).map(start).collect();
+    for process in &processes {
+        let tasks = format!("/proc/{}/task", process.pid);
+        // The thread that wants the lock alone sleeps without being interruptible.
+        wait_for("a thread to block", || {
+            fs::read_dir(&tasks).unwrap().flatten().find(|task| {
+                let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                stat.contains(") D ")
+            })
+        });
+        // Whoever reads it waits; one that came before that thread did not.
+        wait_for("a reader to block", || reader_blocks(process.pid).then_some(()));
+    }
+    Unreadable { _file: file, _processes: processes }
+}
+
+/// Whether who reads a process's `cmdline` waits.
+fn reader_blocks(pid: u32) -> bool {
+    let mut reader = Command::new("cat");
+    let reader = reader.arg(format!("/proc/{pid}/cmdline")).stdout(Stdio::null()).spawn();
+    let mut reader = reader.unwrap();
+    let blocks = wait_for("a reader to block or to end", || {
         let stat = fs::read_to_string(format!("/proc/{}/stat", reader.id())).unwrap();
-        stat.contains(") D ").then_some(())
+        (stat.contains(") D ") || stat.contains(") Z ")).then(|| stat.contains(") D "))
     });
     reader.kill().unwrap();
     reader.wait().unwrap();
-    Unreadable { _file: file, _process: process }
+    blocks
 }
 
 /// The fixture: one thread reads the mapped file through /proc/self/mem, which keeps the lock
