@@ -32,6 +32,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("leftover_where_anybody_may_rename", leftover_where_anybody_may_rename),
         case("leftover_of_a_stranger", leftover_of_a_stranger).needs(&[Need::RealRoot]),
         case("leftover_is_told_of", leftover_is_told_of),
+        case("leftover_is_told_of_by_its_kind", leftover_is_told_of_by_its_kind),
         case("changed_since_the_plan", changed_since_the_plan),
         case("answer_at_the_prompt", answer_at_the_prompt),
         case("opened_under_the_lease", opened_under_the_lease),
@@ -269,6 +270,40 @@ fn leftover_is_told_of() {
     assert_eq!(code, Some(0), "{shown}");
     assert_eq!(report["settled"][0]["finished"][0], orphan(0), "{report:#}");
     exactly(&[]);
+}
+
+/// What becomes of a leftover depends on why it was left; that is what is said, and true.
+fn leftover_is_told_of_by_its_kind() {
+    for (kind, mode, says, does) in [
+        ("", 0o1777, "goes back if somebody holds it, else it is removed", "finished"),
+        ("unlinked.", 0o1777, "is removed unless somebody holds it", "finished"),
+        ("kept.", 0o1777, "goes back if its name is free, else it stays", "put_back"),
+        ("", 0o777, "stays", "trouble"),
+    ] {
+        fs::set_permissions("/dev/shm", PermissionsExt::from_mode(mode)).unwrap();
+        let leftover = format!(".rtrack.{kind}0123456789abcdef");
+        quarantine(&leftover, 0o700);
+        object().make(format!("{leftover}/{}", orphan(0)));
+        let run = rtrack(["reap", "-n", "--json"]).finish().expect(0);
+        assert!(run.stderr.contains(&format!("reap; it {says}\n")), "{run:?}");
+        assert_eq!(run.json()["settled"][0]["left"][0]["says"], says);
+        let (_, _, shown) = at_the_prompt(|| {}, "n\n");
+        assert!(shown.contains(&format!("reap; it {says}\r\n")), "{shown}");
+        let report = rtrack(["reap", "--yes", "--json"]).finish().json();
+        let settled = &report["settled"][0];
+        match does {
+            "trouble" => assert!(settled["trouble"].is_string(), "{report:#}"),
+            does => assert_eq!(settled[does][0], orphan(0), "{report:#}"),
+        }
+        match does {
+            "finished" => exactly(&[]),
+            "put_back" => {
+                exactly(&[&orphan(0)]);
+                fs::remove_file(path(orphan(0))).unwrap();
+            }
+            _ => exactly(&[&leftover]),
+        }
+    }
 }
 
 /// Runs `rtrack reap` at a terminal. When it has printed its plan and asks, `disturb` happens,
