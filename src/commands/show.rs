@@ -135,10 +135,11 @@ fn first_bytes(host: &Host, row: &Row<'_>, most: u64) -> io::Result<Vec<u8>> {
 
 /// What `reap` does with it, and what would change that.
 fn outlook(found: &Look, row: &Row<'_>) -> Outlook {
-    if reap::is_our_leftover(row.object) {
+    if reap::is_our_leftover(row.object)
+        && let Ok(Some(fate)) = reap::fate(&found.host, &row.object.file)
+    {
         return Outlook {
-            does: "settles it: what somebody holds goes back under its name, the rest is removed"
-                .into(),
+            does: format!("settles it: each object in it {fate}"),
             changes: "nothing: an interrupted reap left it".into(),
         };
     }

@@ -70,7 +70,18 @@ impl Ui {
         &self,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), super::error::CommandError> {
-        let result = if sys::was_open_at_start(1) {
+        match self.write(write) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(not_written(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// As [`Ui::answer`], for who has to know that the reader is gone.
+    ///
+    /// # Errors
+    /// Whatever writing failed with.
+    pub fn write(&self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+        if sys::was_open_at_start(1) {
             let mut out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
             let result = write(&mut out).and_then(|()| out.flush());
             // The rest of a buffer that could not be written must not be tried again on drop.
@@ -78,14 +89,6 @@ impl Ui {
             result
         } else {
             Err(io::Error::from_raw_os_error(nix::libc::EBADF))
-        };
-        match result {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                Err(super::error::CommandError::from(
-                    anyhow::Error::new(error).context("write to stdout"),
-                ))
-            }
-            _ => Ok(()),
         }
     }
 
@@ -111,4 +114,10 @@ impl Ui {
         // A closed or full stderr has nobody left to be told.
         writeln!(io::stderr().lock(), "{text}").unwrap_or(());
     }
+}
+
+/// stdout could not be written: status 3.
+#[must_use]
+pub fn not_written(error: io::Error) -> super::error::CommandError {
+    super::error::CommandError::from(anyhow::Error::new(error).context("write to stdout"))
 }

@@ -41,6 +41,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("replaced_under_the_lease", replaced_under_the_lease),
         case("moved_by_mistake_and_its_name_taken", moved_by_mistake_and_its_name_taken),
         case("look_that_is_too_old", look_that_is_too_old).needs(&[Need::PidNamespace]),
+        case("look_that_grows_too_old", look_that_grows_too_old).needs(&[Need::PidNamespace]),
         case("killed_under_the_lease", killed_under_the_lease),
         case("killed_when_its_name_is_gone", killed_when_its_name_is_gone),
         case("reapers_at_the_same_time", reapers_at_the_same_time),
@@ -284,6 +285,9 @@ fn leftover_is_told_of_by_its_kind() {
         let leftover = format!(".rtrack.{kind}0123456789abcdef");
         quarantine(&leftover, 0o700);
         object().make(format!("{leftover}/{}", orphan(0)));
+        let show = rtrack(["show", "--json", &leftover]).finish().expect(0).json();
+        let said = listed(&show, &leftover)["reap"]["does"].as_str().unwrap();
+        assert!(said.ends_with(says), "{said}");
         let run = rtrack(["reap", "-n", "--json"]).finish().expect(0);
         assert!(run.stderr.contains(&format!("reap; it {says}\n")), "{run:?}");
         assert_eq!(run.json()["settled"][0]["left"][0]["says"], says);
@@ -569,6 +573,30 @@ fn look_that_is_too_old() {
     let again = ["reap", "--yes", "--grace", "0s", "--assume-complete"];
     rtrack(again).finish().expect(0);
     exactly(&[]);
+}
+
+/// Nor when the time went by between the last look at the clock and the lease.
+fn look_that_grows_too_old() {
+    const PYTHONS: &str = "psm_0a1b2c3d";
+    let before = object().make(PYTHONS);
+    let python = program_called("python3", "sleep");
+    let mut started: Option<Child> = None;
+    let file = scratch().join("report");
+    let mut reap = rtrack(["reap", "--yes", "--json", "--grace", "0s", "--assume-complete"]);
+    reap.stdout(File::create(&file).unwrap());
+    // The quarantine is made right before the lease.
+    let status = stopped_before(libc::SYS_mkdirat, &mut reap, |turn, _| {
+        if turn == 0 {
+            started = Some(Command::new(&python).arg("1000").spawn().unwrap());
+            thread::sleep(Duration::from_secs(6));
+        }
+    });
+    let report: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    assert_eq!(status.code(), Some(1), "{report:#}");
+    assert_eq!(listed(&report, PYTHONS)["outcome"], "refused", "{report:#}");
+    assert_eq!(identity(PYTHONS), Some(before));
+    exactly(&[PYTHONS]);
+    end(started.unwrap());
 }
 
 /// Dead before the move: nothing has happened.

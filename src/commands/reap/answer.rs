@@ -1,7 +1,7 @@
 //! What the operator is asked and told: on stdout the report, on stderr everything else.
 
 use std::collections::HashMap;
-use std::io::{BufRead, Write};
+use std::io::{self, BufRead, Write};
 
 use serde_json::json;
 
@@ -9,7 +9,7 @@ use super::{Done, Planned, ReapArgs};
 use crate::commands::error::CommandError;
 use crate::commands::render::{self, Row, columns, document, table};
 use crate::commands::surveying::{Look, sort};
-use crate::commands::ui::Ui;
+use crate::commands::ui::{Ui, not_written};
 use crate::commands::values::{plural, show_size};
 use crate::tracker::plan::Step;
 use crate::tracker::reap::{Leftover, Outcome, Report, Settled};
@@ -114,7 +114,7 @@ pub(super) enum Begun {
 /// anything is removed.
 ///
 /// # Errors
-/// stdout cannot be written.
+/// stdout cannot be written, or nobody reads it.
 pub(super) fn begin(
     args: &ReapArgs,
     ui: &Ui,
@@ -122,19 +122,19 @@ pub(super) fn begin(
     planned: &Planned,
 ) -> Result<Begun, CommandError> {
     if args.json {
-        ui.answer(|out| out.write_all(b"{"))?;
+        ui.write(|out| out.write_all(b"{")).map_err(not_written)?;
         return Ok(Begun::Document);
     }
     let rows = planned.steps.iter().filter_map(|(index, _)| super::planned_row(found, *index));
     let frame = table::Frame::new(&rows.collect::<Vec<_>>(), columns_of(&REPORTED), look(ui));
-    ui.answer(|out| frame.head(out))?;
+    ui.write(|out| frame.head(out)).map_err(not_written)?;
     Ok(Begun::Table(frame))
 }
 
 /// The rest of the report, and a summary on stderr.
 ///
 /// # Errors
-/// stdout cannot be written; what was done is on stderr then.
+/// stdout cannot be written; what was done is on stderr then, as it is when nobody reads stdout any more.
 pub(super) fn finish(
     args: &ReapArgs,
     ui: &Ui,
@@ -150,7 +150,7 @@ pub(super) fn finish(
     rows.retain(|row| row.report.is_some());
     sort(&mut rows, args.select.sort, args.select.reverse);
 
-    let written = ui.answer(|out| {
+    let written = ui.write(|out| {
         if args.json {
             let mut head = found.head("rtrack.reap/1");
             head.insert("settled".into(), done.settled.iter().map(settled_value).collect());
@@ -167,7 +167,7 @@ pub(super) fn finish(
             _ => table::write(out, &rows, columns_of(&FORESEEN), look(ui)),
         }
     });
-    if written.is_err() {
+    if written.is_err() && !args.dry_run {
         for row in &rows {
             if let Some(report) = &row.report {
                 let (id, outcome) = (row.object.shown_id(), report.outcome.as_str());
@@ -179,7 +179,11 @@ pub(super) fn finish(
     for row in &rows {
         say_failed(row, ui);
     }
-    written
+    match written {
+        // It is on stderr.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(not_written),
+    }
 }
 
 fn summary(args: &ReapArgs, ui: &Ui, rows: &[Row<'_>]) {

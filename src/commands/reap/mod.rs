@@ -66,9 +66,9 @@ pub struct ReapArgs {
 /// The command line is wrong, /dev/shm cannot be read, or stdout cannot be written.
 pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     check(args, ui)?;
-    let mut forced = HashSet::new();
+    let (mut forced, mut missing) = (HashSet::new(), Vec::new());
     let mut found = Look::take(&args.select, args.select.judging(), |host, objects| {
-        choose(args, host, objects, &mut forced)
+        choose(args, host, objects, &mut forced, &mut missing)
     })?;
     let leftovers = reap::leftovers(&found.host)?;
 
@@ -110,7 +110,8 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     }
     answer::finish(args, ui, &found, &done, begun)?;
 
-    Ok(done.status(troubled, args.dry_run))
+    ui.errors(&missing);
+    Ok(done.status(troubled, args.dry_run, !missing.is_empty()))
 }
 
 /// What was done, or would be.
@@ -128,7 +129,7 @@ struct Done {
 
 impl Done {
     /// The exit status. What could not be found out, or done, beats a no.
-    fn status(&self, troubled: bool, dry_run: bool) -> Status {
+    fn status(&self, troubled: bool, dry_run: bool, missing: bool) -> Status {
         if self.interrupted {
             return ErrorKind::Interrupted.status();
         }
@@ -141,7 +142,7 @@ impl Done {
         let left = outcomes().any(|outcome| outcome.is_left())
             || !self.left.is_empty()
             || self.settled.iter().any(|settled| !settled.left.is_empty());
-        if left && !dry_run { ErrorKind::No.status() } else { 0 }
+        if missing || left && !dry_run { ErrorKind::No.status() } else { 0 }
     }
 }
 
@@ -168,12 +169,13 @@ fn check(args: &ReapArgs, ui: &Ui) -> Result<(), CommandError> {
 }
 
 /// The objects that the names and options select, and those to force, whose names in the directory
-/// are added to `forced`.
+/// are added to `forced`; to `none`, the names that no object has.
 fn choose(
     args: &ReapArgs,
     host: &Host,
     all: Vec<Object>,
     forced: &mut HashSet<Name>,
+    none: &mut Vec<CommandError>,
 ) -> Result<Vec<Object>, CommandError> {
     let mut chosen = Vec::new();
     if !args.force.is_empty() {
@@ -186,10 +188,7 @@ fn choose(
         }
     }
     let (selected, missing) = args.select.select(all, (host.clock.wall)())?;
-    // What is to be removed has to be what was named, all of it.
-    if let Some(first) = missing.into_iter().next() {
-        return Err(first);
-    }
+    none.extend(missing);
     chosen.extend(selected.into_iter().filter(|object| !forced.contains(&object.file)));
     Ok(chosen)
 }
@@ -254,7 +253,7 @@ fn foresee(step: &Step, row: Option<&Row<'_>>) -> Report {
     match step {
         Step::Remove(..) => {
             let says = row.map_or_else(String::new, |row| row.judgement.explained());
-            Report { outcome: Outcome::WouldReap, says, errno: None }
+            Report::new(Outcome::WouldReap, says)
         }
         Step::Refuse(verdict, why) => refused(*verdict, why.clone()),
         Step::Leave => untouched("not planned"),
@@ -263,9 +262,9 @@ fn foresee(step: &Step, row: Option<&Row<'_>>) -> Report {
 
 fn refused(verdict: Verdict, says: String) -> Report {
     let outcome = if verdict == Verdict::Held { Outcome::Held } else { Outcome::Refused };
-    Report { outcome, says, errno: None }
+    Report::new(outcome, says)
 }
 
 fn untouched(says: &str) -> Report {
-    Report { outcome: Outcome::Refused, says: says.into(), errno: None }
+    Report::new(Outcome::Refused, says)
 }

@@ -15,6 +15,7 @@ use crate::tracker::host::Host;
 use crate::tracker::plan::{self, Step};
 use crate::tracker::reap::{self, Manner, Reaper, Report, Target};
 use crate::tracker::survey::Survey;
+use crate::tracker::sys::Nanoseconds;
 use crate::tracker::verdict::{Verdict, judge};
 
 /// After so long the processes are looked at again.
@@ -22,6 +23,9 @@ const FRESH: Duration = Duration::from_secs(3);
 
 /// What is older than this is not judged by.
 const OLD: Duration = Duration::from_secs(5);
+
+/// Why nothing is removed then.
+const TOO_OLD: &str = "the look at all processes is too old: what was seen may no longer be true";
 
 /// How long another rtrack may keep this one from starting.
 const COURTESY: Duration = Duration::from_secs(2);
@@ -39,7 +43,8 @@ pub(super) fn carry_out(ui: &Ui, found: &mut Look, planned: Planned) -> Result<D
         answer::say_settled(settled, ui);
     }
     let reaper = Reaper::new(host);
-    let mut worker = Worker { host, survey, reaper, names_removed: HashMap::new() };
+    let changed_by_us = HashMap::new();
+    let mut worker = Worker { host, survey, reaper, changed_by_us, too_slow: false };
     for (index, step) in planned.steps {
         if done.interrupted || signals.came() {
             done.interrupted = true;
@@ -61,8 +66,10 @@ struct Worker<'a> {
     host: &'a Host,
     survey: &'a mut Survey,
     reaper: Reaper<'a>,
-    /// How many names of each inode, by device and number, this run has removed.
-    names_removed: HashMap<(u64, u64), u32>,
+    /// When each inode, by device and number, changed last, of which this run has removed a name.
+    changed_by_us: HashMap<(u64, u64), Nanoseconds>,
+    /// A look at the processes takes so long that another one is of no use.
+    too_slow: bool,
 }
 
 impl Worker<'_> {
@@ -73,13 +80,12 @@ impl Worker<'_> {
             Step::Refuse(verdict, why) => return refused(verdict, why),
             Step::Leave => return untouched("not planned"),
         };
-        if self.survey.age() > FRESH {
+        if self.survey.age() > FRESH && !self.too_slow {
             self.survey.refresh(self.host);
+            self.too_slow = self.survey.age() > OLD;
         }
         if self.survey.age() > OLD {
-            let says =
-                "looking at all processes takes so long that what was seen is no longer true";
-            return refused(planned, says.into());
+            return refused(planned, TOO_OLD.into());
         }
         let (Some(object), Some(mut facts)) =
             (self.survey.objects.get(index), self.survey.facts(self.host, index))
@@ -90,7 +96,7 @@ impl Worker<'_> {
         if let Err(why) = plan::still_goes(planned, &now, force) {
             return refused(now.verdict, why);
         }
-        let seen = object.stat;
+        let (seen, began) = (object.stat, self.survey.snapshot.began);
         let target = Target {
             file: &object.file,
             identity: object.identity(),
@@ -98,15 +104,17 @@ impl Worker<'_> {
             may_go_directly: planned == Verdict::Orphaned,
         };
         // The removal of another name is a change of the inode too, and was this run's own.
-        let names_removed = self.names_removed.entry((seen.dev, seen.ino)).or_default();
+        let inode = (seen.dev, seen.ino);
+        let changed = self.changed_by_us.get(&inode).copied().unwrap_or(seen.changed);
         let report = self.reaper.remove(&target, &mut |now| {
+            // This process may have been stopped since the last look at the clock.
+            if began.is_none_or(|began| began.elapsed() > OLD) {
+                return Err(TOO_OLD.into());
+            }
             if (now.mode, now.uid, now.gid) != (seen.mode, seen.uid, seen.gid) {
                 return Err("its owner or mode was changed since it was looked at".into());
             }
-            let change_is_ours = *names_removed > 0 && now.nlink + *names_removed == seen.nlink;
-            if (now.size, now.modified) != (seen.size, seen.modified)
-                || now.changed != seen.changed && !change_is_ours
-            {
+            if (now.size, now.modified, now.changed) != (seen.size, seen.modified, changed) {
                 return Err("it was written or changed since it was looked at".into());
             }
             if manner == Manner::Leased {
@@ -114,7 +122,7 @@ impl Worker<'_> {
             }
             plan::still_goes(planned, &judge(&facts), force)
         });
-        *names_removed += u32::from(report.outcome.is_removed());
+        self.changed_by_us.extend(report.changed.map(|changed| (inode, changed)));
         report
     }
 }

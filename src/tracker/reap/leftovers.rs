@@ -53,19 +53,27 @@ pub struct Leftover {
 const NOT_OURS_ALONE: &str = "others may rename what is in /dev/shm, because it has no sticky bit or \
                               is somebody else's: nothing shows that a reap left this directory";
 
+/// What [`settle`] does with each object in a directory of this name, if that is a quarantine's.
+///
+/// # Errors
+/// The errno of statx(2).
+pub fn fate(host: &Host, directory: &Name) -> io::Result<Option<&'static str>> {
+    let not_ours_alone = others_may_rename(host)?;
+    Ok(For::of(directory).map(|purpose| match purpose {
+        _ if not_ours_alone => "stays",
+        For::Removal => "goes back if somebody holds it, else it is removed",
+        For::Unlinked => "is removed unless somebody holds it",
+        For::Strangers => "goes back if its name is free, else it stays",
+    }))
+}
+
 /// The leftovers that [`settle`] would settle now.
 ///
 /// # Errors
 /// The directory of the objects could not be read.
 pub fn leftovers(host: &Host) -> io::Result<Vec<Leftover>> {
-    let not_ours_alone = others_may_rename(host)?;
     let leftover = |directory: Name| {
-        let fate = match For::of(&directory)? {
-            _ if not_ours_alone => "stays",
-            For::Removal => "goes back if somebody holds it, else it is removed",
-            For::Unlinked => "is removed unless somebody holds it",
-            For::Strangers => "goes back if its name is free, else it stays",
-        };
+        let fate = fate(host, &directory).ok()??;
         // What goes wrong here goes wrong again when it is settled, and is said then.
         let quarantine = Quarantine::open(host, &directory).ok()??;
         let files = entries(quarantine.fd()).unwrap_or_default();

@@ -11,12 +11,14 @@ mod objects;
 mod quarantine;
 pub mod registered;
 
-pub use leftovers::{Leftover, Settled, foresee, leftovers, settle};
+pub use leftovers::{Leftover, Settled, fate, foresee, leftovers, settle};
 pub use objects::{Manner, Reaper, Target};
 pub use quarantine::is_our_leftover;
 pub(super) use quarantine::is_quarantine_name;
 
 use serde::Serialize;
+
+use super::sys::Nanoseconds;
 
 /// What became of one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -87,11 +89,15 @@ pub struct Report {
     pub says: String,
     /// The errno of a [`Outcome::Failed`].
     pub errno: Option<i32>,
+    /// When the inode changed last, once its name was removed under a lease: another name of it has
+    /// that as well.
+    pub changed: Option<Nanoseconds>,
 }
 
 impl Report {
-    fn new(outcome: Outcome, says: impl Into<String>) -> Self {
-        Self { outcome, says: says.into(), errno: None }
+    /// One with nothing but an outcome and a sentence.
+    pub fn new(outcome: Outcome, says: impl Into<String>) -> Self {
+        Self { outcome, says: says.into(), errno: None, changed: None }
     }
 
     fn failed(step: &str, error: &std::io::Error) -> Self {
@@ -99,6 +105,7 @@ impl Report {
             outcome: Outcome::Failed,
             says: format!("{step}: {error}"),
             errno: Some(error.raw_os_error().unwrap_or(libc::EIO)),
+            changed: None,
         }
     }
 }

@@ -183,7 +183,7 @@ impl<'a> Reaper<'a> {
         if let Err(errno) = quarantine.unlink(target.file) {
             return self.put_back(target.file, Report::failed("unlink", &errno.into()));
         }
-        removed(whole())
+        removed(whole(), leased)
     }
 
     /// With no inode left for a directory: lease, identity and unlink follow each other directly.
@@ -198,7 +198,7 @@ impl<'a> Reaper<'a> {
             return Report::new(Outcome::OpenedMeanwhile, "somebody is opening it");
         }
         match unlinkat(self.host.shm(), target.file.as_os_str(), UnlinkatFlags::NoRemoveDir) {
-            Ok(()) => removed(leased.is_whole()),
+            Ok(()) => removed(leased.is_whole(), Some(leased)),
             Err(nix::Error::ENOENT) => gone(),
             Err(errno) => Report::failed("unlink", &errno.into()),
         }
@@ -261,15 +261,17 @@ fn close(host: &Host, quarantine: Quarantine, left: &mut Vec<(Name, String)>) {
     }
 }
 
-fn removed(whole: bool) -> Report {
-    if whole {
+fn removed(whole: bool, leased: Option<&Leased>) -> Report {
+    let changed = leased.and_then(|leased| leased.stat().ok()).map(|stat| stat.changed);
+    let report = if whole {
         Report::new(Outcome::Reaped, "removed")
     } else {
         Report::new(
             Outcome::OpenedAtRemoval,
             "removed, and somebody opened it in that very moment: that process has an object without a name",
         )
-    }
+    };
+    Report { changed, ..report }
 }
 
 fn gone() -> Report {
