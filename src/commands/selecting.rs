@@ -158,7 +158,7 @@ impl SelectArgs {
     ///
     /// # Errors
     /// An unknown user: status 2.
-    fn filter(&self) -> Result<Filter, CommandError> {
+    pub(super) fn filter(&self) -> Result<Filter, CommandError> {
         let uids = self.user.iter().map(|user| uid_of(user)).collect::<Result<_, _>>()?;
         Ok(Filter {
             kinds: self.kind.clone(),

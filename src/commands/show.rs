@@ -70,7 +70,8 @@ pub fn run(args: &ShowArgs, ui: &Ui) -> Result<Status, CommandError> {
     let rows = found.rows(&args.select, &args.verdict);
     let pids: BTreeSet<i32> =
         rows.iter().flat_map(|row| row.holders).map(|holder| holder.pid).collect();
-    let people = identity::of(host, &pids.into_iter().collect::<Vec<_>>());
+    let people =
+        identity::of(host, &found.survey.snapshot.processes, &pids.into_iter().collect::<Vec<_>>());
     let mut dumps: Vec<Option<io::Result<Vec<u8>>>> = Vec::new();
     for row in &rows {
         dumps.push(args.hexdump.map(|bytes| first_bytes(host, row, bytes.min(MOST_BYTES))));

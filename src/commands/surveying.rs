@@ -44,7 +44,9 @@ impl Look {
         let visible = inventory.objects.iter().map(Object::allocated).sum();
         let usage = host.usage()?;
         inventory.objects = choose(&host, inventory.objects)?;
-        let survey = Survey::take(&host, judging, inventory);
+        let (filter, now) = (select.filter()?, (host.clock.wall)());
+        let wanted = |object: &Object| filter.passes(object, now);
+        let survey = Survey::take(&host, judging, inventory, &wanted);
         select.check_producers(survey.catalogue())?;
         Ok(Self { host, usage, visible, survey })
     }

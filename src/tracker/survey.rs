@@ -87,10 +87,16 @@ impl Survey {
 
     /// Finds out what is known about the objects of `inventory`, which was read just before.
     ///
-    /// What goes wrong with one object is in [`Survey::troubles`], with the operators' catalogue
-    /// in [`Catalogue::broken`].
+    /// One that was replaced meanwhile stays only if `wanted` still selects it. What goes wrong with
+    /// one object is in [`Survey::troubles`], with the operators' catalogue in
+    /// [`Catalogue::broken`].
     #[must_use]
-    pub fn take(host: &Host, judging: Judging, inventory: posix::Inventory) -> Self {
+    pub fn take(
+        host: &Host,
+        judging: Judging,
+        inventory: posix::Inventory,
+        wanted: &dyn Fn(&Object) -> bool,
+    ) -> Self {
         let posix::Inventory { objects, troubles } = inventory;
         let catalogue = Arc::new(Catalogue::load(&operator_directories()));
         let taken_at = (host.clock.wall)();
@@ -106,7 +112,7 @@ impl Survey {
             catalogue,
             owners: Owners::default(),
         };
-        survey.probe_all(host);
+        survey.probe_all(host, wanted);
         survey.snapshot = survey.look_at_processes(host);
         survey.probe_unexplained_again(host);
         survey.owners =
@@ -162,11 +168,11 @@ impl Survey {
         self.snapshot.scan.holders.get(&index).map_or(&[], Vec::as_slice)
     }
 
-    fn probe_all(&mut self, host: &Host) {
+    fn probe_all(&mut self, host: &Host, wanted: &dyn Fn(&Object) -> bool) {
         let lock = lease::courtesy_lock(host, COURTESY);
         let mut gone = HashSet::new();
         for index in 0..self.objects.len() {
-            if !self.probe(host, index) {
+            if !self.probe(host, index, wanted) {
                 gone.insert(index);
             }
         }
@@ -178,8 +184,8 @@ impl Survey {
     }
 
     /// Asks the kernel about one object; `false` when it is no longer there. One that was replaced
-    /// is read anew, a few times.
-    fn probe(&mut self, host: &Host, index: usize) -> bool {
+    /// is read anew, a few times, if it is still `wanted`.
+    fn probe(&mut self, host: &Host, index: usize, wanted: &dyn Fn(&Object) -> bool) -> bool {
         for _attempt in 0..3 {
             let Some(object) = self.objects.get(index) else { return false };
             if object.kind == Kind::Other {
@@ -213,6 +219,7 @@ impl Survey {
                 }
                 Ok(Look::Gone) => return false,
                 Ok(Look::Changed) => match posix::read_one(host, &file) {
+                    Ok(object) if !wanted(&object) => return false,
                     Ok(object) => {
                         if let Some(slot) = self.objects.get_mut(index) {
                             *slot = object;
@@ -247,6 +254,7 @@ impl Survey {
             leases: &self.leases,
             assume_complete: self.judging.assume_complete,
             threads: self.judging.thorough || !self.lease_works,
+            hung: &self.snapshot.processes.hung,
         };
         Snapshot::take(host, &self.catalogue, matter)
     }

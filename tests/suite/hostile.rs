@@ -47,6 +47,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("locks_that_cannot_be_read", locks_that_cannot_be_read).needs(&[Need::PidNamespace]),
         case("closed_and_full_stdout", closed_and_full_stdout),
         case("reader_that_leaves", reader_that_leaves),
+        case("reap_that_nobody_listens_to", reap_that_nobody_listens_to),
         case("closed_stderr", closed_stderr),
         case("nobody_to_ask", nobody_to_ask),
         case("wrong_command_lines", wrong_command_lines),
@@ -637,6 +638,20 @@ fn reader_that_leaves() {
     for arguments in [&["list", "-q"][..], &["list", "-q", "--json"], &["list", "-q", "--ndjson"]] {
         assert_eq!(shell(script, arguments).expect(0).stderr, "0\n", "{arguments:?}");
     }
+}
+
+/// Whose report nobody reads, from the start on, removes nothing.
+fn reap_that_nobody_listens_to() {
+    object().make(ORPHAN);
+    for arguments in [&["reap", "-q", "--yes"][..], &["reap", "-q", "--yes", "--json"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut reap = rtrack([arguments, &["--grace", "0s"]].concat());
+        let run = reap.stdout(writer).output().unwrap();
+        assert_eq!(run.status.code(), Some(3), "{run:?}");
+        assert!(String::from_utf8_lossy(&run.stderr).contains("Broken pipe"), "{run:?}");
+    }
+    assert!(identity(ORPHAN).is_some());
 }
 
 fn closed_stderr() {

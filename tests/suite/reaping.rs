@@ -99,6 +99,13 @@ fn only_what_is_selected() {
     exactly(&[&orphan(0), &orphan(1)]);
     rtrack(["reap", "--yes", "--grace", "0s", "*000001"]).finish().expect(0);
     exactly(&[&orphan(0)]);
+    // One that is gone stops no other, and is said.
+    object().make(orphan(7));
+    let names = ["gone", &orphan(7), "shm:gone.too"];
+    let run = rtrack(["reap", "--yes", "--grace", "0s"]).args(names).finish().expect(1);
+    assert!(run.stderr.contains("error: gone: no such object"), "{run:?}");
+    assert!(run.stderr.contains("error: shm:gone.too: no such object"), "{run:?}");
+    exactly(&[&orphan(0)]);
     rtrack(["reap", "--yes", "--grace", "0s", "--producer", "mpich-shar-tmp"]).finish().expect(0);
     exactly(&[]);
 }
@@ -691,15 +698,26 @@ fn make_missing(count: usize) {
 /// SIGINT ends it between two objects: nothing is left half done.
 fn interrupted() {
     make_orphans(5000);
-    let mut reaper = start_reaping();
+    let file = scratch().join("report");
+    let mut reap = reap_all();
+    let mut reaper =
+        reap.stdout(File::create(&file).unwrap()).stderr(Stdio::null()).spawn().unwrap();
     while names().len() == 5000 {
         assert!(reaper.try_wait().unwrap().is_none(), "nothing was reaped");
         thread::sleep(Duration::from_millis(1));
     }
-    // SAFETY: the child has not been waited for.
-    check(unsafe { libc::kill(reaper.id().try_into().unwrap(), libc::SIGINT) }).unwrap();
+    // An impatient operator, and a system that shuts down: what was done is said all the same.
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: the child has not been waited for.
+        check(unsafe { libc::kill(reaper.id().try_into().unwrap(), signal) }).unwrap();
+    }
     let status = reaper.wait().unwrap();
     let left = names();
+    let report: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    validate(&report);
+    let outcomes = report["objects"].as_array().unwrap().iter();
+    let reaped = outcomes.filter(|object| object["outcome"] == "reaped").count();
+    assert_eq!(reaped, 5000 - left.len());
     assert!(left.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{left:?}");
     // It may have been done already; only then is this no interruption.
     assert_eq!(status.code(), Some(if left.is_empty() { 0 } else { 130 }), "{}", left.len());

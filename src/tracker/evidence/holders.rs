@@ -16,7 +16,6 @@ use serde::Serialize;
 use self::reader::{Found, Namespaces, Reader};
 use super::mounts::{Mounts, Namespace};
 use super::processes::{Process, Processes};
-use crate::tracker::deadline;
 use crate::tracker::host::Host;
 
 /// How a process holds an object.
@@ -150,11 +149,10 @@ pub fn scan(
             .filter(|process| new.contains(&process.pid))
             .map(|process| (process.pid, threads || process.leaderless))
             .collect();
-        let order: Vec<i32> = jobs.iter().map(|(pid, _)| *pid).collect();
         let work = {
             let (root, targets) = (host.proc.clone(), Arc::clone(targets));
             let (remember, namespaces) = (Arc::clone(remember), Arc::clone(&namespaces));
-            move |(pid, threads)| {
+            move |pid, threads| {
                 Reader { root: &root, targets: &targets, remember: &remember }.read(
                     pid,
                     threads,
@@ -162,7 +160,7 @@ pub fn scan(
                 )
             }
         };
-        for (pid, found) in order.into_iter().zip(deadline::map(jobs, work)) {
+        for (pid, found) in processes.ask(jobs, work) {
             if let Some(process) = processes.seen.get(&pid) {
                 scan.add(process, found);
             }

@@ -19,10 +19,10 @@ pub struct Identity {
     pub container: Option<String>,
 }
 
-/// Looks at `pids`. One that is gone or may not be read has nothing.
+/// Looks at `pids`, which are among `processes`. One that is gone or may not be read has nothing.
 #[must_use]
-pub fn of(host: &Host, pids: &[i32]) -> HashMap<i32, Identity> {
-    let lines = Processes::command_lines(host, pids.to_vec());
+pub fn of(host: &Host, processes: &Processes, pids: &[i32]) -> HashMap<i32, Identity> {
+    let lines = processes.clone().command_lines(host, pids.to_vec());
     pids.iter()
         .map(|pid| {
             let groups = host.read_proc(&format!("{pid}/cgroup")).unwrap_or_default();

@@ -110,6 +110,9 @@ pub struct Processes {
     pub seen: HashMap<i32, Process>,
     /// Pids whose `stat` or `status` could not be read.
     pub unreadable: HashSet<i32>,
+    /// Those that did not answer in time, by pid and start: they are not asked again, since each
+    /// question may cost a thread for ever.
+    pub hung: HashSet<(i32, u64)>,
     /// Why the whole list could not be read, if so.
     pub missing: Option<String>,
     /// The uid that stands for those from outside this user namespace; `None` in the first one.
@@ -119,10 +122,11 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// Reads `/proc`.
+    /// Reads `/proc`; of whom it is known that they are `hung` is not asked any more.
     #[must_use]
-    pub fn read(host: &Host) -> Self {
-        let mut list = Self { overflow: overflow_uid(host), ..Self::default() };
+    pub fn read(host: &Host, hung: &HashSet<(i32, u64)>) -> Self {
+        let (overflow, hung) = (overflow_uid(host), hung.clone());
+        let mut list = Self { overflow, hung, ..Self::default() };
         list.uid_maps.insert(host.read_proc("self/uid_map").unwrap_or_default(), None);
         list.read_more(host);
         // An empty directory, or another PID namespace's procfs, is no list of processes.
@@ -174,13 +178,37 @@ impl Processes {
         self.seen.values().filter(|process| !process.kernel && !process.dead)
     }
 
+    /// Asks each of `jobs`, about the process whose pid comes with it, in time; `None` is the answer of
+    /// one that hangs, or is known to.
+    pub fn ask<J, R>(
+        &mut self,
+        jobs: Vec<(i32, J)>,
+        work: impl Fn(i32, J) -> R + Send + Sync + 'static,
+    ) -> Vec<(i32, Option<R>)>
+    where
+        J: Send + 'static,
+        R: Send + 'static,
+    {
+        let key = |pid: i32| self.seen.get(&pid).map(|process| (pid, process.start_ticks));
+        let (hung, jobs): (Vec<_>, Vec<_>) = jobs
+            .into_iter()
+            .partition(|(pid, _)| key(*pid).is_some_and(|k| self.hung.contains(&k)));
+        let pids: Vec<i32> = jobs.iter().map(|(pid, _)| *pid).collect();
+        let answers = deadline::map(jobs, move |(pid, job)| work(pid, job));
+        let mut all: Vec<(i32, Option<R>)> = hung.into_iter().map(|(pid, _)| (pid, None)).collect();
+        all.extend(pids.into_iter().zip(answers));
+        let silent = all.iter().filter(|(_, answer)| answer.is_none());
+        let silent: Vec<_> = silent.filter_map(|(pid, _)| key(*pid)).collect();
+        self.hung.extend(silent);
+        all
+    }
+
     /// The command lines of `pids`, NUL-separated as the kernel has them. One of which there is no
     /// answer, in time or at all, has none, unless it is gone.
     #[must_use]
-    pub fn command_lines(host: &Host, pids: Vec<i32>) -> HashMap<i32, Option<Vec<u8>>> {
+    pub fn command_lines(&mut self, host: &Host, pids: Vec<i32>) -> HashMap<i32, Option<Vec<u8>>> {
         let root = host.proc.clone();
-        let keys = pids.clone();
-        let lines = deadline::map(pids, move |pid| {
+        let lines = self.ask(pids.into_iter().map(|pid| (pid, ())).collect(), move |pid, ()| {
             match std::fs::read(root.join(format!("{pid}/cmdline"))) {
                 Ok(line) => Some(Some(line)),
                 Err(error) if gone(&error) => None,
@@ -188,8 +216,10 @@ impl Processes {
             }
         });
         // No answer in time is one of a process that is there.
-        let answers = lines.into_iter().map(|line| line.unwrap_or(Some(None)));
-        keys.into_iter().zip(answers).filter_map(|(pid, line)| Some((pid, line?))).collect()
+        lines
+            .into_iter()
+            .filter_map(|(pid, line)| Some((pid, line.unwrap_or(Some(None))?)))
+            .collect()
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is known of the processes at one moment, and what that says of an object.
 
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -47,6 +48,8 @@ pub struct Snapshot {
     by_uid: HashMap<u32, Vec<i32>>,
     /// Running processes in another user namespace.
     foreign: Vec<i32>,
+    /// What was found out about the kin of owners: there are far fewer than objects.
+    kin: RefCell<HashMap<(u32, bool), KinState>>,
     /// Who has what locked, unless that could not be found out.
     locks: Option<Locks>,
     /// Objects that are mounted, or under a mount, with what is seen of it.
@@ -78,6 +81,8 @@ pub(super) struct Matter<'a> {
     pub(super) assume_complete: bool,
     /// Whether to look into every thread from the start.
     pub(super) threads: bool,
+    /// Processes that did not answer an earlier look.
+    pub(super) hung: &'a HashSet<(i32, u64)>,
 }
 
 impl Snapshot {
@@ -89,7 +94,7 @@ impl Snapshot {
             let catalogue = Arc::clone(catalogue);
             Arc::new(move |name| catalogue.families().iter().any(|f| f.has_mapping(name)))
         };
-        let mut processes = Processes::read(host);
+        let mut processes = Processes::read(host, matter.hung);
         let mut scan = holders::scan(host, &mut processes, &targets, &remember, matter.threads);
         // A directory that nobody holds has only this look to show it.
         let mut asked = matter.objects.iter().zip(matter.leases).enumerate();
@@ -114,7 +119,7 @@ impl Snapshot {
                 matter.assume_complete,
             ),
             clocks: Some(Clocks::read(host, &scan.own_mounts)),
-            guardians: find_guardians(host, catalogue, matter.objects, &processes),
+            guardians: find_guardians(host, catalogue, matter.objects, &mut processes),
             families: families
                 .map(|family| (family.name.clone(), members(family, &processes, &scan)))
                 .collect(),
@@ -125,6 +130,7 @@ impl Snapshot {
             by_elder: HashMap::new(),
             by_uid: HashMap::new(),
             foreign: Vec::new(),
+            kin: RefCell::default(),
             processes,
             scan,
         };
@@ -284,7 +290,12 @@ impl Snapshot {
     /// Whether a process lives that has the owner's uid, in any thread, or whose user namespace maps
     /// it, whatever its age.
     pub(super) fn kin(&self, object: &Object, owners: &Owners) -> KinState {
-        let uid = object.stat.uid;
+        let (uid, roots_too) = (object.stat.uid, bears_roots_group(object, owners));
+        let mut known = self.kin.borrow_mut();
+        known.entry((uid, roots_too)).or_insert_with(|| self.kin_of(uid, roots_too)).clone()
+    }
+
+    fn kin_of(&self, uid: u32, roots_too: bool) -> KinState {
         let overflow = self.processes.overflow;
         if is_system_uid(uid) || overflow == Some(uid) {
             return KinState::SystemUser;
@@ -293,7 +304,7 @@ impl Snapshot {
         let mut pids: BTreeSet<i32> = of(uid).chain(overflow.into_iter().flat_map(of)).collect();
         let strangers = self.foreign.iter().filter_map(|pid| self.processes.seen.get(pid));
         pids.extend(strangers.filter(|process| process.maps_uid(uid)).map(|process| process.pid));
-        if bears_roots_group(object, owners) {
+        if roots_too {
             pids.extend(of(0).filter(|pid| !self.ancestors.contains(pid)));
         }
         match pids.first().and_then(|pid| self.processes.seen.get(pid)) {
@@ -342,7 +353,7 @@ fn find_guardians(
     host: &Host,
     catalogue: &Catalogue,
     objects: &[Object],
-    processes: &Processes,
+    processes: &mut Processes,
 ) -> Guardians {
     let mut names = BTreeSet::new();
     let mut owners = HashSet::from([0]);
@@ -366,7 +377,7 @@ fn find_guardians(
         })
         .map(|process| process.pid)
         .collect();
-    let lines = Processes::command_lines(host, pids);
+    let lines = processes.command_lines(host, pids);
     let of = |name: &str| -> Option<Vec<i32>> {
         let guardian = catalogue.guardian(name)?;
         let lines = lines.iter().filter(|(_, line)| {
