@@ -25,6 +25,7 @@ mod sight;
 mod support;
 mod table;
 mod traps;
+mod unleased;
 mod vectors;
 mod verdicts;
 
@@ -53,6 +54,7 @@ const MODULES: &[Module] = &[
     ("sight", sight::tests),
     ("table", table::tests),
     ("traps", traps::tests),
+    ("unleased", unleased::tests),
     ("vectors", vectors::tests),
     ("verdicts", verdicts::tests),
 ];

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::support::{
-    Case, Finish, Need, case, hold, identity, inside, is_real_root, object, path, rtrack, scratch,
-    skip, somebody, verdict,
+    Case, Finish, Need, case, goes, hold, identity, inside, is_real_root, judged, known, list,
+    object, path, rtrack, scratch, skip, somebody, stays_by_default, verdict,
 };
-use crate::traps::{goes, judged, known, list, program_called, runs, stays_by_default};
+use crate::traps::{program_called, runs};
 
 pub(crate) fn tests() -> Vec<Case> {
     const ALONE: &[Need] = &[Need::PidNamespace];

@@ -2,6 +2,7 @@
 
 mod case;
 mod command;
+mod expect;
 pub(crate) mod fuse;
 pub(crate) mod hold;
 pub(crate) mod place;
@@ -15,6 +16,7 @@ pub(crate) use case::{Case, Need, case, note, run, skip};
 pub(crate) use command::{
     Finish, Finished, Inherit, evidence, inventory, listed, reap_all, rtrack, verdict,
 };
+pub(crate) use expect::{goes, judged, known, list, named, reap, stays, stays_by_default};
 pub(crate) use hold::{Holder, hold, hold_as};
 pub(crate) use place::inside;
 pub(crate) use python::{Python, pythons};

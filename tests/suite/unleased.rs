@@ -1,0 +1,287 @@
+//! What no lease shows: descriptors without access, mounts, directories.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::support::{
+    Case, Need, case, goes, hold, identity, judged, known, list, mount, named, object, path,
+    scratch, skip, stays, verdict,
+};
+use crate::traps::fresh_shm;
+
+pub(crate) fn tests() -> Vec<Case> {
+    const ALONE: &[Need] = &[Need::PidNamespace];
+    const USERS: &[Need] = &[Need::PidNamespace, Need::RealRoot];
+    vec![
+        // What the lease does not see.
+        case("descriptor_without_access", descriptor_without_access).needs(ALONE),
+        case("bind_mount_here", bind_mount_here).needs(ALONE),
+        case("bind_mount_of_another_name", bind_mount_of_another_name).needs(ALONE),
+        case("bind_mount_and_a_jail", bind_mount_and_a_jail).needs(ALONE),
+        case("mount_attached_nowhere", mount_attached_nowhere).needs(ALONE),
+        case("mount_of_a_part_of_a_tmpfs", mount_of_a_part_of_a_tmpfs).needs(ALONE),
+        // Directories.
+        case("equal_directory_elsewhere", equal_directory_elsewhere).needs(ALONE),
+        case("directory_in_use", directory_in_use).needs(ALONE),
+        case("directory_that_the_kernel_uses", directory_that_the_kernel_uses).needs(ALONE),
+        case("directory_under_a_loop_device", directory_under_a_loop_device).needs(USERS),
+        case("directory_with_odd_names_as_layer", directory_with_odd_names_as_layer).needs(ALONE),
+        case("directory_that_a_jail_works_in", directory_that_a_jail_works_in).needs(ALONE),
+    ]
+}
+
+/// A name of a producer whose live owners always hold its objects.
+const ALWAYS_HELD: &str = "mpich_shar_tmpTrapA1";
+/// A directory's name of which the proof needs sight of every process: joblib's, of a pid that no process has.
+const DIRECTORY: &str = "joblib_memmapping_folder_4194399_0123456789abcdef_0123456789abcdef";
+
+fn descriptor_without_access() {
+    for kind in ["fd-without-access", "fd-o-path", "own-mounts:fd-o-path", "own-pids:fd-o-path"] {
+        object().make(ALWAYS_HELD);
+        let holder = hold(kind, path(ALWAYS_HELD));
+        let document = judged(ALWAYS_HELD, "held", "open-by");
+        known(&document, ALWAYS_HELD, "lease-granted");
+        named(&document, ALWAYS_HELD, holder.pid);
+        stays(ALWAYS_HELD);
+        drop(holder);
+        goes(ALWAYS_HELD, "always-held-producer");
+    }
+}
+
+/// Mounts `source` on a file of the scratch directory, as long as the answer lives.
+struct Bound(PathBuf);
+
+impl Bound {
+    fn new(source: &Path) -> Self {
+        let target = scratch().join("bound-here");
+        fs::write(&target, "").unwrap();
+        mount(source.to_str().unwrap(), target.to_str().unwrap(), "", libc::MS_BIND, "").unwrap();
+        Self(target)
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        nix::mount::umount(&self.0).unwrap();
+    }
+}
+
+fn bind_mount_here() {
+    object().make(ALWAYS_HELD);
+    let bound = Bound::new(&path(ALWAYS_HELD));
+    let document = judged(ALWAYS_HELD, "held", "mounted");
+    known(&document, ALWAYS_HELD, "lease-granted");
+    stays(ALWAYS_HELD);
+    drop(bound);
+    goes(ALWAYS_HELD, "always-held-producer");
+}
+
+/// The mount is of another name of the same inode.
+fn bind_mount_of_another_name() {
+    object().make(ALWAYS_HELD);
+    fs::hard_link(path(ALWAYS_HELD), path("mpich_shar_tmpTrapB2")).unwrap();
+    let bound = Bound::new(&path("mpich_shar_tmpTrapB2"));
+    for name in [ALWAYS_HELD, "mpich_shar_tmpTrapB2"] {
+        judged(name, "held", "mounted");
+        stays(name);
+    }
+    // The name that it was mounted by goes, and it has another one.
+    fs::remove_file(path("mpich_shar_tmpTrapB2")).unwrap();
+    judged(ALWAYS_HELD, "held", "mounted");
+    stays(ALWAYS_HELD);
+    drop(bound);
+    goes(ALWAYS_HELD, "always-held-producer");
+}
+
+/// In that mount namespace there is also a process in a jail, which sees no mount outside of it.
+fn bind_mount_and_a_jail() {
+    object().make(ALWAYS_HELD);
+    let pair = hold("mount-beside-a-jail", path(ALWAYS_HELD));
+    // Whichever of the two is looked at first.
+    for _ in 0..10 {
+        judged(ALWAYS_HELD, "held", "mounted");
+        stays(ALWAYS_HELD);
+    }
+    drop(pair);
+    goes(ALWAYS_HELD, "always-held-producer");
+}
+
+/// A clone of the mount that `open_tree` made, and that nothing lists.
+fn mount_attached_nowhere() {
+    object().make(ALWAYS_HELD);
+    let holder = hold("open-tree", path(ALWAYS_HELD));
+    let document = judged(ALWAYS_HELD, "held", "open-by");
+    named(&document, ALWAYS_HELD, holder.pid);
+    stays(ALWAYS_HELD);
+    drop(holder);
+    goes(ALWAYS_HELD, "always-held-producer");
+}
+
+/// /dev/shm itself is a directory of a larger tmpfs, as container engines and systemd make it: what
+/// is mounted elsewhere is known by a longer path than its name, and that directory's own name is
+/// none of an object.
+fn mount_of_a_part_of_a_tmpfs() {
+    let whole = scratch().join("whole");
+    let part = whole.join("app");
+    DirBuilder::new().recursive(true).create(&whole).unwrap();
+    mount("tmpfs", whole.to_str().unwrap(), "tmpfs", 0, "mode=755").unwrap();
+    fs::create_dir(&part).unwrap();
+    fs::set_permissions(&part, Permissions::from_mode(0o1777)).unwrap();
+    mount(part.to_str().unwrap(), "/dev/shm", "", libc::MS_BIND, "").unwrap();
+
+    object().make("app");
+    object().make(ALWAYS_HELD);
+    private_directory();
+    let document = judged(ALWAYS_HELD, "orphaned", "always-held-producer");
+    assert_eq!(verdict(&document, "app"), ("unclaimed", "unknown-producer"));
+    assert_eq!(verdict(&document, DIRECTORY), ("orphaned", "no-family"));
+
+    let bound = Bound::new(&path(ALWAYS_HELD));
+    judged(ALWAYS_HELD, "held", "mounted");
+    stays(ALWAYS_HELD);
+    // Covered, the file cannot be looked at: there is its path only.
+    let cover = scratch().join("cover");
+    fs::write(&cover, "").unwrap();
+    let (from, to) = (cover.to_str().unwrap(), bound.0.to_str().unwrap());
+    mount(from, to, "", libc::MS_BIND, "").unwrap();
+    object().make("app");
+    let document = judged(ALWAYS_HELD, "held", "mounted");
+    assert_eq!(verdict(&document, "app"), ("unclaimed", "unknown-producer"));
+    stays(ALWAYS_HELD);
+    nix::mount::umount(&bound.0).unwrap();
+    drop(bound);
+
+    // By whichever of its paths.
+    for place in [path(DIRECTORY), part.join(DIRECTORY)] {
+        let inside = hold("own-mounts:mount-point", place.join("below"));
+        judged(DIRECTORY, "held", "mounted");
+        drop(inside);
+        judged(DIRECTORY, "orphaned", "no-family");
+    }
+    goes(ALWAYS_HELD, "always-held-producer");
+}
+
+// ---------------------------------------------------------------- directories
+
+/// A directory of a producer whose family is dead: orphaned, unless something is known of it.
+fn private_directory() {
+    DirBuilder::new().mode(0o700).create(path(DIRECTORY)).unwrap();
+    for below in ["below", "upper", "work"] {
+        fs::create_dir(path(DIRECTORY).join(below)).unwrap();
+    }
+    object().make(format!("{DIRECTORY}/inside"));
+    object().make(format!("{DIRECTORY}/below/deep"));
+}
+
+fn equal_directory_elsewhere() {
+    for kind in ["working-directory", "fd-read", "fd-o-path"] {
+        private_directory();
+        let _other = hold(&format!("equal-path:{kind}"), path(DIRECTORY));
+        judged(DIRECTORY, "orphaned", "no-family");
+        let holder = hold(kind, path(DIRECTORY));
+        let document = judged(DIRECTORY, "held", "open-by");
+        named(&document, DIRECTORY, holder.pid);
+        fresh_shm();
+    }
+}
+
+/// No lease, and nothing that the kernel says of the files inside: a descriptor elsewhere, a
+/// working directory, a mount in it, a layer of an overlay, in whatever mount namespace.
+fn directory_in_use() {
+    private_directory();
+    for (kind, inside, reason) in [
+        ("fd-read", "", "open-by"),
+        ("fd-o-path", "", "open-by"),
+        ("fd-o-path", "inside", "open-by"),
+        ("fd-read", "below", "open-by"),
+        ("own-mounts:fd-read", "below", "open-by"),
+        ("own-pids:own-proc:fd-read", "", "open-by"),
+        ("working-directory", "", "open-by"),
+        ("working-directory", "below", "open-by"),
+        ("own-mounts:working-directory", "below", "open-by"),
+        ("own-pids:own-proc:working-directory", "below", "open-by"),
+        ("own-mounts:covered-working-directory", "below", "open-by"),
+        ("root-directory", "", "open-by"),
+        ("root-directory", "below", "open-by"),
+        ("own-mounts:root-directory", "below", "open-by"),
+        ("open-tree", "", "open-by"),
+        ("fd-in-open-tree", "below", "open-by"),
+        ("map-shared", "below/deep", "lease-refused"),
+        ("own-pids:own-proc:map-private", "below/deep", "lease-refused"),
+        ("thread-table", "inside", "lease-refused"),
+        ("thread-table", "below", "open-by"),
+        ("thread-working-directory", "below", "open-by"),
+        ("bind-mount", "below/deep", "mounted"),
+        ("own-mounts:mount-point", "below", "mounted"),
+        ("own-mounts:overlay-lower", "", "mounted"),
+        ("own-mounts:overlay-lower", "below", "mounted"),
+        ("own-mounts:overlay-upper", "", "mounted"),
+        ("own-mounts:overlay-alone", "", "mounted"),
+    ] {
+        eprintln!("{kind} {inside}");
+        judged(DIRECTORY, "orphaned", "no-family");
+        let holder = hold(kind, path(DIRECTORY).join(inside));
+        let document = judged(DIRECTORY, "held", reason);
+        if reason != "mounted" {
+            named(&document, DIRECTORY, holder.pid);
+        }
+        stays(DIRECTORY);
+        assert!(identity(format!("{DIRECTORY}/below/deep")).is_some());
+    }
+    judged(DIRECTORY, "orphaned", "no-family");
+}
+
+/// What no process has: a descriptor in flight, a layer that nobody can place.
+fn directory_that_the_kernel_uses() {
+    private_directory();
+    judged(DIRECTORY, "orphaned", "no-family");
+    let in_flight = hold("in-flight", path(DIRECTORY).join("below/deep"));
+    judged(DIRECTORY, "held", "lease-refused");
+    stays(DIRECTORY);
+    drop(in_flight);
+    // The layer's path says nothing without the working directory of who mounted it.
+    let layer = hold("own-mounts:overlay-lower-relative", path(DIRECTORY));
+    judged(DIRECTORY, "held", "mounted");
+    stays(DIRECTORY);
+    drop(layer);
+    judged(DIRECTORY, "orphaned", "no-family");
+}
+
+fn directory_under_a_loop_device() {
+    if let Err(error) = fs::File::options().read(true).write(true).open("/dev/loop-control") {
+        skip(format_args!("no loop devices: /dev/loop-control: {error}"));
+    }
+    private_directory();
+    object().size(1 << 20).make(format!("{DIRECTORY}/image"));
+    // The device outlives the descriptor that the fixture has of the file.
+    let holder = hold("loop-device", path(DIRECTORY).join("image"));
+    let document = list();
+    assert_eq!(verdict(&document, DIRECTORY).0, "held", "{document:#}");
+    stays(DIRECTORY);
+    drop(holder);
+}
+
+/// The characters that separate the layers of an overlay, and those that are escaped.
+fn directory_with_odd_names_as_layer() {
+    for odd in ["a:b", "a,b", "a b", "a\\b", "a=b"] {
+        DirBuilder::new().mode(0o700).create(path(odd)).unwrap();
+        let escaped = odd.replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,");
+        let layer = hold("own-mounts:overlay-lower", path(escaped));
+        judged(odd, "held", "mounted");
+        drop(layer);
+    }
+}
+
+/// Who is in a jail has other paths than who looks at it.
+fn directory_that_a_jail_works_in() {
+    private_directory();
+    for kind in ["jail:working-directory", "own-mounts:jail:working-directory"] {
+        judged(DIRECTORY, "orphaned", "no-family");
+        let holder = hold(kind, path(DIRECTORY).join("below"));
+        let document = judged(DIRECTORY, "held", "open-by");
+        named(&document, DIRECTORY, holder.pid);
+        stays(DIRECTORY);
+    }
+    judged(DIRECTORY, "orphaned", "no-family");
+}
