@@ -98,8 +98,7 @@ impl SelectArgs {
     /// has, so that they hide nothing of the others.
     ///
     /// # Errors
-    /// A name that fits several objects, or a user that is unknown: status 2. No name that any
-    /// object has: status 1.
+    /// A name that fits several objects, or a user that is unknown: status 2.
     pub fn select(
         &self,
         objects: Vec<Object>,
@@ -107,11 +106,6 @@ impl SelectArgs {
     ) -> Result<(Vec<Object>, Vec<CommandError>), CommandError> {
         let filter = self.filter()?;
         let Found { indices, missing } = self.find(&objects, &self.names)?;
-        if indices.is_empty()
-            && let Some(first) = missing.first()
-        {
-            return Err(explain(first.clone()));
-        }
         let selected = objects
             .into_iter()
             .enumerate()

@@ -1,6 +1,8 @@
 //! One look at the machine for `list`, `show` and `reap`: what was selected, what was found, and
 //! what the operator has to be told about what was not seen.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 use super::error::CommandError;
@@ -10,6 +12,7 @@ use super::ui::Ui;
 use crate::tracker::evidence::sight::Blind;
 use crate::tracker::host::{Host, Usage};
 use crate::tracker::inventory::posix::Object;
+use crate::tracker::resource::Name;
 use crate::tracker::survey::{Judging, Survey};
 use crate::tracker::verdict::Verdict;
 
@@ -26,6 +29,15 @@ pub struct Look {
     pub survey: Survey,
 }
 
+/// What was selected of what exists.
+#[derive(Debug)]
+pub struct Chosen {
+    /// The objects.
+    pub objects: Vec<Object>,
+    /// The names, in the directory, of those that were selected whatever the other options say.
+    pub forced: HashSet<Name>,
+}
+
 impl Look {
     /// Reads what exists, keeps what `choose` chooses, and finds out what is known about it.
     ///
@@ -35,7 +47,7 @@ impl Look {
     pub fn take(
         select: &SelectArgs,
         judging: Judging,
-        choose: impl FnOnce(&Host, Vec<Object>) -> Result<Vec<Object>, CommandError>,
+        choose: impl FnOnce(&Host, Vec<Object>) -> Result<Chosen, CommandError>,
     ) -> Result<Self, CommandError> {
         let host = Host::real().map_err(|error| {
             CommandError::from(error).hint("rtrack looks at the tmpfs mounted at /dev/shm")
@@ -43,9 +55,15 @@ impl Look {
         let mut inventory = Survey::inventory(&host)?;
         let visible = inventory.objects.iter().map(Object::allocated).sum();
         let usage = host.usage()?;
-        inventory.objects = choose(&host, inventory.objects)?;
+        let Chosen { objects, forced } = choose(&host, inventory.objects)?;
+        inventory.objects = objects;
         let (filter, now) = (select.filter()?, (host.clock.wall)());
-        let wanted = |object: &Object| filter.passes(object, now);
+        let named = !select.names.is_empty() || !forced.is_empty();
+        // What has taken its name meanwhile is selected by the same rules. A name may have said a kind.
+        let wanted = |before: &Object, object: &Object| {
+            (!named || before.kind == object.kind)
+                && (forced.contains(&object.file) || filter.passes(object, now))
+        };
         let survey = Survey::take(&host, judging, inventory, &wanted);
         select.check_producers(survey.catalogue())?;
         Ok(Self { host, usage, visible, survey })
@@ -61,9 +79,12 @@ impl Look {
     ) -> Result<(Self, Vec<CommandError>), CommandError> {
         let mut missing = Vec::new();
         let look = Self::take(select, judging, |host, objects| {
-            let (selected, none) = select.select(objects, (host.clock.wall)())?;
+            let (objects, none) = select.select(objects, (host.clock.wall)())?;
             missing = none;
-            Ok(selected)
+            if objects.is_empty() && !missing.is_empty() {
+                return Err(missing.remove(0));
+            }
+            Ok(Chosen { objects, forced: HashSet::new() })
         })?;
         Ok((look, missing))
     }

@@ -92,6 +92,7 @@ pub fn outlook(kind: Kind, judgement: &Judgement, facts: &Facts) -> Outlook {
         Code::TooYoung => "with the time, or with a shorter --grace, it is judged anew".into(),
         Code::Locked => "when the lock is given back, it is judged anew".into(),
         Code::NoPermission => "root, or its owner, can ask the kernel".into(),
+        Code::PartialHolderSight => "when that mount or overlay is gone, it is judged anew".into(),
         Code::NoLease if !facts.known_kind => {
             "nothing: who uses such a file cannot be found out".into()
         }

@@ -87,7 +87,7 @@ impl Survey {
 
     /// Finds out what is known about the objects of `inventory`, which was read just before.
     ///
-    /// One that was replaced meanwhile stays only if `wanted` still selects it. What goes wrong with
+    /// One that was replaced meanwhile stays only if `wanted`, which is given the two, still selects it. What goes wrong with
     /// one object is in [`Survey::troubles`], with the operators' catalogue in
     /// [`Catalogue::broken`].
     #[must_use]
@@ -95,7 +95,7 @@ impl Survey {
         host: &Host,
         judging: Judging,
         inventory: posix::Inventory,
-        wanted: &dyn Fn(&Object) -> bool,
+        wanted: &dyn Fn(&Object, &Object) -> bool,
     ) -> Self {
         let posix::Inventory { objects, troubles } = inventory;
         let catalogue = Arc::new(Catalogue::load(&operator_directories()));
@@ -122,7 +122,9 @@ impl Survey {
 
     /// Looks at the processes again, for a judgement that is not older than a few seconds.
     pub fn refresh(&mut self, host: &Host) {
-        self.snapshot = self.look_at_processes(host);
+        let mut snapshot = self.look_at_processes(host);
+        snapshot.remember(&self.snapshot);
+        self.snapshot = snapshot;
     }
 
     /// How long ago the look at the processes began that this survey judges by.
@@ -168,7 +170,7 @@ impl Survey {
         self.snapshot.scan.holders.get(&index).map_or(&[], Vec::as_slice)
     }
 
-    fn probe_all(&mut self, host: &Host, wanted: &dyn Fn(&Object) -> bool) {
+    fn probe_all(&mut self, host: &Host, wanted: &dyn Fn(&Object, &Object) -> bool) {
         let lock = lease::courtesy_lock(host, COURTESY);
         let mut gone = HashSet::new();
         for index in 0..self.objects.len() {
@@ -185,7 +187,12 @@ impl Survey {
 
     /// Asks the kernel about one object; `false` when it is no longer there. One that was replaced
     /// is read anew, a few times, if it is still `wanted`.
-    fn probe(&mut self, host: &Host, index: usize, wanted: &dyn Fn(&Object) -> bool) -> bool {
+    fn probe(
+        &mut self,
+        host: &Host,
+        index: usize,
+        wanted: &dyn Fn(&Object, &Object) -> bool,
+    ) -> bool {
         for _attempt in 0..3 {
             let Some(object) = self.objects.get(index) else { return false };
             if object.kind == Kind::Other {
@@ -219,7 +226,13 @@ impl Survey {
                 }
                 Ok(Look::Gone) => return false,
                 Ok(Look::Changed) => match posix::read_one(host, &file) {
-                    Ok(object) if !wanted(&object) => return false,
+                    Ok(now) if !wanted(object, &now) => {
+                        if now.kind != object.kind {
+                            let error = io::Error::other("it was replaced while it was looked at");
+                            self.troubles.push((object.shown_id(), error));
+                        }
+                        return false;
+                    }
                     Ok(object) => {
                         if let Some(slot) = self.objects.get_mut(index) {
                             *slot = object;
@@ -318,6 +331,7 @@ impl Survey {
                 .map(|h| (Who { pid: h.pid, comm: h.comm.clone() }, h.how.clone()))
                 .collect(),
             mounted: snapshot.mounted(object),
+            perhaps_mounted: snapshot.perhaps_mounted(object),
             quiet: self.quiet(host, object),
             grace: nanoseconds(self.judging.grace),
             producer: producer.map(|producer| ProducerFacts {

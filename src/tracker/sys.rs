@@ -266,6 +266,31 @@ pub fn ignore_signal(signal: libc::c_int) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether `signal` is ignored, as a program is that nohup(1) starts.
+///
+/// # Errors
+/// `EINVAL`: no such signal.
+pub fn is_ignored(signal: libc::c_int) -> io::Result<bool> {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: nothing is changed, and the kernel writes one structure to the buffer.
+    check(unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) })?;
+    // SAFETY: zeroes are valid for it, and the call succeeded.
+    Ok(unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN)
+}
+
+/// Whether `signal` is held back and has come, to this thread or to the process.
+///
+/// # Errors
+/// `EINVAL`: no such signal.
+pub fn is_pending(signal: libc::c_int) -> io::Result<bool> {
+    let mut pending = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: the kernel writes one set to the buffer, which both calls only use.
+    unsafe {
+        check(libc::sigpending(pending.as_mut_ptr()))?;
+        check(libc::sigismember(pending.as_ptr(), signal)).map(|member| member == 1)
+    }
+}
+
 /// Does nothing: that a handler runs at all is what ends a blocking system call with `EINTR`.
 extern "C" fn interrupt(_signal: libc::c_int) {}
 

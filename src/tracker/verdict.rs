@@ -184,6 +184,8 @@ pub struct Facts {
     pub holders: Vec<(Who, std::collections::BTreeSet<How>)>,
     /// Mounts that it is part of.
     pub mounted: Vec<String>,
+    /// Mounts and layers that could not be looked at, and that it may be part of.
+    pub perhaps_mounted: Vec<String>,
     /// Nanoseconds since birth or last change, whichever is shorter; negative when in the future.
     pub quiet: i128,
     /// The grace period in nanoseconds.
@@ -393,6 +395,13 @@ fn probing(facts: &Facts, found: &mut Vec<Evidence>) -> Result<(), Code> {
         ));
         return Err(Code::NoLease);
     }
+    // No lease tells of mounts.
+    for says in &facts.perhaps_mounted {
+        found.push(evidence(Code::PartialHolderSight, says.clone(), &[]));
+    }
+    if !facts.perhaps_mounted.is_empty() {
+        return Err(Code::PartialHolderSight);
+    }
     let reason = match facts.lease {
         Lease::Granted | Lease::Refused => return Ok(()),
         Lease::NoPermission => {
@@ -535,7 +544,10 @@ fn prove_by_producer(
 fn nobody_holds(facts: &Facts) -> bool {
     let asked = facts.lease == Lease::Granted
         || facts.lease != Lease::Refused && facts.holder_blind.is_empty();
-    asked && facts.holders.is_empty() && facts.mounted.is_empty()
+    asked
+        && facts.holders.is_empty()
+        && facts.mounted.is_empty()
+        && facts.perhaps_mounted.is_empty()
 }
 
 /// `no-kin`: whoever made it, nobody of its owner's is left, and nobody else may open it.

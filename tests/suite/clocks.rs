@@ -77,7 +77,7 @@ fn host() -> Host {
 fn survey(host: &Host, grace: u64) -> Survey {
     let judging =
         Judging { grace: Duration::from_secs(grace), assume_complete: true, thorough: false };
-    Survey::take(host, judging, Survey::inventory(host).unwrap(), &|_| true)
+    Survey::take(host, judging, Survey::inventory(host).unwrap(), &|_, _| true)
 }
 
 /// What a survey in this process says of `name`, by the clocks that are set.

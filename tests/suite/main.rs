@@ -22,6 +22,7 @@ mod reaping;
 mod send;
 mod show;
 mod sight;
+mod signals;
 mod support;
 mod table;
 mod traps;
@@ -52,6 +53,7 @@ const MODULES: &[Module] = &[
     ("send", send::tests),
     ("show", show::tests),
     ("sight", sight::tests),
+    ("signals", signals::tests),
     ("table", table::tests),
     ("traps", traps::tests),
     ("unleased", unleased::tests),

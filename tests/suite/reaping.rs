@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, symlink};
 use std::process::{Child, Command, Stdio};
@@ -15,7 +15,7 @@ use nix::pty::openpty;
 use serde_json::Value;
 
 use crate::support::{
-    Case, Finish, Need, case, check, hold, identity, inventory, kill, listed, names, object, path,
+    Case, Finish, Need, case, hold, identity, inventory, kill, listed, names, object, path,
     reap_all, rtrack, scratch, somebody, stopped_before, validate, verdict, wait_for,
 };
 use crate::traps::{program_called, runs};
@@ -46,22 +46,22 @@ pub(crate) fn tests() -> Vec<Case> {
         case("killed_when_its_name_is_gone", killed_when_its_name_is_gone),
         case("reapers_at_the_same_time", reapers_at_the_same_time),
         case("killed_again_and_again", killed_again_and_again),
-        case("interrupted", interrupted),
+        case("changed_before_the_move", changed_before_the_move),
     ]
 }
 
 /// Names of a producer whose live owners always hold its objects.
-fn orphan(number: usize) -> String {
+pub(crate) fn orphan(number: usize) -> String {
     format!("mpich_shar_tmp{number:06}")
 }
 
-fn make_orphans(count: usize) {
+pub(crate) fn make_orphans(count: usize) {
     for number in 0..count {
         object().size(64).make(orphan(number));
     }
 }
 
-fn exactly(expected: &[&str]) {
+pub(crate) fn exactly(expected: &[&str]) {
     let expected: BTreeSet<OsString> = expected.iter().map(OsString::from).collect();
     assert_eq!(names(), expected);
 }
@@ -562,8 +562,11 @@ fn look_that_is_too_old() {
     let file = scratch().join("report");
     let mut reap = rtrack(["reap", "--yes", "--json", "--grace", "0s", "--assume-complete"]);
     reap.stdout(File::create(&file).unwrap());
-    // The plan is made, and signals are held back for its execution.
-    let status = stopped_before(libc::SYS_signalfd4, &mut reap, |_, _| {
+    // The directory is locked for the probing, and again for the execution of the plan.
+    let status = stopped_before(libc::SYS_flock, &mut reap, |turn, _| {
+        if turn != 1 {
+            return;
+        }
         let child = Command::new(&python).arg("1000").spawn().unwrap();
         runs(child.id(), "python3");
         started = Some(child);
@@ -695,30 +698,28 @@ fn make_missing(count: usize) {
     }
 }
 
-/// SIGINT ends it between two objects: nothing is left half done.
-fn interrupted() {
-    make_orphans(5000);
-    let file = scratch().join("report");
-    let mut reap = reap_all();
-    let mut reaper =
-        reap.stdout(File::create(&file).unwrap()).stderr(Stdio::null()).spawn().unwrap();
-    while names().len() == 5000 {
-        assert!(reaper.try_wait().unwrap().is_none(), "nothing was reaped");
-        thread::sleep(Duration::from_millis(1));
+/// What happens between the last judgement and the move is seen after it, and it goes back.
+fn changed_before_the_move() {
+    for (what, change) in [
+        (
+            "mode",
+            (|| fs::set_permissions(path(orphan(0)), Permissions::from_mode(0o666)).unwrap())
+                as fn(),
+        ),
+        ("link", || fs::hard_link(path(orphan(0)), path("another")).unwrap()),
+        ("time", || thread::sleep(Duration::from_secs(6))),
+    ] {
+        let before = object().make(orphan(0));
+        let mut reap = reap_all();
+        let status = stopped_before(libc::SYS_renameat2, &mut reap, |turn, _| {
+            if turn == 0 {
+                change();
+            }
+        });
+        assert_eq!(status.code(), Some(1), "{what}");
+        assert_eq!(identity(orphan(0)), Some(before), "{what}");
+        for name in names() {
+            fs::remove_file(path(name)).unwrap();
+        }
     }
-    // An impatient operator, and a system that shuts down: what was done is said all the same.
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        // SAFETY: the child has not been waited for.
-        check(unsafe { libc::kill(reaper.id().try_into().unwrap(), signal) }).unwrap();
-    }
-    let status = reaper.wait().unwrap();
-    let left = names();
-    let report: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
-    validate(&report);
-    let outcomes = report["objects"].as_array().unwrap().iter();
-    let reaped = outcomes.filter(|object| object["outcome"] == "reaped").count();
-    assert_eq!(reaped, 5000 - left.len());
-    assert!(left.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{left:?}");
-    // It may have been done already; only then is this no interruption.
-    assert_eq!(status.code(), Some(if left.is_empty() { 0 } else { 130 }), "{}", left.len());
 }

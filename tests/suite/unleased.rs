@@ -3,10 +3,15 @@
 use std::fs::{self, DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
 
 use crate::support::{
     Case, Need, case, goes, hold, identity, judged, known, list, mount, named, object, path,
-    scratch, skip, stays, verdict,
+    rtrack, scratch, skip, stays, verdict,
 };
 use crate::traps::fresh_shm;
 
@@ -19,6 +24,10 @@ pub(crate) fn tests() -> Vec<Case> {
         case("bind_mount_here", bind_mount_here).needs(ALONE),
         case("bind_mount_of_another_name", bind_mount_of_another_name).needs(ALONE),
         case("bind_mount_and_a_jail", bind_mount_and_a_jail).needs(ALONE),
+        case("bind_mount_and_a_root_mounted_nowhere", bind_mount_and_a_root_mounted_nowhere)
+            .needs(ALONE),
+        case("bind_mount_that_nobody_can_look_at", bind_mount_that_nobody_can_look_at).needs(ALONE),
+        case("rtrack_stopped_while_it_looks", rtrack_stopped_while_it_looks).needs(ALONE),
         case("mount_attached_nowhere", mount_attached_nowhere).needs(ALONE),
         case("mount_of_a_part_of_a_tmpfs", mount_of_a_part_of_a_tmpfs).needs(ALONE),
         // Directories.
@@ -27,6 +36,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("directory_that_the_kernel_uses", directory_that_the_kernel_uses).needs(ALONE),
         case("directory_under_a_loop_device", directory_under_a_loop_device).needs(USERS),
         case("directory_with_odd_names_as_layer", directory_with_odd_names_as_layer).needs(ALONE),
+        case("directory_as_layer_through_a_link", directory_as_layer_through_a_link).needs(ALONE),
         case("directory_that_a_jail_works_in", directory_that_a_jail_works_in).needs(ALONE),
     ]
 }
@@ -54,7 +64,8 @@ struct Bound(PathBuf);
 
 impl Bound {
     fn new(source: &Path) -> Self {
-        let target = scratch().join("bound-here");
+        fs::create_dir_all(scratch().join("bound")).unwrap();
+        let target = scratch().join("bound/here");
         fs::write(&target, "").unwrap();
         mount(source.to_str().unwrap(), target.to_str().unwrap(), "", libc::MS_BIND, "").unwrap();
         Self(target)
@@ -105,6 +116,54 @@ fn bind_mount_and_a_jail() {
     }
     drop(pair);
     goes(ALWAYS_HELD, "always-held-producer");
+}
+
+/// In that mount namespace there is also a process whose root directory is `/` of a mount that was
+/// taken away: it sees no mount at all, and says so of the same namespace.
+fn bind_mount_and_a_root_mounted_nowhere() {
+    object().make(ALWAYS_HELD);
+    let pair = hold("mount-beside-a-lost-root", path(ALWAYS_HELD));
+    for _ in 0..10 {
+        judged(ALWAYS_HELD, "held", "mounted");
+        stays(ALWAYS_HELD);
+    }
+    drop(pair);
+    goes(ALWAYS_HELD, "always-held-producer");
+}
+
+/// What is mounted there has lost the name that it was mounted by, and another mount covers it: it may
+/// be any object that has another name.
+fn bind_mount_that_nobody_can_look_at() {
+    object().make(ALWAYS_HELD);
+    fs::hard_link(path(ALWAYS_HELD), path("mpich_shar_tmpTrapB2")).unwrap();
+    let bound = Bound::new(&path("mpich_shar_tmpTrapB2"));
+    fs::remove_file(path("mpich_shar_tmpTrapB2")).unwrap();
+    let above = bound.0.parent().unwrap();
+    mount("tmpfs", above.to_str().unwrap(), "tmpfs", 0, "").unwrap();
+    judged(ALWAYS_HELD, "unknown", "partial-holder-sight");
+    stays(ALWAYS_HELD);
+    nix::mount::umount(above).unwrap();
+    judged(ALWAYS_HELD, "held", "mounted");
+    drop(bound);
+    goes(ALWAYS_HELD, "always-held-producer");
+}
+
+/// How long rtrack itself could not run says nothing of whom it asks.
+fn rtrack_stopped_while_it_looks() {
+    object().make(ALWAYS_HELD);
+    let _holder = hold("fd-o-path-among-many", path(ALWAYS_HELD));
+    for milliseconds in [15, 30, 45, 60, 75, 90] {
+        let mut command = rtrack(["list", "--json", "--grace", "0s"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+        thread::sleep(Duration::from_millis(milliseconds));
+        kill(pid, Signal::SIGSTOP).unwrap();
+        thread::sleep(Duration::from_millis(700));
+        kill(pid, Signal::SIGCONT).unwrap();
+        let answer = child.wait_with_output().unwrap();
+        let document = serde_json::from_slice(&answer.stdout).unwrap();
+        assert_eq!(verdict(&document, ALWAYS_HELD), ("held", "open-by"), "{milliseconds} ms");
+    }
 }
 
 /// A clone of the mount that `open_tree` made, and that nothing lists.
@@ -217,7 +276,6 @@ fn directory_in_use() {
         ("own-mounts:overlay-lower", "", "mounted"),
         ("own-mounts:overlay-lower", "below", "mounted"),
         ("own-mounts:overlay-upper", "", "mounted"),
-        ("own-mounts:overlay-alone", "", "mounted"),
     ] {
         eprintln!("{kind} {inside}");
         judged(DIRECTORY, "orphaned", "no-family");
@@ -240,11 +298,14 @@ fn directory_that_the_kernel_uses() {
     judged(DIRECTORY, "held", "lease-refused");
     stays(DIRECTORY);
     drop(in_flight);
-    // The layer's path says nothing without the working directory of who mounted it.
-    let layer = hold("own-mounts:overlay-lower-relative", path(DIRECTORY));
-    judged(DIRECTORY, "held", "mounted");
-    stays(DIRECTORY);
-    drop(layer);
+    // The layer's path says nothing without the working directory of who mounted it, or where its
+    // /dev/shm is not.
+    for kind in ["own-mounts:overlay-lower-relative", "own-mounts:overlay-alone"] {
+        let layer = hold(kind, path(DIRECTORY));
+        judged(DIRECTORY, "unknown", "partial-holder-sight");
+        stays(DIRECTORY);
+        drop(layer);
+    }
     judged(DIRECTORY, "orphaned", "no-family");
 }
 
@@ -271,6 +332,21 @@ fn directory_with_odd_names_as_layer() {
         judged(odd, "held", "mounted");
         drop(layer);
     }
+}
+
+/// The overlay was told a symbolic link, and the time when that was read last is due to be noted.
+fn directory_as_layer_through_a_link() {
+    private_directory();
+    let linked = scratch().join("linked");
+    fs::create_dir(&linked).unwrap();
+    mount("tmpfs", linked.to_str().unwrap(), "tmpfs", libc::MS_STRICTATIME, "").unwrap();
+    let link = linked.join("link");
+    std::os::unix::fs::symlink(path(DIRECTORY), &link).unwrap();
+    let layer = hold("own-mounts:overlay-lower", link);
+    judged(DIRECTORY, "held", "mounted");
+    stays(DIRECTORY);
+    drop(layer);
+    judged(DIRECTORY, "orphaned", "no-family");
 }
 
 /// Who is in a jail has other paths than who looks at it.

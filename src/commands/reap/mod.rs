@@ -1,6 +1,7 @@
 //! `rtrack reap`: removes what is proven to be orphaned.
 
 mod answer;
+mod signals;
 mod worker;
 
 use std::collections::HashSet;
@@ -11,7 +12,7 @@ use super::Status;
 use super::error::{CommandError, Kind as ErrorKind};
 use super::render::{self, Row};
 use super::selecting::SelectArgs;
-use super::surveying::{Look, sort};
+use super::surveying::{Chosen, Look, sort};
 use super::ui::Ui;
 use super::values;
 use crate::tracker::host::Host;
@@ -74,6 +75,8 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
 
     let planned = plan(args, &found, &forced);
     let troubled = found.say(args.strict, ui);
+    // Said before anything can stop it from being said.
+    ui.errors(&missing);
     if !found.survey.catalogue().broken().is_empty() && args.verdict.contains(&Verdict::Unclaimed) {
         return Err(CommandError::new(
             ErrorKind::Failed,
@@ -91,6 +94,7 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
 
     let mut done = Done::default();
     let mut begun = answer::Begun::Nothing;
+    let mut signals = None;
     if args.dry_run {
         answer::say_leftovers(&leftovers, ui);
         done.reports.extend(planned.steps.iter().map(|(index, step)| {
@@ -104,13 +108,14 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
             ui.line("nothing was removed");
             return Ok(ErrorKind::No.status());
         }
+        let held_back = signals.insert(signals::Signals::block()?);
         // Whoever cannot be answered must not find out afterwards.
         begun = answer::begin(args, ui, &found, &planned)?;
-        done = worker::carry_out(ui, &mut found, planned)?;
+        done = worker::carry_out(ui, &mut found, planned, held_back)?;
     }
     answer::finish(args, ui, &found, &done, begun)?;
+    done.interrupted |= signals.is_some_and(|signals| signals.came());
 
-    ui.errors(&missing);
     Ok(done.status(troubled, args.dry_run, !missing.is_empty()))
 }
 
@@ -176,7 +181,7 @@ fn choose(
     all: Vec<Object>,
     forced: &mut HashSet<Name>,
     none: &mut Vec<CommandError>,
-) -> Result<Vec<Object>, CommandError> {
+) -> Result<Chosen, CommandError> {
     let mut chosen = Vec::new();
     if !args.force.is_empty() {
         let indices = args.select.indices(&all, &args.force)?;
@@ -184,13 +189,16 @@ fn choose(
         forced.extend(chosen.iter().map(|object| object.file.clone()));
         // A name to force selects nothing else.
         if args.select.names.is_empty() {
-            return Ok(chosen);
+            return Ok(Chosen { objects: chosen, forced: forced.clone() });
         }
     }
-    let (selected, missing) = args.select.select(all, (host.clock.wall)())?;
-    none.extend(missing);
+    let (selected, mut missing) = args.select.select(all, (host.clock.wall)())?;
     chosen.extend(selected.into_iter().filter(|object| !forced.contains(&object.file)));
-    Ok(chosen)
+    if chosen.is_empty() && !missing.is_empty() {
+        return Err(missing.remove(0));
+    }
+    none.extend(missing);
+    Ok(Chosen { objects: chosen, forced: forced.clone() })
 }
 
 /// What is to be done, in the order of `--sort`.

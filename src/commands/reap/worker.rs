@@ -3,9 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
-
+use super::signals::Signals;
 use super::{Done, Planned, answer, refused, untouched};
 use crate::commands::error::CommandError;
 use crate::commands::surveying::Look;
@@ -33,9 +31,14 @@ const COURTESY: Duration = Duration::from_secs(2);
 /// Settles what interrupted reaps left behind, then does what is planned.
 ///
 /// # Errors
-/// /dev/shm cannot be read any more, or signals cannot be held back.
-pub(super) fn carry_out(ui: &Ui, found: &mut Look, planned: Planned) -> Result<Done, CommandError> {
-    let signals = Signals::block()?;
+/// /dev/shm cannot be read any more.
+pub(super) fn carry_out(
+    ui: &Ui,
+    found: &mut Look,
+    planned: Planned,
+    signals: &Signals,
+) -> Result<Done, CommandError> {
+    signals.working(true);
     let Look { host, survey, .. } = found;
     let lock = lease::courtesy_lock(host, COURTESY);
     let mut done = Done { settled: reap::settle(host)?, ..Done::default() };
@@ -59,6 +62,7 @@ pub(super) fn carry_out(ui: &Ui, found: &mut Look, planned: Planned) -> Result<D
         ui.line(format_args!("warning: {}/{name}: {why}", host.shm_path.display()));
     }
     drop(lock);
+    signals.working(false);
     Ok(done)
 }
 
@@ -124,36 +128,5 @@ impl Worker<'_> {
         });
         self.changed_by_us.extend(report.changed.map(|changed| (inode, changed)));
         report
-    }
-}
-
-/// SIGINT, SIGTERM and SIGHUP wait until the object in hand is done with.
-struct Signals {
-    set: SigSet,
-    fd: SignalFd,
-}
-
-impl Drop for Signals {
-    fn drop(&mut self) {
-        // All that came meanwhile are answered by the report; one that comes while it is written ends
-        // the program as usual.
-        while self.came() {}
-        self.set.thread_unblock().unwrap_or(());
-    }
-}
-
-impl Signals {
-    fn block() -> Result<Self, CommandError> {
-        let mut set = SigSet::empty();
-        set.add(Signal::SIGINT);
-        set.add(Signal::SIGTERM);
-        set.add(Signal::SIGHUP);
-        set.thread_block()?;
-        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        Ok(Self { set, fd })
-    }
-
-    fn came(&self) -> bool {
-        matches!(self.fd.read_signal(), Ok(Some(_)))
     }
 }

@@ -9,12 +9,13 @@
 mod reader;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use serde::Serialize;
 
-use self::reader::{Found, Namespaces, Reader};
-use super::mounts::{Mounts, Namespace};
+use self::reader::{Found, Reader};
+use super::mounts::Mounts;
+use super::namespaces::{Namespace, Namespaces};
 use super::processes::{Process, Processes};
 use crate::tracker::host::Host;
 
@@ -139,7 +140,7 @@ pub fn scan(
     remember: &NameFilter,
     threads: bool,
 ) -> Scan {
-    let namespaces: Namespaces = Arc::default();
+    let namespaces: Arc<Namespaces> = Arc::default();
     let own_mounts = Mounts::parse(&host.read_proc("self/mountinfo").unwrap_or_default());
     let mut scan = Scan { own_mounts, ..Scan::default() };
     let mut new: HashSet<i32> = processes.seen.keys().copied().collect();
@@ -176,8 +177,9 @@ pub fn scan(
     for holders in scan.holders.values_mut() {
         holders.sort_by_key(|holder| holder.pid);
     }
-    let seen = namespaces.lock().unwrap_or_else(PoisonError::into_inner);
-    scan.namespaces.extend(seen.values().cloned());
+    // What is mounted outside of their jails in a namespace of which nobody sees all is not known.
+    scan.unreadable.extend(namespaces.unseen());
+    scan.namespaces = namespaces.views();
     scan
 }
 

@@ -19,7 +19,7 @@ impl Locks {
     pub fn read(host: &Host) -> Option<Self> {
         let path = host.proc.join("locks");
         let read = deadline::map(vec![path], |path| std::fs::read(path).ok());
-        read.into_iter().next().flatten().flatten().map(|text| Self::parse(&text))
+        read.into_iter().next()?.ok().flatten().map(|text| Self::parse(&text))
     }
 
     /// Parses proc_locks(5): `1: FLOCK  ADVISORY  WRITE 6543 00:1b:4242 0 EOF`. Leases are not

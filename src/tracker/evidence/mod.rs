@@ -6,6 +6,7 @@ pub mod identity;
 pub mod lease;
 pub mod locks;
 pub mod mounts;
+pub mod namespaces;
 pub mod processes;
 pub mod producers;
 pub mod sight;

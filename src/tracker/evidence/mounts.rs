@@ -2,18 +2,11 @@
 //! themselves mounted somewhere or lie below an overlay.
 
 use std::collections::{BTreeSet, HashSet};
-use std::ffi::OsStr;
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
 use crate::tracker::resource::escape;
-use crate::tracker::sys;
+
+/// How the kernel marks the root of a mount whose file has lost the name it was mounted by.
+const DELETED: &[u8] = b"//deleted";
 
 /// One line of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +25,14 @@ pub struct Mount {
     pub options: Vec<u8>,
     /// Whether it shows other owners than the file system has (mount_setattr(2)).
     pub idmapped: bool,
+}
+
+impl Mount {
+    /// Whether what is mounted has lost the name that it was mounted by.
+    #[must_use]
+    pub fn lost_its_name(&self) -> bool {
+        self.root.ends_with(DELETED)
+    }
 }
 
 /// The mounts of one mount namespace.
@@ -59,6 +60,35 @@ impl Mounts {
         let above = self.0.iter().filter(|mount| is_within(path, &mount.point));
         let containing = above.max_by_key(|mount| mount.point.len());
         containing.is_some_and(|mount| NETWORK.contains(&mount.fstype.as_slice()))
+    }
+
+    /// Whether `dev` is a file system of the kernel's own, on memory or a disk, which answers in time.
+    #[must_use]
+    pub fn is_local(&self, dev: u64) -> bool {
+        const LOCAL: [&[u8]; 13] = [
+            b"tmpfs",
+            b"ramfs",
+            b"rootfs",
+            b"devtmpfs",
+            b"ext2",
+            b"ext3",
+            b"ext4",
+            b"xfs",
+            b"btrfs",
+            b"f2fs",
+            b"squashfs",
+            b"erofs",
+            b"bcachefs",
+        ];
+        let mut mounts = self.0.iter().filter(|mount| mount.dev == dev);
+        mounts.any(|mount| LOCAL.contains(&mount.fstype.as_slice()))
+    }
+
+    /// Whether this is what somebody sees whose root directory is that of the mount `root`, and not
+    /// what a jail shows.
+    #[must_use]
+    pub fn seen_from(&self, root: u64) -> bool {
+        self.0.iter().any(|mount| mount.id == root && mount.point == b"/")
     }
 
     /// The device of the mount with this id.
@@ -109,91 +139,10 @@ impl Mounts {
     }
 
     /// What the overlays are made of, as they were told: the paths of their layers.
-    fn layers(&self) -> BTreeSet<Vec<u8>> {
+    pub(super) fn layers(&self) -> BTreeSet<Vec<u8>> {
         let overlays = self.0.iter().filter(|mount| mount.fstype == b"overlay");
         overlays.flat_map(|mount| layers(&mount.options)).collect()
     }
-}
-
-/// A mount namespace: its mounts, and what the overlays among them are made of.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Namespace {
-    /// The mounts.
-    pub mounts: Mounts,
-    /// Layers of overlays, by device and inode, on the device that was asked about.
-    pub layers: HashSet<(u64, u64)>,
-    /// Layers that could not be found, as their overlays were told of them.
-    pub unknown_layers: Vec<Vec<u8>>,
-    /// What of the device that was asked about is mounted, by device and inode, and where: a name
-    /// that it was mounted by may be gone while it has others.
-    pub mounted: Vec<((u64, u64), String)>,
-}
-
-impl Namespace {
-    /// Reads the mount namespace of the process whose directory in /proc is given. Layers are
-    /// looked for below its root, since links lead anywhere.
-    ///
-    /// # Errors
-    /// The errno of reading `mountinfo`.
-    pub fn read(process: &Path, dev: u64) -> io::Result<Self> {
-        let mounts = Mounts::parse(&std::fs::read(process.join("mountinfo"))?);
-        let paths = mounts.layers();
-        let parts = mounts.0.iter().filter(|mount| mount.dev == dev && mount.root != b"/");
-        let parts: Vec<Vec<u8>> = parts.map(|mount| mount.point.clone()).collect();
-        let mut namespace = Self { mounts, ..Self::default() };
-        if paths.is_empty() && parts.is_empty() {
-            return Ok(namespace);
-        }
-        let root = File::options().read(true).custom_flags(libc::O_PATH).open(process.join("root"));
-        let Ok(root) = root else {
-            namespace.unknown_layers.extend(paths);
-            return Ok(namespace);
-        };
-        for point in parts {
-            // One that another mount covers is known by its name only.
-            if let Ok(Some(inode)) = inode_below(root.as_fd(), &point, dev) {
-                let at = escape(&point);
-                namespace.mounted.push((inode, format!("mounted at {at}")));
-            }
-        }
-        for path in paths {
-            match inode_below(root.as_fd(), &path, dev) {
-                Ok(inode) => namespace.layers.extend(inode),
-                Err(_) => namespace.unknown_layers.push(path),
-            }
-        }
-        Ok(namespace)
-    }
-
-    /// Whether a layer that could not be found may be, or lie in, what is called `name`: a relative
-    /// path, or one that leads elsewhere now.
-    #[must_use]
-    pub fn may_be_layer(&self, name: &[u8]) -> bool {
-        self.unknown_layers.iter().any(|path| path.split(|b| *b == b'/').any(|part| part == name))
-    }
-}
-
-/// Device and inode of `path` below `root`, if it is on the device `dev`.
-///
-/// # Errors
-/// It cannot be found: it is relative, or the errno of openat2(2) or statx(2); `EAGAIN` when somebody
-/// would have to be asked.
-fn inode_below(root: BorrowedFd<'_>, path: &[u8], dev: u64) -> io::Result<Option<(u64, u64)>> {
-    if path.first() != Some(&b'/') {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-    }
-    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-    // A user's own mounts can be in the way, and whoever serves one may never answer: only what the
-    // kernel has at hand is followed. A layer of an overlay always is.
-    let cached = ResolveFlag::from_bits_retain(libc::RESOLVE_CACHED);
-    let how = ResolveFlag::RESOLVE_IN_ROOT | cached;
-    let how = OpenHow::new().flags(flags).resolve(how);
-    let found = openat2(root, OsStr::from_bytes(path), how)?;
-    if sys::device(&found)? != dev {
-        return Ok(None);
-    }
-    let stat = sys::stat(&found, c"")?;
-    Ok(Some((stat.dev, stat.ino)))
 }
 
 /// The paths in the options of an overlay: `lowerdir=A:B,upperdir=C,workdir=D`, where a backslash
@@ -255,8 +204,7 @@ fn names_below<'a>(points: &HashSet<Vec<u8>>, path: &'a [u8]) -> Vec<&'a [u8]> {
 }
 
 fn first_component(path: &[u8]) -> Option<&[u8]> {
-    // The kernel marks the root of a mount whose file has lost its name.
-    let path = path.strip_suffix(b"//deleted").unwrap_or(path);
+    let path = path.strip_suffix(DELETED).unwrap_or(path);
     path.split(|b| *b == b'/').find(|part| !part.is_empty())
 }
 

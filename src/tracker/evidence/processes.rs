@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::mounts::number;
-use crate::tracker::deadline;
+use crate::tracker::deadline::{self, Unanswered};
 use crate::tracker::host::Host;
 
 /// The kernel's flag for its own threads (`PF_KTHREAD`, linux/sched.h).
@@ -23,7 +23,7 @@ pub type UidRanges = Arc<[(u32, u32)]>;
 type UidMaps = HashMap<Vec<u8>, Option<UidRanges>>;
 
 /// What `/proc/PID/exe` says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Executable {
     /// A path; ` (deleted)` is already taken off.
     Path(Vec<u8>),
@@ -103,6 +103,9 @@ impl Process {
     }
 }
 
+/// A process that hangs, by its pid, its start and the program that it ran then.
+pub type Hung = (i32, u64, Executable);
+
 /// The processes that were seen, and those that were not.
 #[derive(Debug, Clone, Default)]
 pub struct Processes {
@@ -110,9 +113,9 @@ pub struct Processes {
     pub seen: HashMap<i32, Process>,
     /// Pids whose `stat` or `status` could not be read.
     pub unreadable: HashSet<i32>,
-    /// Those that did not answer in time, by pid and start: they are not asked again, since each
-    /// question may cost a thread for ever.
-    pub hung: HashSet<(i32, u64)>,
+    /// Those that did not answer in time: they are not asked again, since each question may cost a
+    /// thread for ever.
+    pub hung: HashSet<Hung>,
     /// Why the whole list could not be read, if so.
     pub missing: Option<String>,
     /// The uid that stands for those from outside this user namespace; `None` in the first one.
@@ -124,7 +127,7 @@ pub struct Processes {
 impl Processes {
     /// Reads `/proc`; of whom it is known that they are `hung` is not asked any more.
     #[must_use]
-    pub fn read(host: &Host, hung: &HashSet<(i32, u64)>) -> Self {
+    pub fn read(host: &Host, hung: &HashSet<Hung>) -> Self {
         let (overflow, hung) = (overflow_uid(host), hung.clone());
         let mut list = Self { overflow, hung, ..Self::default() };
         list.uid_maps.insert(host.read_proc("self/uid_map").unwrap_or_default(), None);
@@ -189,17 +192,23 @@ impl Processes {
         J: Send + 'static,
         R: Send + 'static,
     {
-        let key = |pid: i32| self.seen.get(&pid).map(|process| (pid, process.start_ticks));
+        let key = |pid: i32| {
+            self.seen.get(&pid).map(|process| (pid, process.start_ticks, process.exe.clone()))
+        };
         let (hung, jobs): (Vec<_>, Vec<_>) = jobs
             .into_iter()
             .partition(|(pid, _)| key(*pid).is_some_and(|k| self.hung.contains(&k)));
         let pids: Vec<i32> = jobs.iter().map(|(pid, _)| *pid).collect();
         let answers = deadline::map(jobs, move |(pid, job)| work(pid, job));
         let mut all: Vec<(i32, Option<R>)> = hung.into_iter().map(|(pid, _)| (pid, None)).collect();
-        all.extend(pids.into_iter().zip(answers));
-        let silent = all.iter().filter(|(_, answer)| answer.is_none());
-        let silent: Vec<_> = silent.filter_map(|(pid, _)| key(*pid)).collect();
-        self.hung.extend(silent);
+        let mut hung = Vec::new();
+        for (pid, answer) in pids.into_iter().zip(answers) {
+            if matches!(answer, Err(Unanswered::Hangs)) {
+                hung.extend(key(pid));
+            }
+            all.push((pid, answer.ok()));
+        }
+        self.hung.extend(hung);
         all
     }
 

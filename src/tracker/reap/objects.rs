@@ -1,7 +1,7 @@
 //! Removing objects that were judged.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -12,6 +12,9 @@ use crate::tracker::host::Host;
 use crate::tracker::inventory::posix::stat_here;
 use crate::tracker::resource::{Identity, Name};
 use crate::tracker::sys::{self, Stat};
+
+/// What takes longer than this between two system calls leaves time for somebody else.
+const AT_ONCE: Duration = Duration::from_millis(10);
 
 /// How an object is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +125,7 @@ impl<'a> Reaper<'a> {
                 Report::failed("make a private directory", &error)
             };
         }
-        self.remove_by_quarantine(target, Some(&leased))
+        self.remove_by_quarantine(target, &stat, judge, Some(&leased))
     }
 
     fn remove_unleased(
@@ -146,12 +149,18 @@ impl<'a> Reaper<'a> {
         if let Err(error) = made {
             return Report::failed("make a private directory", &error);
         }
-        self.remove_by_quarantine(target, None)
+        self.remove_by_quarantine(target, &stat, judge, None)
     }
 
-    /// Moves the object away, makes sure that it is the right one and that nobody has tried to
-    /// open it since, and only then removes it.
-    fn remove_by_quarantine(&mut self, target: &Target<'_>, leased: Option<&Leased>) -> Report {
+    /// Moves the object, which was `judged`, away, makes sure that it is the right one, as it was, and
+    /// that nobody has tried to open it since, and only then removes it.
+    fn remove_by_quarantine(
+        &mut self,
+        target: &Target<'_>,
+        judged: &Stat,
+        judge: &mut dyn FnMut(&Stat) -> Result<(), String>,
+        leased: Option<&Leased>,
+    ) -> Report {
         let whole = || leased.is_none_or(Leased::is_whole);
         let Some(quarantine) = &self.quarantine else {
             return Report::failed(
@@ -169,9 +178,22 @@ impl<'a> Reaper<'a> {
         }
         // Leases do not see renames: between the look and the move somebody may have put another
         // object under this name.
+        let looked = Instant::now();
         let moved = c_name(target.file).and_then(|name| sys::stat(quarantine.fd(), &name));
-        if !moved.is_ok_and(|stat| target.identity.is(&stat)) {
+        let Ok(moved) = moved
+            .map_err(drop)
+            .and_then(|stat| target.identity.is(&stat).then_some(stat).ok_or(()))
+        else {
             return self.put_back(target.file, changed());
+        };
+        // Nor do they see other changes, and this process may have been stopped. The move itself is a
+        // change of the inode.
+        let mut still = judge(&Stat { changed: judged.changed, ..moved });
+        if moved.nlink != judged.nlink {
+            still = Err("it was given another name since it was looked at".into());
+        }
+        if let Err(why) = still {
+            return self.put_back(target.file, Report::new(Outcome::Refused, why));
         }
         if !whole() {
             let report = Report::new(
@@ -183,22 +205,23 @@ impl<'a> Reaper<'a> {
         if let Err(errno) = quarantine.unlink(target.file) {
             return self.put_back(target.file, Report::failed("unlink", &errno.into()));
         }
-        removed(whole(), leased)
+        removed(whole(), leased, &moved, looked)
     }
 
     /// With no inode left for a directory: lease, identity and unlink follow each other directly.
     fn unlink_directly(&self, target: &Target<'_>, leased: &Leased) -> Report {
-        match stat_here(self.host.shm(), target.file, target.identity.dev) {
-            Ok(Some(stat)) if target.identity.is(&stat) => {}
+        let looked = Instant::now();
+        let stat = match stat_here(self.host.shm(), target.file, target.identity.dev) {
+            Ok(Some(stat)) if target.identity.is(&stat) => stat,
             Ok(_) => return changed(),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return gone(),
             Err(error) => return Report::failed("statx", &error),
-        }
+        };
         if !leased.is_whole() {
             return Report::new(Outcome::OpenedMeanwhile, "somebody is opening it");
         }
         match unlinkat(self.host.shm(), target.file.as_os_str(), UnlinkatFlags::NoRemoveDir) {
-            Ok(()) => removed(leased.is_whole(), Some(leased)),
+            Ok(()) => removed(leased.is_whole(), Some(leased), &stat, looked),
             Err(nix::Error::ENOENT) => gone(),
             Err(errno) => Report::failed("unlink", &errno.into()),
         }
@@ -261,8 +284,15 @@ fn close(host: &Host, quarantine: Quarantine, left: &mut Vec<(Name, String)>) {
     }
 }
 
-fn removed(whole: bool, leased: Option<&Leased>) -> Report {
-    let changed = leased.and_then(|leased| leased.stat().ok()).map(|stat| stat.changed);
+/// What was `before`, when it was `looked` at last, is removed.
+fn removed(whole: bool, leased: Option<&Leased>, before: &Stat, looked: Instant) -> Report {
+    let now = leased.and_then(|leased| leased.stat().ok());
+    // The last change was this one, unless there was time for another.
+    let own = |now: &Stat| {
+        let same = |of: &Stat| (of.mode, of.uid, of.gid, of.size, of.modified);
+        same(now) == same(before) && now.nlink + 1 == before.nlink && looked.elapsed() < AT_ONCE
+    };
+    let changed = now.filter(own).map(|stat| stat.changed);
     let report = if whole {
         Report::new(Outcome::Reaped, "removed")
     } else {

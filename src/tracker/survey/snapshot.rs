@@ -11,7 +11,7 @@ use crate::tracker::evidence::clock::Clocks;
 use crate::tracker::evidence::holders::{self, NameFilter, Scan, Targets};
 use crate::tracker::evidence::lease::Lease;
 use crate::tracker::evidence::locks::Locks;
-use crate::tracker::evidence::processes::{Executable, Process, Processes};
+use crate::tracker::evidence::processes::{Executable, Hung, Process, Processes};
 use crate::tracker::evidence::producers::{Catalogue, Family, Producer};
 use crate::tracker::evidence::sight::Sight;
 use crate::tracker::host::Host;
@@ -82,7 +82,7 @@ pub(super) struct Matter<'a> {
     /// Whether to look into every thread from the start.
     pub(super) threads: bool,
     /// Processes that did not answer an earlier look.
-    pub(super) hung: &'a HashSet<(i32, u64)>,
+    pub(super) hung: &'a HashSet<Hung>,
 }
 
 impl Snapshot {
@@ -138,6 +138,26 @@ impl Snapshot {
         snapshot
     }
 
+    /// What `earlier` saw in the hands of a process that this look could not read has not left them.
+    pub(super) fn remember(&mut self, earlier: &Self) {
+        let start = |of: &Processes, pid| of.seen.get(&pid).map(|process| process.start_ticks);
+        let goes_on = |pid| {
+            let now = start(&self.processes, pid);
+            now.is_some() && now == start(&earlier.processes, pid)
+        };
+        for (index, holders) in &earlier.scan.holders {
+            for holder in holders.iter().filter(|holder| goes_on(holder.pid)) {
+                let known = self.scan.holders.entry(*index).or_default();
+                if self.scan.unreadable.contains(&holder.pid)
+                    && known.iter().all(|other| other.pid != holder.pid)
+                {
+                    known.push(holder.clone());
+                }
+            }
+        }
+        self.scan.holders.retain(|_, holders| !holders.is_empty());
+    }
+
     fn index(&mut self) {
         for process in self.processes.running() {
             // A pid of another PID namespace means something only where the mount is seen.
@@ -173,6 +193,17 @@ impl Snapshot {
     /// Mounts that the object is part of.
     pub(super) fn mounted(&self, object: &Object) -> Vec<String> {
         self.uses.get(object.file.as_bytes()).cloned().unwrap_or_default()
+    }
+
+    /// Mounts and layers that nobody can look at, and that the object may be part of.
+    pub(super) fn perhaps_mounted(&self, object: &Object) -> Vec<String> {
+        let namespaces = self.scan.namespaces.iter();
+        let lost = namespaces.clone().flat_map(|namespace| namespace.lost.iter().cloned());
+        let name = object.file.as_bytes();
+        let layer = object.directory.is_some()
+            && namespaces.clone().any(|namespace| namespace.may_be_layer(name));
+        let layer = layer.then(|| "perhaps a layer of an overlay that cannot be looked at".into());
+        lost.take(MOST_USES).chain(layer).collect()
     }
 
     /// What became of the pid in the object's name.
@@ -462,13 +493,8 @@ fn uses(
             note(object.file.as_bytes(), "a layer of an overlay".into());
         }
         let all = whole.is_some_and(|whole| namespace.layers.contains(&whole));
-        for object in directories() {
-            let name = object.file.as_bytes();
-            if all {
-                note(name, "in a layer of an overlay".into());
-            } else if namespace.may_be_layer(name) {
-                note(name, "perhaps a layer of an overlay that could not be looked at".into());
-            }
+        for object in directories().filter(|_| all) {
+            note(object.file.as_bytes(), "in a layer of an overlay".into());
         }
     }
     uses

@@ -31,6 +31,7 @@ fn free() -> Facts {
         lease: Lease::Granted,
         holders: Vec::new(),
         mounted: Vec::new(),
+        perhaps_mounted: Vec::new(),
         quiet: 3600 * SECOND,
         grace: 60 * SECOND,
         producer: None,

@@ -35,6 +35,16 @@ const KINDS: &[(&str, Take)] = &[
     ("fd-o-path", |path| {
         Box::new(OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).unwrap())
     }),
+    ("fd-o-path-among-many", |path| {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+        let many = (0..most.min(10_000) - 50)
+            .map(|_| File::open("/dev/null").unwrap())
+            .collect::<Vec<_>>();
+        let last = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).unwrap();
+        Box::new((many, last))
+    }),
     ("fd-without-access", |path| Box::new(without_access(path))),
     ("map-shared", |path| map(path, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED)),
     ("map-private", |path| map(path, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)),
@@ -123,7 +133,19 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
         "creator" => creator(path, false, || {}),
         "creator-without-mount" => creator(path, false, place::leave_shm),
         "descendant" => creator(path, true, || {}),
-        "mount-beside-a-jail" => mount_beside_a_jail(path),
+        "mount-beside-a-jail" => mount_beside_a_prisoner(path, || {
+            let jail = scratch().join("empty");
+            fs::create_dir_all(&jail).unwrap();
+            std::os::unix::fs::chroot(jail).unwrap();
+        }),
+        "mount-beside-a-lost-root" => mount_beside_a_prisoner(path, || {
+            let lost = scratch().join("lost");
+            fs::create_dir_all(&lost).unwrap();
+            sandbox::mount("tmpfs", lost.to_str().unwrap(), "tmpfs", 0, "").unwrap();
+            env::set_current_dir(&lost).unwrap();
+            nix::mount::umount2(&lost, nix::mount::MntFlags::MNT_DETACH).unwrap();
+            std::os::unix::fs::chroot(".").unwrap();
+        }),
         kind => {
             let (_, take) = KINDS.iter().find(|(name, _)| *name == kind).unwrap();
             let kept = take(path);
@@ -430,15 +452,13 @@ fn creator(pattern: &Path, dies: bool, then: fn()) {
 }
 
 /// A bind mount of the file, and a process that sees no mount at all, in one mount namespace.
-fn mount_beside_a_jail(path: &Path) {
+fn mount_beside_a_prisoner(path: &Path, go_to_jail: fn()) {
     place::enter("own-mounts", None);
     let (mut said, says) = io::pipe().unwrap();
     let prisoner = sandbox::fork();
     if prisoner == 0 {
         place::end_with_parent();
-        let jail = scratch().join("empty");
-        fs::create_dir_all(&jail).unwrap();
-        std::os::unix::fs::chroot(jail).unwrap();
+        go_to_jail();
         drop(says);
         wait_for_the_end();
         exit(0);

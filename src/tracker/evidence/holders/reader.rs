@@ -3,18 +3,14 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Detail, How, MOST_DETAILS, NameFilter, Targets};
-use crate::tracker::evidence::mounts::{Mounts, Namespace, number};
+use crate::tracker::evidence::mounts::{Mounts, number};
+use crate::tracker::evidence::namespaces::Namespaces;
 use crate::tracker::evidence::processes::{gone, words};
 use crate::tracker::sys;
-
-/// Mount namespaces met so far, by the inode of `/proc/PID/ns/mnt` and the root directory: whoever
-/// is in a jail is told of the mounts inside it only.
-pub(super) type Namespaces = Arc<Mutex<HashMap<Vec<u8>, Arc<Namespace>>>>;
 
 /// What one process showed.
 #[derive(Default)]
@@ -55,7 +51,7 @@ impl Reader<'_> {
                 Err(_) => found.incomplete = true,
             }
         }
-        let look = |root: &PathBuf| namespace_of(root, namespaces, self.targets.dev);
+        let look = |root: &PathBuf| namespaces.of(self.root, root, pid, self.targets.dev);
         let mut looked = look(&own);
         if looked.as_ref().is_err_and(gone) {
             // A first thread that has exited has no namespaces any more; those that go on have.
@@ -76,7 +72,8 @@ impl Reader<'_> {
                 continue;
             }
             self.descriptors(root, mounts, &mut found);
-            self.directories(root, mounts, &mut found);
+            let jailed = namespace.as_ref().is_none_or(|(_, jailed)| *jailed);
+            self.directories(root, mounts, jailed, &mut found);
         }
         found
     }
@@ -197,12 +194,14 @@ impl Reader<'_> {
     /// The root and the working directory of a process, which are asked themselves: their paths say
     /// nothing where the process is in a jail, another mount came over them, or theirs was taken
     /// away. Only on a network file system, which may never answer, is the path believed.
-    fn directories(&self, root: &Path, mounts: Option<&Mounts>, found: &mut Found) {
+    fn directories(&self, root: &Path, mounts: Option<&Mounts>, jailed: bool, found: &mut Found) {
         for (how, name) in [(How::Root, "root"), (How::Cwd, "cwd")] {
             let link = root.join(name);
             let asked = std::fs::read_link(&link).and_then(|at| {
                 let at = at.as_os_str().as_bytes();
                 if at != b"/" && mounts.is_some_and(|mounts| mounts.may_hang(at)) {
+                    // The path is ours, and a jail's mounts are told by other ones.
+                    found.incomplete |= jailed;
                     return Ok(None);
                 }
                 inode_on(&link, &self.targets.devices)
@@ -231,25 +230,6 @@ fn inode_on(link: &Path, devices: &HashSet<u64>) -> io::Result<Option<(u64, u64)
     }
     let stat = sys::stat(&directory, c"")?;
     Ok(Some((stat.dev, stat.ino)))
-}
-
-/// The process's mount namespace, read once for each root that it is seen from, and whether that
-/// is not its own.
-fn namespace_of(
-    process: &Path,
-    namespaces: &Namespaces,
-    dev: u64,
-) -> io::Result<(Arc<Namespace>, bool)> {
-    let mut key = std::fs::read_link(process.join("ns/mnt"))?.into_os_string().into_vec();
-    let root = std::fs::read_link(process.join("root"))?;
-    let jailed = root.as_os_str() != "/";
-    key.extend_from_slice(root.as_os_str().as_bytes());
-    if let Some(known) = namespaces.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
-        return Ok((Arc::clone(known), jailed));
-    }
-    let namespace = Arc::new(Namespace::read(process, dev)?);
-    let mut known = namespaces.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok((Arc::clone(known.entry(key).or_insert(namespace)), jailed))
 }
 
 /// One line of `maps`.

@@ -212,7 +212,7 @@ fn command_line(pid: i32) -> Option<Vec<Vec<u8>>> {
         let file = fs::File::open(path).ok()?;
         file.take(64 * 1024).read_to_end(&mut text).ok().map(|_| text)
     };
-    let text = deadline::map(vec![proc(pid, "cmdline")], read).into_iter().next()???;
+    let text = deadline::map(vec![proc(pid, "cmdline")], read).into_iter().next()?.ok()??;
     Some(text.split(|&byte| byte == 0).map(<[u8]>::to_vec).collect())
 }
 

@@ -56,7 +56,7 @@ prop_compose! {
         creator in creators(),
         kin in kin(),
         quiet in -2i128..120,
-        flags in any::<[bool; 12]>(),
+        flags in any::<[bool; 13]>(),
     ) -> Facts {
         Facts {
             known_kind: flags[0],
@@ -64,6 +64,7 @@ prop_compose! {
             lease,
             holders: if flags[2] { held_by(How::Map) } else { Vec::new() },
             mounted: if flags[3] { vec!["m".into()] } else { Vec::new() },
+            perhaps_mounted: if flags[12] { vec!["m".into()] } else { Vec::new() },
             quiet: quiet * SECOND,
             producer,
             creator,
@@ -90,6 +91,7 @@ proptest! {
             Facts { lease: Lease::Refused, ..facts.clone() },
             Facts { holders: held_by(How::Fd), ..facts.clone() },
             Facts { mounted: vec!["m".into()], ..facts.clone() },
+            Facts { perhaps_mounted: vec!["m".into()], ..facts.clone() },
             Facts { creator: Some((7, CreatorState::Alive(who(7)))), ..facts.clone() },
             Facts { guardian: Some(tracker()), ..facts.clone() },
             Facts { family: FamilyState::Alive(who(9), 1), ..facts.clone() },
@@ -154,6 +156,7 @@ proptest! {
         if judged.verdict == Verdict::Orphaned {
             prop_assert!(facts.known_kind);
             prop_assert!(facts.mounted.is_empty() && facts.holders.is_empty());
+            prop_assert!(facts.perhaps_mounted.is_empty());
             prop_assert!(facts.guardian.is_none() && facts.locked.is_none());
             prop_assert!(!matches!(facts.creator, Some((_, CreatorState::Alive(_)))));
             prop_assert!(facts.quiet >= facts.grace);

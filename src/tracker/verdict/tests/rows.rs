@@ -19,6 +19,12 @@ fn each_row_of_the_rule() {
         ),
         ("mounted", Facts { mounted: vec!["at /x".into()], ..always_held() }, V::Held, C::Mounted),
         (
+            "perhaps mounted",
+            Facts { perhaps_mounted: vec!["perhaps".into()], ..always_held() },
+            V::Unknown,
+            C::PartialHolderSight,
+        ),
+        (
             "persistent",
             Facts {
                 producer: Some(ProducerFacts {

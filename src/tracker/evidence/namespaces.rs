@@ -1,0 +1,248 @@
+//! Mount namespaces, as processes see them: what of the objects' file system is mounted there, and
+//! what the overlays are made of.
+//!
+//! Paths are followed with care. A user's own mounts can be in the way, and whoever serves one may
+//! never answer: so first only what the kernel has at hand is followed, and then name by name, as
+//! long as each is on a file system that answers in time.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
+
+use super::mounts::{Mounts, number};
+use super::processes::words;
+use crate::tracker::resource::escape;
+use crate::tracker::sys;
+
+/// What one process sees of its mount namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// The mounts.
+    pub mounts: Mounts,
+    /// Layers of overlays, by device and inode, on the device that was asked about.
+    pub layers: HashSet<(u64, u64)>,
+    /// Layers that could not be found, as their overlays were told of them.
+    pub unknown_layers: Vec<Vec<u8>>,
+    /// What of the device that was asked about is mounted, by device and inode, and where: a name
+    /// that it was mounted by may be gone while it has others.
+    pub mounted: Vec<((u64, u64), String)>,
+    /// Where something of that device is mounted that has lost the name it was mounted by, and that
+    /// could not be looked at: any object may be it.
+    pub lost: Vec<String>,
+}
+
+impl Namespace {
+    /// Whether a layer that could not be found may be, or lie in, what is called `name`: a relative
+    /// path, or one that leads elsewhere now.
+    #[must_use]
+    pub fn may_be_layer(&self, name: &[u8]) -> bool {
+        self.unknown_layers.iter().any(|path| path.split(|b| *b == b'/').any(|part| part == name))
+    }
+
+    /// Looks at what `mounts`, as seen from `root`, have to do with the device `dev`.
+    fn new(mounts: Mounts, root: BorrowedFd<'_>, dev: u64) -> Self {
+        let (mut mounted, mut lost) = (Vec::new(), Vec::new());
+        let (mut layers, mut unknown_layers) = (HashSet::new(), Vec::new());
+        for mount in mounts.0.iter().filter(|mount| mount.dev == dev && mount.root != b"/") {
+            let at = || escape(&mount.point);
+            match inode_below(root, &mounts, &mount.point, dev) {
+                Ok(Some(inode)) => mounted.push((inode, format!("mounted at {}", at()))),
+                // One that another mount covers, or that lies where nobody may answer, is known by its
+                // name.
+                Ok(None) | Err(_) if mount.lost_its_name() => {
+                    let says =
+                        format!("perhaps what is mounted at {}, which cannot be looked at", at());
+                    lost.push(says);
+                }
+                Ok(None) | Err(_) => {}
+            }
+        }
+        for path in mounts.layers() {
+            match inode_below(root, &mounts, &path, dev) {
+                Ok(inode) => layers.extend(inode),
+                Err(_) => unknown_layers.push(path),
+            }
+        }
+        Self { mounts, layers, unknown_layers, mounted, lost }
+    }
+}
+
+/// The namespaces that were met, by what they are seen from; shared by the threads of a scan.
+#[derive(Debug, Default)]
+pub struct Namespaces(Mutex<Met>);
+
+#[derive(Debug, Default)]
+struct Met {
+    views: HashMap<From, Arc<Namespace>>,
+    /// The processes that see a part of their namespace only, by pid.
+    jailed: BTreeMap<i32, OsString>,
+}
+
+/// What a namespace is seen from. The path of a root directory would not do: that of a mount that was
+/// taken away is `/` too.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct From {
+    /// What `/proc/PID/ns/mnt` leads to.
+    namespace: OsString,
+    /// The mount that the root directory is on, and its inode number.
+    root: (u64, u64),
+    /// Whether all of the namespace is seen from there.
+    whole: bool,
+}
+
+impl Namespaces {
+    /// What the process whose directory in `proc` is given sees, read once for each root that it is
+    /// seen from, and whether that is not all of its namespace.
+    ///
+    /// # Errors
+    /// The errno of looking at its root directory and its mounts.
+    pub fn of(
+        &self,
+        proc: &Path,
+        process: &Path,
+        pid: i32,
+        dev: u64,
+    ) -> io::Result<(Arc<Namespace>, bool)> {
+        let namespace = std::fs::read_link(process.join("ns/mnt"))?.into_os_string();
+        let link = process.join("root");
+        let jailed = std::fs::read_link(&link)?.as_os_str() != "/";
+        let root = File::options().read(true).custom_flags(libc::O_PATH).open(&link)?;
+        let mut from =
+            From { namespace, root: mount_and_inode(proc, root.as_fd())?, whole: !jailed };
+        if let Some(known) = self.lock().views.get(&from).cloned() {
+            if jailed {
+                self.lock().jailed.insert(pid, from.namespace);
+            }
+            return Ok((known, jailed));
+        }
+        let mounts = Mounts::parse(&std::fs::read(process.join("mountinfo"))?);
+        // It may have changed its root since; and a root that is mounted nowhere shows nothing.
+        from.whole = !jailed && mounts.seen_from(from.root.0);
+        let view = Arc::new(Namespace::new(mounts, root.as_fd(), dev));
+        let mut met = self.lock();
+        if !from.whole {
+            met.jailed.insert(pid, from.namespace.clone());
+        }
+        let whole = from.whole;
+        Ok((Arc::clone(met.views.entry(from).or_insert(view)), !whole))
+    }
+
+    /// Everything that was seen.
+    pub fn views(&self) -> Vec<Arc<Namespace>> {
+        self.lock().views.values().cloned().collect()
+    }
+
+    /// The processes in a namespace that nobody sees all of.
+    pub fn unseen(&self) -> Vec<i32> {
+        let met = self.lock();
+        let whole: HashSet<&OsString> =
+            met.views.keys().filter(|from| from.whole).map(|from| &from.namespace).collect();
+        let jailed = met.jailed.iter().filter(|(_, namespace)| !whole.contains(namespace));
+        jailed.map(|(pid, _)| *pid).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Met> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The id of the mount that `fd` is on, and its inode number, as the kernel itself has them: no file
+/// system is asked.
+fn mount_and_inode(proc: &Path, fd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    let info = std::fs::read(proc.join(format!("thread-self/fdinfo/{}", fd.as_raw_fd())))?;
+    let field = |key: &[u8]| {
+        info.split(|b| *b == b'\n').find_map(|line| number(words(line.strip_prefix(key)?).next()?))
+    };
+    let found = field(b"mnt_id:").zip(field(b"ino:"));
+    found.ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "fdinfo has no inode number"))
+}
+
+/// So often is a path tried that the kernel has at hand: whoever mounts something meanwhile, anywhere,
+/// makes it look again.
+const ATTEMPTS: usize = 64;
+
+/// So many symbolic links are followed, as many as the kernel does.
+const MOST_LINKS: usize = 40;
+
+/// Device and inode of `path` below `root`, if it is on the device `dev`.
+///
+/// # Errors
+/// It cannot be found: it is relative, or the errno of openat2(2) or statx(2); `EAGAIN` when somebody
+/// would have to be asked.
+fn inode_below(
+    root: BorrowedFd<'_>,
+    mounts: &Mounts,
+    path: &[u8],
+    dev: u64,
+) -> io::Result<Option<(u64, u64)>> {
+    if path.first() != Some(&b'/') {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let mut found = at_hand(root, path);
+    for _attempt in 1..ATTEMPTS {
+        if !matches!(found, Err(nix::Error::EAGAIN)) {
+            break;
+        }
+        found = at_hand(root, path);
+    }
+    let found = match found {
+        Err(nix::Error::EAGAIN) => name_by_name(root, mounts, path)?,
+        found => found?,
+    };
+    if sys::device(&found)? != dev {
+        return Ok(None);
+    }
+    let stat = sys::stat(&found, c"")?;
+    Ok(Some((stat.dev, stat.ino)))
+}
+
+/// What `path` leads to, if the kernel need ask no file system for it.
+fn at_hand(root: BorrowedFd<'_>, path: &[u8]) -> nix::Result<OwnedFd> {
+    let cached = ResolveFlag::from_bits_retain(libc::RESOLVE_CACHED);
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | cached);
+    openat2(root, OsStr::from_bytes(path), how)
+}
+
+/// The same by asking the file systems, none but such as answer.
+fn name_by_name(root: BorrowedFd<'_>, mounts: &Mounts, path: &[u8]) -> io::Result<OwnedFd> {
+    let names = |path: &[u8]| -> Vec<Vec<u8>> {
+        let names = path.split(|b| *b == b'/').filter(|name| !name.is_empty() && *name != b".");
+        names.map(<[u8]>::to_vec).rev().collect()
+    };
+    let mut rest = names(path);
+    let mut at = root.try_clone_to_owned()?;
+    let mut links = 0;
+    while let Some(name) = rest.pop() {
+        // Upwards there may be a way out of the root.
+        if name == b".." || !mounts.is_local(sys::device(&at)?) {
+            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+        }
+        let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC);
+        let next = openat2(&at, OsStr::from_bytes(&name), how)?;
+        let local = mounts.is_local(sys::device(&next)?);
+        if !local || sys::stat(&next, c"")?.file_type() != libc::S_IFLNK {
+            at = next;
+            continue;
+        }
+        links += 1;
+        if links > MOST_LINKS {
+            return Err(io::Error::from_raw_os_error(libc::ELOOP));
+        }
+        let target = readlinkat(&next, "")?.into_vec();
+        rest.extend(names(&target));
+        if target.first() == Some(&b'/') {
+            at = root.try_clone_to_owned()?;
+        }
+    }
+    Ok(at)
+}
