@@ -1,7 +1,7 @@
 //! Carrying out a plan, object by object, until it is done or a signal comes.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::signals::Signals;
 use super::{Done, Planned, answer, refused, untouched};
@@ -11,10 +11,10 @@ use crate::commands::ui::Ui;
 use crate::tracker::evidence::lease;
 use crate::tracker::host::Host;
 use crate::tracker::plan::{self, Step};
-use crate::tracker::reap::{self, Manner, Reaper, Report, Target};
+use crate::tracker::reap::{self, Manner, Reaper, Report, Steps, Target};
 use crate::tracker::survey::Survey;
-use crate::tracker::sys::Nanoseconds;
-use crate::tracker::verdict::{Verdict, judge};
+use crate::tracker::sys::{Nanoseconds, Stat};
+use crate::tracker::verdict::{Facts, Verdict, judge};
 
 /// After so long the processes are looked at again.
 const FRESH: Duration = Duration::from_secs(3);
@@ -110,23 +110,44 @@ impl Worker<'_> {
         // The removal of another name is a change of the inode too, and was this run's own.
         let inode = (seen.dev, seen.ino);
         let changed = self.changed_by_us.get(&inode).copied().unwrap_or(seen.changed);
-        let report = self.reaper.remove(&target, &mut |now| {
-            // This process may have been stopped since the last look at the clock.
-            if began.is_none_or(|began| began.elapsed() > OLD) {
-                return Err(TOO_OLD.into());
-            }
-            if (now.mode, now.uid, now.gid) != (seen.mode, seen.uid, seen.gid) {
-                return Err("its owner or mode was changed since it was looked at".into());
-            }
-            if (now.size, now.modified, now.changed) != (seen.size, seen.modified, changed) {
-                return Err("it was written or changed since it was looked at".into());
-            }
-            if manner == Manner::Leased {
-                facts.lease = lease::Lease::Granted;
-            }
-            plan::still_goes(planned, &judge(&facts), force)
-        });
+        if manner == Manner::Leased {
+            facts.lease = lease::Lease::Granted;
+        }
+        let mut steps = Removal { planned, force, facts, seen, changed, began };
+        let report = self.reaper.remove(&target, &mut steps);
         self.changed_by_us.extend(report.changed.map(|changed| (inode, changed)));
         report
+    }
+}
+
+/// The removal of one object.
+struct Removal {
+    /// The verdict that it was planned by.
+    planned: Verdict,
+    force: bool,
+    /// What is known about it now.
+    facts: Facts,
+    /// What it was when it was looked at.
+    seen: Stat,
+    /// When it changed last, but for what this run did.
+    changed: Nanoseconds,
+    /// When the look at the processes began.
+    began: Option<Instant>,
+}
+
+impl Steps for Removal {
+    fn judge(&mut self, now: &Stat) -> Result<(), String> {
+        let seen = &self.seen;
+        // This process may have been stopped since the last look at the clock.
+        if self.began.is_none_or(|began| began.elapsed() > OLD) {
+            return Err(TOO_OLD.into());
+        }
+        if (now.mode, now.uid, now.gid) != (seen.mode, seen.uid, seen.gid) {
+            return Err("its owner or mode was changed since it was looked at".into());
+        }
+        if (now.size, now.modified, now.changed) != (seen.size, seen.modified, self.changed) {
+            return Err("it was written or changed since it was looked at".into());
+        }
+        plan::still_goes(self.planned, &judge(&self.facts), self.force)
     }
 }

@@ -12,7 +12,7 @@ mod quarantine;
 pub mod registered;
 
 pub use leftovers::{Leftover, Settled, fate, foresee, leftovers, settle};
-pub use objects::{Manner, Reaper, Target};
+pub use objects::{Manner, Reaper, Steps, Target};
 pub use quarantine::is_our_leftover;
 pub(super) use quarantine::is_quarantine_name;
 

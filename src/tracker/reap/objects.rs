@@ -39,6 +39,16 @@ pub struct Target<'a> {
     pub may_go_directly: bool,
 }
 
+/// What a removal asks and does on its way.
+pub trait Steps {
+    /// The second judgement, which is asked under the lease and again once the name is gone, with what
+    /// the object is now. It must not block, read /proc, print, or open the object.
+    ///
+    /// # Errors
+    /// The reason why it may not go after all.
+    fn judge(&mut self, now: &Stat) -> Result<(), String>;
+}
+
 /// Removes objects one by one; the private directory is made for the first and removed at the end.
 #[derive(Debug)]
 pub struct Reaper<'a> {
@@ -55,19 +65,13 @@ impl<'a> Reaper<'a> {
         Self { host, quarantine: None, unlinked: None, strangers: None }
     }
 
-    /// Removes one object. `judge` is the second judgement: it is asked under the lease, with what
-    /// the object is now, answers with the reason why it may not go after all, and must not block,
-    /// read /proc, print, or open the object.
-    pub fn remove(
-        &mut self,
-        target: &Target<'_>,
-        judge: &mut dyn FnMut(&Stat) -> Result<(), String>,
-    ) -> Report {
+    /// Removes one object, as [`Steps`] say.
+    pub fn remove(&mut self, target: &Target<'_>, steps: &mut dyn Steps) -> Report {
         // Made before the lease, which holds openers up.
         let made = self.make_quarantine();
         match target.manner {
-            Manner::Leased => self.remove_leased(target, judge, made),
-            Manner::Unleased => self.remove_unleased(target, judge, made),
+            Manner::Leased => self.remove_leased(target, steps, made),
+            Manner::Unleased => self.remove_unleased(target, steps, made),
         }
     }
 
@@ -104,7 +108,7 @@ impl<'a> Reaper<'a> {
     fn remove_leased(
         &mut self,
         target: &Target<'_>,
-        judge: &mut dyn FnMut(&Stat) -> Result<(), String>,
+        steps: &mut dyn Steps,
         made: io::Result<()>,
     ) -> Report {
         let leased = match lease::take(self.host, self.host.shm(), target.file, &target.identity) {
@@ -115,7 +119,7 @@ impl<'a> Reaper<'a> {
             Ok(stat) => stat,
             Err(error) => return Report::failed("statx", &error),
         };
-        if let Err(why) = judge(&stat) {
+        if let Err(why) = steps.judge(&stat) {
             return Report::new(Outcome::Refused, why);
         }
         if let Err(error) = made {
@@ -125,13 +129,13 @@ impl<'a> Reaper<'a> {
                 Report::failed("make a private directory", &error)
             };
         }
-        self.remove_by_quarantine(target, &stat, judge, Some(&leased))
+        self.remove_by_quarantine(target, &stat, steps, Some(&leased))
     }
 
     fn remove_unleased(
         &mut self,
         target: &Target<'_>,
-        judge: &mut dyn FnMut(&Stat) -> Result<(), String>,
+        steps: &mut dyn Steps,
         made: io::Result<()>,
     ) -> Report {
         let stat = match stat_here(self.host.shm(), target.file, target.identity.dev) {
@@ -143,13 +147,13 @@ impl<'a> Reaper<'a> {
         if !target.identity.is(&stat) {
             return changed();
         }
-        if let Err(why) = judge(&stat) {
+        if let Err(why) = steps.judge(&stat) {
             return Report::new(Outcome::Refused, why);
         }
         if let Err(error) = made {
             return Report::failed("make a private directory", &error);
         }
-        self.remove_by_quarantine(target, &stat, judge, None)
+        self.remove_by_quarantine(target, &stat, steps, None)
     }
 
     /// Moves the object, which was `judged`, away, makes sure that it is the right one, as it was, and
@@ -158,7 +162,7 @@ impl<'a> Reaper<'a> {
         &mut self,
         target: &Target<'_>,
         judged: &Stat,
-        judge: &mut dyn FnMut(&Stat) -> Result<(), String>,
+        steps: &mut dyn Steps,
         leased: Option<&Leased>,
     ) -> Report {
         let whole = || leased.is_none_or(Leased::is_whole);
@@ -188,7 +192,7 @@ impl<'a> Reaper<'a> {
         };
         // Nor do they see other changes, and this process may have been stopped. The move itself is a
         // change of the inode.
-        let mut still = judge(&Stat { changed: judged.changed, ..moved });
+        let mut still = steps.judge(&Stat { changed: judged.changed, ..moved });
         if moved.nlink != judged.nlink {
             still = Err("it was given another name since it was looked at".into());
         }
