@@ -16,9 +16,6 @@ pub enum Step {
     Leave,
 }
 
-/// Why a directory stays.
-pub const DIRECTORIES: &str = "this version of rtrack does not remove directories";
-
 /// Plans one object. `verdicts` are those to reap; with `force` the operator has named it and
 /// overrides everything but `held`.
 #[must_use]
@@ -41,8 +38,7 @@ pub fn step(
         return Step::Leave;
     }
     match kind {
-        Kind::Dir if force => Step::Refuse(judgement.verdict, DIRECTORIES.into()),
-        Kind::Dir => Step::Leave,
+        Kind::Dir => Step::Remove(Manner::Directory, judgement.verdict),
         Kind::Other => Step::Remove(Manner::Unleased, judgement.verdict),
         Kind::Shm | Kind::Sem => {
             let manner = match lease {
@@ -64,12 +60,11 @@ pub struct Outlook {
     pub changes: String,
 }
 
-/// The outlook of an object of this kind, by its verdict and what that was made of.
+/// The outlook of an object, by its verdict and what that was made of.
 #[must_use]
-pub fn outlook(kind: Kind, judgement: &Judgement, facts: &Facts) -> Outlook {
+pub fn outlook(judgement: &Judgement, facts: &Facts) -> Outlook {
     let does = match judgement.verdict {
         Verdict::Held => "leaves it, and refuses it even by force",
-        _ if kind == Kind::Dir => "leaves it: this version of rtrack does not remove directories",
         _ if judgement.reason == Code::NoPermission => {
             "leaves it; only its owner and root can remove it"
         }

@@ -10,6 +10,7 @@
 
 mod clocks;
 mod daemon;
+mod directories;
 mod harness;
 mod hostile;
 mod leaks;
@@ -41,6 +42,7 @@ type Module = (&'static str, fn() -> Vec<Case>);
 const MODULES: &[Module] = &[
     ("clocks", clocks::tests),
     ("daemon", daemon::tests),
+    ("directories", directories::tests),
     ("harness", harness::tests),
     ("hostile", hostile::tests),
     ("leaks", leaks::tests),

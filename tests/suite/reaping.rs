@@ -283,8 +283,8 @@ fn leftover_is_told_of() {
 /// What becomes of a leftover depends on why it was left; that is what is said, and true.
 fn leftover_is_told_of_by_its_kind() {
     for (kind, mode, says, does) in [
-        ("", 0o1777, "goes back if somebody holds it, else it is removed", "finished"),
-        ("unlinked.", 0o1777, "is removed unless somebody holds it", "finished"),
+        ("", 0o1777, "goes back if somebody uses it, else it is removed", "finished"),
+        ("unlinked.", 0o1777, "is removed unless somebody uses it", "finished"),
         ("kept.", 0o1777, "goes back if its name is free, else it stays", "put_back"),
         ("", 0o777, "stays", "trouble"),
     ] {

@@ -89,8 +89,8 @@ pub(super) fn confirm(
 
 /// Says what interrupted reaps left behind, and what becomes of it.
 pub(super) fn say_leftovers(leftovers: &[Leftover], ui: &Ui) {
-    for Leftover { directory, files, fate } in leftovers {
-        for file in files {
+    for Leftover { directory, files } in leftovers {
+        for (file, fate) in files {
             ui.line(format_args!("{directory}: {file}: left by an interrupted reap; it {fate}"));
         }
         if files.is_empty() {

@@ -14,12 +14,11 @@ use super::render::{self, Row};
 use super::selecting::SelectArgs;
 use super::surveying::{Chosen, Look, sort};
 use super::ui::Ui;
-use super::values;
 use crate::tracker::host::Host;
 use crate::tracker::inventory::posix::Object;
 use crate::tracker::plan::{self, Step};
 use crate::tracker::reap::{self, Outcome, Report, Settled};
-use crate::tracker::resource::{Kind, Name};
+use crate::tracker::resource::Name;
 use crate::tracker::select;
 use crate::tracker::verdict::Verdict;
 
@@ -84,14 +83,6 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
         )
         .hint("mend it first, or name single objects: --force NAME"));
     }
-    if planned.directories > 0 {
-        ui.note(format_args!(
-            "note: {} left: {}",
-            values::plural(planned.directories, "directory", "directories"),
-            plan::DIRECTORIES
-        ));
-    }
-
     let mut done = Done::default();
     let mut begun = answer::Begun::Nothing;
     let mut signals = None;
@@ -207,8 +198,6 @@ struct Planned {
     steps: Vec<(usize, Step)>,
     /// Those of them that are forced.
     forced: HashSet<usize>,
-    /// How many directories would go if this version removed any.
-    directories: usize,
 }
 
 impl Planned {
@@ -218,12 +207,16 @@ impl Planned {
     }
 }
 
+/// Why a directory of that name is no object to remove.
+const PRIVATE: &str = "it has the name of a private directory of a reap; one that an interrupted reap left is \
+                       settled before anything else is removed";
+
 fn plan(args: &ReapArgs, found: &Look, forced: &HashSet<Name>) -> Planned {
     let survey = &found.survey;
     let mut rows = render::rows(&found.host, survey);
     sort(&mut rows, args.select.sort, args.select.reverse);
     let named = select::named(&survey.objects, &args.select.names);
-    let mut planned = Planned { steps: Vec::new(), forced: HashSet::new(), directories: 0 };
+    let mut planned = Planned { steps: Vec::new(), forced: HashSet::new() };
     for row in rows {
         let force = forced.contains(&row.object.file);
         if force {
@@ -234,18 +227,22 @@ fn plan(args: &ReapArgs, found: &Look, forced: &HashSet<Name>) -> Planned {
         }
         let Some(lease) = survey.leases.get(row.index) else { continue };
         let verdict = row.judgement.verdict;
-        let directory = row.object.kind == Kind::Dir && verdict.reapability() > 0;
-        match plan::step(row.object.kind, *lease, &row.judgement, &args.verdict, force) {
+        let step = if reap::is_quarantine_name(&row.object.file) {
+            // A reaper's own, or of somebody who likes the name.
+            Step::Leave
+        } else {
+            plan::step(row.object.kind, *lease, &row.judgement, &args.verdict, force)
+        };
+        match step {
             // Somebody who names an object is told why it stays.
-            Step::Leave if named.contains(&row.index) => {
-                let why = if directory {
-                    plan::DIRECTORIES.to_owned()
+            Step::Leave if force || named.contains(&row.index) => {
+                let why = if reap::is_quarantine_name(&row.object.file) {
+                    PRIVATE.to_owned()
                 } else {
                     format!("{verdict}: {}", row.judgement.says())
                 };
                 planned.steps.push((row.index, Step::Refuse(verdict, why)));
             }
-            Step::Leave if directory && args.verdict.contains(&verdict) => planned.directories += 1,
             Step::Leave => {}
             step => planned.steps.push((row.index, step)),
         }

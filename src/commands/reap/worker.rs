@@ -40,12 +40,13 @@ pub(super) fn carry_out(
 ) -> Result<Done, CommandError> {
     signals.working(true);
     let Look { host, survey, .. } = found;
+    let assume_complete = survey.judging().assume_complete;
     let lock = lease::courtesy_lock(host, COURTESY);
-    let mut done = Done { settled: reap::settle(host)?, ..Done::default() };
+    let mut done = Done { settled: reap::settle(host, assume_complete)?, ..Done::default() };
     for settled in &done.settled {
         answer::say_settled(settled, ui);
     }
-    let reaper = Reaper::new(host);
+    let reaper = Reaper::new(host, assume_complete);
     let changed_by_us = HashMap::new();
     let mut worker = Worker { host, survey, reaper, changed_by_us, too_slow: false };
     for (index, step) in planned.steps {
@@ -106,6 +107,8 @@ impl Worker<'_> {
             identity: object.identity(),
             manner,
             may_go_directly: planned == Verdict::Orphaned,
+            tree: object.directory.as_ref(),
+            force,
         };
         // The removal of another name is a change of the inode too, and was this run's own.
         let inode = (seen.dev, seen.ino);

@@ -6,6 +6,7 @@
 //! unconditionally, as the tracker protocol demands.
 #![allow(clippy::disallowed_methods)]
 
+mod directories;
 mod leftovers;
 mod objects;
 mod quarantine;
@@ -14,7 +15,7 @@ pub mod registered;
 pub use leftovers::{Leftover, Settled, fate, foresee, leftovers, settle};
 pub use objects::{Manner, Reaper, Steps, Target};
 pub use quarantine::is_our_leftover;
-pub(super) use quarantine::is_quarantine_name;
+pub use quarantine::is_quarantine_name;
 
 use serde::Serialize;
 

@@ -25,17 +25,21 @@ pub(super) enum For {
     /// What was put under the name of a judged object in the last moment, and lost that name to a
     /// third one before it could be put back. It was never judged.
     Strangers,
+    /// Directories that nobody used when they were moved here, and that are being taken apart: they are no
+    /// longer whole.
+    Begun,
 }
 
 impl For {
     /// All, the longer prefixes first.
-    const ALL: [Self; 3] = [Self::Unlinked, Self::Strangers, Self::Removal];
+    const ALL: [Self; 4] = [Self::Unlinked, Self::Strangers, Self::Begun, Self::Removal];
 
     const fn prefix(self) -> &'static str {
         match self {
             Self::Removal => ".rtrack.",
             Self::Unlinked => ".rtrack.unlinked.",
             Self::Strangers => ".rtrack.kept.",
+            Self::Begun => ".rtrack.begun.",
         }
     }
 
@@ -52,7 +56,8 @@ impl For {
 }
 
 /// Whether a directory of this name is, by its name, a quarantine.
-pub(in crate::tracker) fn is_quarantine_name(name: &Name) -> bool {
+#[must_use]
+pub fn is_quarantine_name(name: &Name) -> bool {
     For::of(name).is_some()
 }
 
