@@ -89,6 +89,13 @@ pub fn show_time(nanoseconds: i128) -> Option<String> {
     Some(format!("{time:.3}"))
 }
 
+/// The same to the nanosecond.
+#[must_use]
+pub fn show_exact_time(nanoseconds: i128) -> Option<String> {
+    let time = jiff::Timestamp::from_nanosecond(nanoseconds).ok()?;
+    Some(format!("{time:.9}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,7 @@
 //! What `reap` would do with each object: a pure function of its verdict.
 
+pub mod document;
+
 use super::evidence::lease::Lease;
 use super::reap::Manner;
 use super::resource::Kind;

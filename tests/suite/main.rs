@@ -16,6 +16,7 @@ mod hostile;
 mod leaks;
 mod lease;
 mod owners;
+mod plans;
 mod probe;
 mod producers;
 mod race;
@@ -48,6 +49,7 @@ const MODULES: &[Module] = &[
     ("leaks", leaks::tests),
     ("lease", lease::tests),
     ("owners", owners::tests),
+    ("plans", plans::tests),
     ("probe", probe::tests),
     ("producers", producers::tests),
     ("race", race::tests),

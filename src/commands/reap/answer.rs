@@ -5,13 +5,15 @@ use std::io::{self, BufRead, Write};
 
 use serde_json::json;
 
-use super::{Done, Planned, ReapArgs};
+use super::planning::{Planned, absent_rows};
+use super::{Done, ReapArgs};
 use crate::commands::error::CommandError;
 use crate::commands::render::{self, Row, columns, document, table};
 use crate::commands::surveying::{Look, sort};
 use crate::commands::ui::{Ui, not_written};
 use crate::commands::values::{plural, show_size};
 use crate::tracker::plan::Step;
+use crate::tracker::plan::document::{Plan, SCHEMA};
 use crate::tracker::reap::{Leftover, Outcome, Report, Settled};
 use crate::tracker::resource::Name;
 use crate::tracker::verdict::Verdict;
@@ -52,7 +54,7 @@ pub(super) fn confirm(
 ) -> Result<bool, CommandError> {
     let removals = planned.steps.iter().filter(|(_, step)| matches!(step, Step::Remove(..)));
     let rows: Vec<Row<'_>> =
-        removals.filter_map(|(index, _)| super::planned_row(found, *index)).collect();
+        removals.filter_map(|(index, _)| render::row(&found.host, &found.survey, *index)).collect();
     let shown = rows.get(..rows.len().min(MOST_SHOWN)).unwrap_or_default();
     let mut text = Vec::new();
     let width = table::terminal_width();
@@ -63,14 +65,8 @@ pub(super) fn confirm(
     if rows.len() > shown.len() {
         writeln!(err, "... and {} more", rows.len() - shown.len())?;
     }
-    for row in rows.iter().filter(|row| planned.forced.contains(&row.index)) {
-        let Row { object, judgement, .. } = row;
-        if judgement.verdict != Verdict::Orphaned {
-            let (verdict, says) = (judgement.verdict, judgement.explained());
-            writeln!(err, "{}: forced, although it is {verdict}: {says}", object.shown_id())?;
-        }
-    }
     drop(err);
+    say_forced(ui, found, planned);
     say_leftovers(leftovers, ui);
     let (count, bytes) = document::count(rows.iter());
     let mut question =
@@ -85,6 +81,20 @@ pub(super) fn confirm(
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line)?;
     Ok(matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}
+
+/// Says what the operator overrides.
+pub(super) fn say_forced(ui: &Ui, found: &Look, planned: &Planned) {
+    for row in planned.rows(found).iter().filter(|row| row.forced && row.report.is_none()) {
+        let Row { object, judgement, .. } = row;
+        if judgement.verdict != Verdict::Orphaned && judgement.verdict != Verdict::Held {
+            let (verdict, says) = (judgement.verdict, judgement.explained());
+            ui.line(format_args!(
+                "{}: forced, although it is {verdict}: {says}",
+                object.shown_id()
+            ));
+        }
+    }
 }
 
 /// Says what interrupted reaps left behind, and what becomes of it.
@@ -125,8 +135,7 @@ pub(super) fn begin(
         ui.write(|out| out.write_all(b"{")).map_err(not_written)?;
         return Ok(Begun::Document);
     }
-    let rows = planned.steps.iter().filter_map(|(index, _)| super::planned_row(found, *index));
-    let frame = table::Frame::new(&rows.collect::<Vec<_>>(), columns_of(&REPORTED), look(ui));
+    let frame = table::Frame::new(&planned.rows(found), columns_of(&REPORTED), look(ui));
     ui.write(|out| frame.head(out)).map_err(not_written)?;
     Ok(Begun::Table(frame))
 }
@@ -140,19 +149,24 @@ pub(super) fn finish(
     ui: &Ui,
     found: &Look,
     done: &Done,
+    plan: Option<&Plan>,
     begun: Begun,
 ) -> Result<(), CommandError> {
     let mut rows = render::rows(&found.host, &found.survey);
     let mut reports: HashMap<usize, Report> = done.reports.iter().cloned().collect();
     for row in &mut rows {
         row.report = reports.remove(&row.index);
+        row.forced = done.forced.contains(&row.index);
     }
     rows.retain(|row| row.report.is_some());
+    rows.extend(absent_rows(&done.absent, found));
     sort(&mut rows, args.select.sort, args.select.reverse);
 
     let written = ui.write(|out| {
         if args.json {
-            let mut head = found.head("rtrack.reap/1");
+            let mut head = found.head(SCHEMA);
+            head.insert("plan_id".into(), json!(plan_id(args, found, plan)));
+            head.insert("grace_s".into(), json!(found.survey.judging().grace.as_secs_f64()));
             head.insert("settled".into(), done.settled.iter().map(settled_value).collect());
             let left =
                 done.left.iter().map(|(name, why)| json!({ "directory": name, "says": why }));
@@ -184,6 +198,15 @@ pub(super) fn finish(
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(not_written),
     }
+}
+
+/// What names the plan that was made, or carried out.
+fn plan_id(args: &ReapArgs, found: &Look, plan: Option<&Plan>) -> Option<String> {
+    if let Some(plan) = plan {
+        return plan.id.clone();
+    }
+    let random = found.host.read_proc("sys/kernel/random/uuid").ok().filter(|_| args.dry_run)?;
+    Some(String::from_utf8_lossy(&random).trim().to_owned())
 }
 
 fn summary(args: &ReapArgs, ui: &Ui, rows: &[Row<'_>]) {

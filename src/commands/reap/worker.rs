@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use super::planning::Planned;
 use super::signals::Signals;
-use super::{Done, Planned, answer, refused, untouched};
+use super::{Done, answer, refused, untouched};
 use crate::commands::error::CommandError;
 use crate::commands::surveying::Look;
 use crate::commands::ui::Ui;
@@ -58,6 +59,7 @@ pub(super) fn carry_out(
         let force = planned.forced.contains(&index);
         done.reports.push((index, worker.carry_out(index, step, force)));
     }
+    (done.forced, done.absent) = (planned.forced, planned.absent);
     done.left = worker.reaper.finish();
     for (name, why) in &done.left {
         ui.line(format_args!("warning: {}/{name}: {why}", host.shm_path.display()));

@@ -47,6 +47,19 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// All.
+    pub const ALL: [Self; 9] = [
+        Self::Reaped,
+        Self::WouldReap,
+        Self::Held,
+        Self::Changed,
+        Self::OpenedMeanwhile,
+        Self::OpenedAtRemoval,
+        Self::Refused,
+        Self::Gone,
+        Self::Failed,
+    ];
+
     /// The word that tables and JSON use.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
