@@ -2,6 +2,7 @@
 
 mod answer;
 mod planning;
+mod progress;
 mod signals;
 mod worker;
 
@@ -119,6 +120,7 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
         if args.yes {
             answer::say_forced(ui, &found, &planned);
         }
+        let _lock = worker::lock(&found.host)?;
         let held_back = signals.insert(signals::Signals::block()?);
         // Whoever cannot be answered must not find out afterwards.
         begun = answer::begin(args, ui, &found, &planned)?;

@@ -1,12 +1,14 @@
 //! Carrying out a plan, object by object, until it is done or a signal comes.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::time::{Duration, Instant};
 
 use super::planning::Planned;
+use super::progress::Progress;
 use super::signals::Signals;
 use super::{Done, answer, refused, untouched};
-use crate::commands::error::CommandError;
+use crate::commands::error::{CommandError, Kind as ErrorKind};
 use crate::commands::surveying::Look;
 use crate::commands::ui::Ui;
 use crate::tracker::evidence::lease;
@@ -29,6 +31,23 @@ const TOO_OLD: &str = "the look at all processes is too old: what was seen may n
 /// How long another rtrack may keep this one from starting.
 const COURTESY: Duration = Duration::from_secs(2);
 
+/// Waits for others to be done: reapers work one at a time. A stranger's lock delays it, and is then passed
+/// over.
+///
+/// # Errors
+/// Another reaper of this user's is still at work: status 3.
+pub(super) fn lock(host: &Host) -> Result<Option<File>, CommandError> {
+    let lock = lease::courtesy_lock(host, COURTESY);
+    if lock.is_none()
+        && let Some(place) = reap::at_work(host)?
+    {
+        let error = anyhow::anyhow!("another reap is at work: it has {place} locked");
+        return Err(CommandError::new(ErrorKind::Failed, error)
+            .hint("nothing was removed; try again when it has ended"));
+    }
+    Ok(lock)
+}
+
 /// Settles what interrupted reaps left behind, then does what is planned.
 ///
 /// # Errors
@@ -42,12 +61,16 @@ pub(super) fn carry_out(
     signals.working(true);
     let Look { host, survey, .. } = found;
     let assume_complete = survey.judging().assume_complete;
-    let lock = lease::courtesy_lock(host, COURTESY);
     let mut done = Done { settled: reap::settle(host, assume_complete)?, ..Done::default() };
     for settled in &done.settled {
         answer::say_settled(settled, ui);
     }
-    let reaper = Reaper::new(host, assume_complete);
+    let mut reaper = Reaper::new(host, assume_complete);
+    let removals = planned.removals();
+    if removals > 0 {
+        reaper.prepare();
+    }
+    let progress = Progress::new(ui, removals);
     let changed_by_us = HashMap::new();
     let mut worker = Worker { host, survey, reaper, changed_by_us, too_slow: false };
     for (index, step) in planned.steps {
@@ -56,15 +79,18 @@ pub(super) fn carry_out(
             done.reports.push((index, untouched("interrupted before its turn")));
             continue;
         }
+        if let (Step::Remove(..), Some(object)) = (&step, worker.survey.objects.get(index)) {
+            progress.next(object.shown_id());
+        }
         let force = planned.forced.contains(&index);
         done.reports.push((index, worker.carry_out(index, step, force)));
     }
+    drop(progress);
     (done.forced, done.absent) = (planned.forced, planned.absent);
     done.left = worker.reaper.finish();
     for (name, why) in &done.left {
         ui.line(format_args!("warning: {}/{name}: {why}", host.shm_path.display()));
     }
-    drop(lock);
     signals.working(false);
     Ok(done)
 }

@@ -14,8 +14,8 @@ pub mod registered;
 
 pub use leftovers::{Leftover, Settled, fate, foresee, leftovers, settle};
 pub use objects::{Manner, Reaper, Steps, Target};
-pub use quarantine::is_our_leftover;
 pub use quarantine::is_quarantine_name;
+pub use quarantine::{at_work, is_our_leftover};
 
 use serde::Serialize;
 

@@ -117,6 +117,12 @@ impl<'a> Reaper<'a> {
         left
     }
 
+    /// Makes the private directory at once, which shows others that a reaper is at work. What goes wrong
+    /// with it goes wrong again, and is told, with the first object.
+    pub fn prepare(&mut self) {
+        self.make_quarantine().unwrap_or(());
+    }
+
     fn make_quarantine(&mut self) -> io::Result<()> {
         if self.quarantine.is_none() {
             self.quarantine = Some(Quarantine::make(self.host, For::Removal)?);

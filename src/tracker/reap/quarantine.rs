@@ -10,7 +10,7 @@ use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::tracker::host::Host;
-use crate::tracker::inventory::posix::{Entry, Object, entry};
+use crate::tracker::inventory::posix::{Entry, Object, entries, entry};
 use crate::tracker::resource::Name;
 use crate::tracker::sys;
 
@@ -59,6 +59,24 @@ impl For {
 #[must_use]
 pub fn is_quarantine_name(name: &Name) -> bool {
     For::of(name).is_some()
+}
+
+/// The private directory of another reaper of this user's that is at work now.
+///
+/// # Errors
+/// The directory of the objects could not be read.
+pub fn at_work(host: &Host) -> io::Result<Option<Name>> {
+    let locked = |name: &Name| -> io::Result<bool> {
+        let Entry::Here(path) = entry(host.shm(), name, host.shm_dev()?)? else { return Ok(false) };
+        if !is_ours(&sys::stat(&path, c"")?) {
+            return Ok(false);
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        sys::try_lock(&openat(&path, c".", flags, Mode::empty())?).map(|taken| !taken)
+    };
+    let mut names = entries(host.shm())?.into_iter();
+    // One that cannot be looked at is gone, or nobody's who cooperates.
+    Ok(names.find(|name| For::of(name) == Some(For::Removal) && locked(name).unwrap_or(false)))
 }
 
 /// Whether this is a directory that [`settle`](super::settle) would settle, unless a reaper that
