@@ -29,11 +29,7 @@ pub fn step(
     force: bool,
 ) -> Step {
     if judgement.verdict == Verdict::Held {
-        return if force {
-            Step::Refuse(Verdict::Held, judgement.says().to_owned())
-        } else {
-            Step::Leave
-        };
+        return if force { Step::Refuse(Verdict::Held, by_whom(judgement)) } else { Step::Leave };
     }
     let asked = judgement.verdict.reapability() > 0 && verdicts.contains(&judgement.verdict);
     if !asked && !force {
@@ -51,6 +47,14 @@ pub fn step(
             Step::Remove(manner, judgement.verdict)
         }
     }
+}
+
+/// By whom something is held, as far as they were found.
+fn by_whom(judgement: &Judgement) -> String {
+    let told = [Code::MappedBy, Code::OpenBy, Code::Attached, Code::Mounted];
+    let holders = judgement.evidence.iter().filter(|piece| told.contains(&piece.code));
+    let holders: Vec<&str> = holders.map(|piece| piece.says.as_str()).collect();
+    if holders.is_empty() { judgement.says().to_owned() } else { holders.join("; ") }
 }
 
 /// What `reap` does with an object, and what would change that: for people.

@@ -158,6 +158,11 @@ pub(super) fn finish(
         row.report = reports.remove(&row.index);
         row.forced = done.forced.contains(&row.index);
     }
+    rows.retain(|row| {
+        let id = row.producer.map(|(id, _)| id);
+        row.report.is_some() || args.select.passes_producer(id)
+    });
+    let alone = alone(&rows);
     rows.retain(|row| row.report.is_some());
     rows.extend(absent_rows(&done.absent, found));
     sort(&mut rows, args.select.sort, args.select.reverse);
@@ -189,7 +194,7 @@ pub(super) fn finish(
             }
         }
     }
-    summary(args, ui, &rows);
+    summary(args, ui, &rows, &alone);
     for row in &rows {
         say_failed(row, ui);
     }
@@ -209,25 +214,44 @@ fn plan_id(args: &ReapArgs, found: &Look, plan: Option<&Plan>) -> Option<String>
     Some(String::from_utf8_lossy(&random).trim().to_owned())
 }
 
-fn summary(args: &ReapArgs, ui: &Ui, rows: &[Row<'_>]) {
+/// What was selected and not planned, by its verdict: `2 held, 1 unclaimed`.
+fn alone(rows: &[Row<'_>]) -> String {
+    let alone = || rows.iter().filter(|row| row.report.is_none());
+    let count = |verdict| alone().filter(|row| row.judgement.verdict == verdict).count();
+    counts(Verdict::ALL.map(|verdict| (count(verdict), verdict.as_str())))
+}
+
+/// `2 held, 1 changed`, without what there is none of.
+fn counts<const N: usize>(all: [(usize, &str); N]) -> String {
+    let some = all.into_iter().filter(|(count, _)| *count > 0);
+    some.map(|(count, word)| format!("{count} {word}")).collect::<Vec<_>>().join(", ")
+}
+
+fn summary(args: &ReapArgs, ui: &Ui, rows: &[Row<'_>], alone: &str) {
     let count = |wanted: &dyn Fn(Outcome) -> bool| {
         document::count(
             rows.iter()
                 .filter(|row| row.report.as_ref().is_some_and(|report| wanted(report.outcome))),
         )
     };
-    if args.dry_run {
+    let left = Outcome::ALL.map(|outcome| {
+        let (left, _) = count(&|one| one == outcome && outcome.is_left());
+        (left, outcome.as_str())
+    });
+    let mut text = if args.dry_run {
         let (would, bytes) = count(&|outcome| outcome == Outcome::WouldReap);
         let objects = plural(would, "object", "objects");
-        ui.note(format_args!("would remove {objects} ({}); nothing was removed", show_size(bytes)));
-        return;
+        format!("would remove {objects} ({}); nothing was removed", show_size(bytes))
+    } else {
+        let (removed, bytes) = count(&Outcome::is_removed);
+        format!("removed {} ({})", plural(removed, "object", "objects"), show_size(bytes))
+    };
+    let total: usize = left.iter().map(|(count, _)| count).sum();
+    if total > 0 {
+        text.push_str(&format!("; left {total}: {}", counts(left)));
     }
-    let (removed, bytes) = count(&Outcome::is_removed);
-    let (left, _) = count(&Outcome::is_left);
-    let mut text =
-        format!("removed {} ({})", plural(removed, "object", "objects"), show_size(bytes));
-    if left > 0 {
-        text.push_str(&format!(", left {left}"));
+    if !alone.is_empty() {
+        text.push_str(&format!("; left alone: {alone}"));
     }
     ui.note(text);
 }
