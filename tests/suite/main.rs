@@ -12,6 +12,7 @@ mod clocks;
 mod daemon;
 mod harness;
 mod hostile;
+mod killed;
 mod leaks;
 mod lease;
 mod owners;
@@ -43,6 +44,7 @@ const MODULES: &[Module] = &[
     ("daemon", daemon::tests),
     ("harness", harness::tests),
     ("hostile", hostile::tests),
+    ("killed", killed::tests),
     ("leaks", leaks::tests),
     ("lease", lease::tests),
     ("owners", owners::tests),
