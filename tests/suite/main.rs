@@ -33,7 +33,7 @@ mod verdicts;
 
 use std::process::ExitCode;
 
-use support::{Case, hold, place, run, supervise};
+use support::{Case, hold, place, run, soak, supervise};
 
 /// A module's name and its cases.
 type Module = (&'static str, fn() -> Vec<Case>);
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
         Some("__case") => supervise(&arguments.next().unwrap()),
-        Some("__race") => race::main(&arguments.collect::<Vec<_>>()),
+        Some("__race") => soak::main(&arguments.collect::<Vec<_>>()),
         Some("__in") => place::main(&arguments.collect::<Vec<_>>()),
         Some("__hold") => hold::main(&arguments.collect::<Vec<_>>()),
         _ => run(),
