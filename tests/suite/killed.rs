@@ -105,7 +105,7 @@ fn is(number: libc::c_long) -> impl Fn(&Call) -> bool {
 }
 
 /// A lease is asked for.
-fn is_lease(call: &Call) -> bool {
+pub(crate) fn is_lease(call: &Call) -> bool {
     let [_, command, lease, ..] = call.arguments;
     let asks = [libc::F_SETLEASE, libc::F_WRLCK].map(|number| u64::try_from(number).unwrap());
     call.number == libc::SYS_fcntl && [command, lease] == asks
@@ -148,23 +148,23 @@ impl Wanted {
 }
 
 /// Makes an object with this content.
-fn make_with(name: &str, content: &str) -> (u64, u64) {
+pub(crate) fn make_with(name: &str, content: &str) -> (u64, u64) {
     fs::write(path(name), content).unwrap();
     identity(name).unwrap()
 }
 
 /// The name leads to that object, with its content.
 #[track_caller]
-fn is_there(name: &str, expected: (u64, u64), content: &str) {
+pub(crate) fn is_there(name: &str, expected: (u64, u64), content: &str) {
     assert_eq!(identity(name), Some(expected), "{name} in {:?}", names());
     assert_eq!(fs::read_to_string(path(name)).unwrap(), content, "{name}");
 }
 
 /// A thread that opens an object and, as long as a lease is held, waits for its end.
-struct Opener(JoinHandle<File>);
+pub(crate) struct Opener(JoinHandle<File>);
 
 impl Opener {
-    fn start(name: &str) -> Self {
+    pub(crate) fn start(name: &str) -> Self {
         let (place, (sender, receiver)) = (path(name), mpsc::channel());
         let thread = thread::spawn(move || {
             // SAFETY: the call has no arguments and cannot fail.
@@ -180,7 +180,7 @@ impl Opener {
     }
 
     /// What it got.
-    fn file(self) -> File {
+    pub(crate) fn file(self) -> File {
         self.0.join().unwrap()
     }
 }

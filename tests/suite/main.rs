@@ -10,6 +10,7 @@
 
 mod clocks;
 mod daemon;
+mod exhausted;
 mod harness;
 mod hostile;
 mod killed;
@@ -42,6 +43,7 @@ type Module = (&'static str, fn() -> Vec<Case>);
 const MODULES: &[Module] = &[
     ("clocks", clocks::tests),
     ("daemon", daemon::tests),
+    ("exhausted", exhausted::tests),
     ("harness", harness::tests),
     ("hostile", hostile::tests),
     ("killed", killed::tests),
