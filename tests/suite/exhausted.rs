@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::fs::{self, File};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use serde_json::Value;
@@ -11,8 +11,8 @@ use serde_json::Value;
 use crate::killed::{Opener, is_lease, is_there, make_with};
 use crate::reaping::{exactly, orphan};
 use crate::support::{
-    Call, Case, Finish, Need, case, identity, listed, mount, names, object, path, reap_all, rtrack,
-    stopped_before_each,
+    Call, Case, Finish, Need, case, identity, leave, listed, mount, names, object, path, reap_all,
+    rtrack, stopped_before_each,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -193,9 +193,9 @@ fn no_inode_to_set_aside() {
 fn no_room_to_settle() {
     few_inodes();
     let directory = ".rtrack.0123456789abcdef";
-    fs::DirBuilder::new().mode(0o700).create(path(directory)).unwrap();
-    let before = make_with(&format!("{directory}/{}", orphan(0)), "wanted again");
-    make_with(&format!("{directory}/{}", orphan(1)), "stale");
+    let before = make_with(&orphan(0), "wanted again");
+    make_with(&orphan(1), "stale");
+    leave(directory, 0o700, &[&orphan(0), &orphan(1)]);
     let filled = fill();
     fs::write(path("fill-0"), vec![1; 32 << 20]).unwrap_err();
     let file = File::open(path(directory).join(orphan(0))).unwrap();

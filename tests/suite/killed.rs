@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::reaping::{exactly, orphan};
 use crate::support::{
-    Call, Case, Finish, Holder, Need, case, hold, identity, kill, list, listed, names, note,
+    Call, Case, Finish, Holder, Need, case, hold, identity, kill, leave, list, listed, names, note,
     object, path, rtrack, stopped_before_each, wait_for,
 };
 
@@ -31,6 +31,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("and_what_is_held_lost_its_name", and_what_is_held_lost_its_name).needs(OWN_PIDS),
         case("while_it_sets_aside", while_it_sets_aside).needs(OWN_PIDS),
         case("while_it_settles", while_it_settles).needs(OWN_PIDS),
+        case("after_a_move_by_mistake", after_a_move_by_mistake).needs(OWN_PIDS),
     ]
 }
 
@@ -439,10 +440,10 @@ fn while_it_settles() {
         call.number == libc::SYS_flock && call.arguments[1] & blocking != 0
     };
     at_every_step(Steps::Changes, |step| {
-        fs::DirBuilder::new().mode(0o700).create(path(directory)).unwrap();
-        let before = make_with(&inside(held), "wanted again");
-        make_with(&inside(stale), "stale");
-        make_with(&inside(nobodys), "stale");
+        let before = make_with(held, "wanted again");
+        make_with(stale, "stale");
+        make_with(nobodys, "stale");
+        leave(directory, 0o700, &[held, stale, nobodys]);
         let new = (make_with(stale, "new"), File::open(path(stale)).unwrap());
         let files = [held, stale].map(|name| File::open(path(inside(name))).unwrap());
         let killed = killed_at(step, locks, 1, |_| {});
@@ -457,4 +458,42 @@ fn while_it_settles() {
         wanted.remain_with(&[]);
         killed
     });
+}
+
+/// Between the last look and the move somebody puts a new object under the name, and the reaper dies
+/// before it can go back: nobody has judged that one, and the next reap does not take it for judged.
+fn after_a_move_by_mistake() {
+    let wanted = Wanted::make();
+    let name = &orphan(0);
+    for is_taken in [false, true] {
+        let mut moved = 0;
+        at_every_step(Steps::Changes, |step| {
+            make_with(name, "stale");
+            let mut stranger = None;
+            let killed = killed_at(step, is(MOVE), 0, |turn| {
+                if turn == 0 {
+                    fs::remove_file(path(name)).unwrap();
+                    stranger = Some(make_with(name, "never judged"));
+                }
+            });
+            let stranger = stranger.unwrap();
+            if identity(name).is_none() {
+                moved += 1;
+                let new = is_taken.then(|| make_new(name).unwrap());
+                reap_again(i32::from(is_taken));
+                if let Some((file, new)) = new {
+                    is_there(name, new, "new");
+                    drop(file);
+                    fs::remove_file(path(name)).unwrap();
+                    reap_again(0);
+                }
+            }
+            is_there(name, stranger, "never judged");
+            fs::remove_file(path(name)).unwrap();
+            reap_again(0);
+            wanted.remain_with(&[]);
+            killed
+        });
+        assert!(moved > 0);
+    }
 }

@@ -146,6 +146,11 @@ pub(super) fn settle_all(host: &Host, quarantine: &Quarantine, purpose: For) -> 
 }
 
 fn settle_one(host: &Host, quarantine: &Quarantine, purpose: For, file: &Name) -> Fate {
+    let purpose = match purpose {
+        // A reaper that died before it could give it back.
+        For::Removal if is_younger(quarantine, file) => For::Strangers,
+        purpose => purpose,
+    };
     let finished = match purpose {
         For::Strangers => Err("it was moved by mistake".to_owned()),
         For::Removal | For::Unlinked => {
@@ -170,6 +175,16 @@ fn settle_one(host: &Host, quarantine: &Quarantine, purpose: For, file: &Name) -
         }
         Err(errno) => Fate::Left(format!("{why}, and cannot go back: {}", errno.desc())),
     }
+}
+
+/// Whether an object was made when the private directory existed, which is made after everything was
+/// judged: so this one never was. One whose birth is not known counts as judged.
+fn is_younger(quarantine: &Quarantine, file: &Name) -> bool {
+    let born = |stat: io::Result<sys::Stat>| stat.ok().and_then(|stat| stat.born);
+    let object = c_name(file).and_then(|name| sys::stat(quarantine.fd(), &name));
+    let directory = sys::stat(quarantine.fd(), c"");
+    // Births are as coarse as the timer tick: what is as old may be younger.
+    born(object).zip(born(directory)).is_some_and(|(object, directory)| object >= directory)
 }
 
 /// Moves an object to where it counts as unlinked; the directory's name.

@@ -27,7 +27,7 @@ pub(crate) use sandbox::{
     binary, is_real_root, mount, run_directory, scratch, somebody, supervise,
 };
 pub(crate) use schema::{faults, validate};
-pub(crate) use shm::{identity, names, object, path, sem_open, shm_open};
+pub(crate) use shm::{identity, leave, names, object, path, sem_open, shm_open};
 pub(crate) use trace::{Call, stopped_before, stopped_before_each};
 
 /// Kills a process (`SIGKILL`) that this case started and that has not been waited for.

@@ -124,8 +124,7 @@ pub(crate) fn race(kind: Kind, program: &Path, limits: Limits) -> Result {
     }
     creator.kill().unwrap();
     creator.wait().unwrap();
-    // What is left can go now that nobody holds anything.
-    reaper.pass(&mut result.done);
+    reaper.finish(&mut result.done);
     result.read(&board);
     result
 }
