@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use crate::reaping::exactly;
 use crate::support::{
-    Case, Finish, Holder, Need, case, hold, identity, judged, listed, mount, object, path, rtrack,
-    scratch, somebody, stopped_before,
+    Case, Finish, Holder, Need, case, hold, identity, judged, leave, listed, mount, object, path,
+    rtrack, scratch, somebody, stopped_before,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -258,8 +258,8 @@ fn killed_before_and_after_it_is_decided() {
 /// What is whole goes back to who uses it, or if not everybody can be seen.
 fn leftover_that_somebody_uses() {
     const LEFTOVER: &str = ".rtrack.0123456789abcdef";
-    DirBuilder::new().mode(0o700).create(path(LEFTOVER)).unwrap();
-    make(&format!("{LEFTOVER}/{DIRECTORY}"));
+    make(DIRECTORY);
+    leave(LEFTOVER, 0o700, &[DIRECTORY]);
     let before = identity(format!("{LEFTOVER}/{DIRECTORY}"));
     let holder = hold("working-directory", path(LEFTOVER).join(DIRECTORY).join("below"));
     reap(&[]).finish().expect(0);
@@ -267,8 +267,7 @@ fn leftover_that_somebody_uses() {
     assert_eq!(identity(DIRECTORY), before);
     drop(holder);
 
-    DirBuilder::new().mode(0o700).create(path(LEFTOVER)).unwrap();
-    fs::rename(path(DIRECTORY), path(LEFTOVER).join(DIRECTORY)).unwrap();
+    leave(LEFTOVER, 0o700, &[DIRECTORY]);
     // Without the operator's word, who is outside is not known.
     rtrack(["reap", "--yes", "--grace", "0s"]).finish().expect(0);
     exactly(&[DIRECTORY]);
@@ -281,8 +280,8 @@ fn leftover_that_somebody_uses() {
 fn leftover_file_that_no_lease_shows() {
     const LEFTOVER: &str = ".rtrack.0123456789abcdef";
     for kind in ["fd-o-path", "bind-mount"] {
-        DirBuilder::new().mode(0o700).create(path(LEFTOVER)).unwrap();
-        let before = object().make(format!("{LEFTOVER}/mpich_shar_tmpTrapA1"));
+        let before = object().make("mpich_shar_tmpTrapA1");
+        leave(LEFTOVER, 0o700, &["mpich_shar_tmpTrapA1"]);
         let holder = hold(kind, path(LEFTOVER).join("mpich_shar_tmpTrapA1"));
         reap(&[]).finish().expect(0);
         exactly(&["mpich_shar_tmpTrapA1"]);

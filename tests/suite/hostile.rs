@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,9 +14,9 @@ use std::thread;
 use serde_json::Value;
 
 use crate::support::{
-    Case, Finish, Finished, Need, case, check, evidence, fuse, hold, identity, inventory, listed,
-    mount, names, object, path, reap_all, rtrack, run_directory, scratch, skip, somebody, verdict,
-    wait_for,
+    Case, Finish, Finished, Need, case, check, evidence, fuse, hold, identity, inventory, leave,
+    listed, mount, names, object, path, reap_all, rtrack, run_directory, scratch, skip, somebody,
+    verdict, wait_for,
 };
 use crate::traps::{program_called, runs};
 
@@ -124,11 +124,11 @@ fn names_in_json() {
         .map(|part| format!("größe{part}x"))
         .collect();
     let leftover = ".rtrack.0123456789abcdef";
-    fs::DirBuilder::new().mode(0o700).create(path(leftover)).unwrap();
-    for name in &hostile {
+    let left: Vec<String> = hostile.iter().map(|name| format!("{name}-left")).collect();
+    for name in hostile.iter().chain(&left) {
         object().make(name);
-        object().make(format!("{leftover}/{name}-left"));
     }
+    leave(leftover, 0o700, &left.iter().map(String::as_str).collect::<Vec<_>>());
     let is_obeyed = |c: char| {
         let hidden = ['\u{ad}', '\u{200b}', '\u{2028}', '\u{202e}', '\u{2066}', '\u{2069}'];
         c.is_control() && c != '\n' || hidden.contains(&c) || "\u{feff}\u{e0041}".contains(c)

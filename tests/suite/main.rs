@@ -11,8 +11,10 @@
 mod clocks;
 mod daemon;
 mod directories;
+mod exhausted;
 mod harness;
 mod hostile;
+mod killed;
 mod leaks;
 mod lease;
 mod owners;
@@ -34,7 +36,7 @@ mod verdicts;
 
 use std::process::ExitCode;
 
-use support::{Case, hold, place, run, supervise};
+use support::{Case, hold, place, run, soak, supervise};
 
 /// A module's name and its cases.
 type Module = (&'static str, fn() -> Vec<Case>);
@@ -44,8 +46,10 @@ const MODULES: &[Module] = &[
     ("clocks", clocks::tests),
     ("daemon", daemon::tests),
     ("directories", directories::tests),
+    ("exhausted", exhausted::tests),
     ("harness", harness::tests),
     ("hostile", hostile::tests),
+    ("killed", killed::tests),
     ("leaks", leaks::tests),
     ("lease", lease::tests),
     ("owners", owners::tests),
@@ -69,7 +73,7 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
         Some("__case") => supervise(&arguments.next().unwrap()),
-        Some("__race") => race::main(&arguments.collect::<Vec<_>>()),
+        Some("__race") => soak::main(&arguments.collect::<Vec<_>>()),
         Some("__in") => place::main(&arguments.collect::<Vec<_>>()),
         Some("__hold") => hold::main(&arguments.collect::<Vec<_>>()),
         _ => run(),

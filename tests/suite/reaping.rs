@@ -15,7 +15,7 @@ use nix::pty::openpty;
 use serde_json::Value;
 
 use crate::support::{
-    Case, Finish, Need, case, hold, identity, inventory, kill, listed, names, object, path,
+    Case, Finish, Need, case, hold, identity, inventory, kill, leave, listed, names, object, path,
     reap_all, rtrack, scratch, somebody, stopped_before, validate, verdict, wait_for,
 };
 use crate::traps::{program_called, runs};
@@ -152,9 +152,9 @@ fn quarantine(name: &str, mode: u32) {
 
 /// What is held goes back under its name, the rest is finished.
 fn leftover_of_a_killed_reaper() {
-    quarantine(".rtrack.0123456789abcdef", 0o700);
-    object().make(format!(".rtrack.0123456789abcdef/{}", orphan(0)));
-    let moved = object().make(format!(".rtrack.0123456789abcdef/{}", orphan(1)));
+    object().make(orphan(0));
+    let moved = object().make(orphan(1));
+    leave(".rtrack.0123456789abcdef", 0o700, &[&orphan(0), &orphan(1)]);
     let holder = hold("map-shared", path(".rtrack.0123456789abcdef").join(orphan(1)));
     rtrack(["reap", "-n", "--grace", "0s"]).finish().expect(0);
     exactly(&[".rtrack.0123456789abcdef"]);
@@ -168,8 +168,8 @@ fn leftover_of_a_killed_reaper() {
 
 /// An object whose name has a new owner counts as unlinked: it never comes back.
 fn leftover_whose_name_is_taken() {
-    quarantine(".rtrack.0123456789abcdef", 0o700);
-    object().make(format!(".rtrack.0123456789abcdef/{}", orphan(0)));
+    object().make(orphan(0));
+    leave(".rtrack.0123456789abcdef", 0o700, &[&orphan(0)]);
     let holder = hold("map-shared", path(".rtrack.0123456789abcdef").join(orphan(0)));
     let new = object().make(orphan(0));
     let new_holder = hold("fd-read", path(orphan(0)));
@@ -212,8 +212,8 @@ fn what_looks_like_a_leftover() {
 fn leftover_where_anybody_may_rename() {
     for mode in [0o777, 0o1777] {
         fs::set_permissions("/dev/shm", PermissionsExt::from_mode(mode)).unwrap();
-        quarantine(".rtrack.0123456789abcdef", 0o700);
-        object().make(format!(".rtrack.0123456789abcdef/{}", orphan(0)));
+        object().make(orphan(0));
+        leave(".rtrack.0123456789abcdef", 0o700, &[&orphan(0)]);
         let run = rtrack(["reap", "--yes", "--json", "--grace", "0s"]).finish();
         let kept = identity(format!(".rtrack.0123456789abcdef/{}", orphan(0))).is_some();
         assert_eq!(
@@ -235,8 +235,8 @@ fn leftover_where_anybody_may_rename() {
 }
 
 fn leftover_of_a_stranger() {
-    quarantine(".rtrack.0123456789abcdef", 0o700);
-    object().owner(somebody()).make(format!(".rtrack.0123456789abcdef/{}", orphan(0)));
+    object().owner(somebody()).make(orphan(0));
+    leave(".rtrack.0123456789abcdef", 0o700, &[&orphan(0)]);
     chown(path(".rtrack.0123456789abcdef"), Some(somebody()), Some(somebody())).unwrap();
     listed(&inventory(), ".rtrack.0123456789abcdef");
     rtrack(["reap", "--yes", "--grace", "0s"]).finish();
@@ -249,9 +249,9 @@ fn leftover_of_a_stranger() {
 /// Whoever is asked, or only looks, is told what an interrupted reap left, and what becomes of it.
 fn leftover_is_told_of() {
     let leftover = ".rtrack.0123456789abcdef";
-    quarantine(leftover, 0o700);
     let inside = format!("{leftover}/{}", orphan(0));
-    object().make(&inside);
+    object().make(orphan(0));
+    leave(leftover, 0o700, &[&orphan(0)]);
     let told = format!("{leftover}: {}: left by an interrupted reap", orphan(0));
 
     let show = rtrack(["show", leftover]).finish().expect(0).text();
@@ -292,8 +292,8 @@ fn leftover_is_told_of_by_its_kind() {
     ] {
         fs::set_permissions("/dev/shm", PermissionsExt::from_mode(mode)).unwrap();
         let leftover = format!(".rtrack.{kind}0123456789abcdef");
-        quarantine(&leftover, 0o700);
-        object().make(format!("{leftover}/{}", orphan(0)));
+        object().make(orphan(0));
+        leave(&leftover, 0o700, &[&orphan(0)]);
         let show = rtrack(["show", "--json", &leftover]).finish().expect(0).json();
         let said = listed(&show, &leftover)["reap"]["does"].as_str().unwrap();
         assert!(said.ends_with(says), "{said}");

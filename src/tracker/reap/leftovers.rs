@@ -78,12 +78,13 @@ const GOES_BACK: &str = "goes back if its name is free, else it stays";
 /// The directory of the objects could not be read.
 pub fn leftovers(host: &Host) -> io::Result<Vec<Leftover>> {
     let leftover = |directory: Name| {
-        let fate = fate(host, &directory).ok()??;
+        let (purpose, fate) = (For::of(&directory)?, fate(host, &directory).ok()??);
         // What goes wrong here goes wrong again when it is settled, and is said then.
         let quarantine = Quarantine::open(host, &directory).ok()??;
         let files = entries(quarantine.fd()).unwrap_or_default().into_iter().map(|file| {
             let stat = c_name(&file).and_then(|name| sys::stat(quarantine.fd(), &name));
-            let judged = stat.is_ok_and(|stat| stat.is_file() || stat.is_dir());
+            let judged = stat.is_ok_and(|stat| stat.is_file() || stat.is_dir())
+                && !(purpose == For::Removal && is_younger(&quarantine, &file));
             (file, if judged { fate } else { GOES_BACK })
         });
         Some(Leftover { files: files.collect(), directory })
@@ -100,7 +101,8 @@ pub fn foresee(leftover: &Leftover) -> Settled {
 }
 
 /// Settles every leftover of our own: what somebody uses now goes back if its name is free, the rest is
-/// finished; what counts as unlinked never goes back, and what was never judged is never removed.
+/// finished; what counts as unlinked never goes back, and what was never judged, because it is younger than
+/// the private directory or was moved by mistake, is never removed.
 /// Directories of other users, of other modes, or that somebody has locked, are not touched.
 ///
 /// A directory goes back, too, if not everybody can be seen who may use it, but for one that is no longer
@@ -171,6 +173,16 @@ pub(super) fn settle_all(
     settled
 }
 
+/// Whether an object was made when the private directory existed, which is made after everything was
+/// judged: so this one never was. One whose birth is not known counts as judged.
+fn is_younger(quarantine: &Quarantine, file: &Name) -> bool {
+    let born = |stat: io::Result<Stat>| stat.ok().and_then(|stat| stat.born);
+    let object = c_name(file).and_then(|name| sys::stat(quarantine.fd(), &name));
+    let directory = sys::stat(quarantine.fd(), c"");
+    // Births are as coarse as the timer tick: what is as old may be younger.
+    born(object).zip(born(directory)).is_some_and(|(object, directory)| object >= directory)
+}
+
 /// Settling what is in one quarantine.
 struct Settling<'a> {
     host: &'a Host,
@@ -212,17 +224,22 @@ impl Settling<'_> {
     }
 
     fn settle(&mut self, file: &Name, how: Option<String>, blind: &[&str]) -> Fate {
-        let finished = match (self.purpose, how) {
+        let purpose = match self.purpose {
+            // A reaper that died before it could give it back.
+            For::Removal if is_younger(self.quarantine, file) => For::Strangers,
+            purpose => purpose,
+        };
+        let finished = match (purpose, how) {
             (For::Strangers, _) => Err("it was moved by mistake".to_owned()),
             (_, Some(how)) => Err(how),
             _ => self.finish(file, blind),
         };
         let why = match finished {
             Ok(()) => return Fate::Finished,
-            Err(why) if self.purpose == For::Unlinked => {
+            Err(why) if purpose == For::Unlinked => {
                 return Fate::Left(format!("{why}, and it counts as unlinked"));
             }
-            Err(why) if self.purpose == For::Begun => {
+            Err(why) if purpose == For::Begun => {
                 return Fate::Left(format!("{why}, and it is no longer whole"));
             }
             Err(why) => why,
@@ -230,7 +247,7 @@ impl Settling<'_> {
         match self.quarantine.put_back(self.host, file) {
             Ok(()) => Fate::PutBack,
             // It must not return when that name is free again one day.
-            Err(nix::Error::EEXIST) if self.purpose == For::Removal => {
+            Err(nix::Error::EEXIST) if purpose == For::Removal => {
                 Fate::Left(match self.set_aside(file) {
                     Ok(place) => format!("{why}, its name is taken, and it is in {place} now"),
                     Err(error) => format!("{why}, its name is taken, and moving it: {error}"),

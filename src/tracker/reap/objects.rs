@@ -366,19 +366,8 @@ impl<'a> Reaper<'a> {
             }
         }
         let stranger = report.outcome == Outcome::Changed;
-        let (place, purpose) = if stranger {
-            (&mut self.strangers, For::Strangers)
-        } else {
-            (&mut self.unlinked, For::Unlinked)
-        };
-        if place.is_none() {
-            *place = Quarantine::make(self.host, purpose).ok();
-        }
-        let moved = place.as_ref().map(|place| place.take_in(quarantine.fd(), file));
-        let place = match (moved, &*place) {
-            (Some(Ok(())), Some(place)) => place.name(),
-            _ => quarantine.name(),
-        };
+        let purpose = if stranger { For::Strangers } else { For::Unlinked };
+        let Some(place) = self.set_aside(file, purpose) else { return report };
         report.says = if stranger {
             format!(
                 "another object had its name, was moved away by mistake, and lost its name to a third one: it is in {place}, and goes back when its name is free"
@@ -389,6 +378,32 @@ impl<'a> Reaper<'a> {
             )
         };
         report
+    }
+
+    /// Moves an object from the quarantine to where the next reaper knows what it is; the name of that
+    /// directory, or of the quarantine, if it had to stay there.
+    fn set_aside(&mut self, file: &Name, purpose: For) -> Option<Name> {
+        let quarantine = self.quarantine.as_ref()?;
+        let place = match purpose {
+            For::Strangers => &mut self.strangers,
+            _ => &mut self.unlinked,
+        };
+        if place.is_none() {
+            *place = Quarantine::make(self.host, purpose).ok();
+        }
+        if let Some(place) = place {
+            let moved = place.take_in(quarantine.fd(), file);
+            return Some(moved.map_or(quarantine.name(), |()| place.name()).clone());
+        }
+        // With no inode left for another directory, this one becomes that.
+        if entries_left(quarantine).is_ok_and(|count| count == 1) {
+            match self.quarantine.take()?.turn_into(self.host, purpose) {
+                Ok(turned) => *place = Some(turned),
+                Err(same) => self.quarantine = Some(same),
+            }
+        }
+        let place = place.as_ref().or(self.quarantine.as_ref());
+        place.map(|place| place.name().clone())
     }
 }
 

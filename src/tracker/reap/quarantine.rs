@@ -43,6 +43,13 @@ impl For {
         }
     }
 
+    /// A name that nobody can foresee.
+    fn new_name(self) -> Name {
+        // The standard library seeds its hashes by the kernel's random numbers.
+        let random = RandomState::new().hash_one(std::process::id());
+        Name::new(format!("{}{random:016x}", self.prefix()))
+    }
+
     /// What a directory of this name is for: nothing, if it is not one that a reaper makes but that
     /// of somebody who likes the prefix.
     pub(super) fn of(name: &Name) -> Option<Self> {
@@ -113,9 +120,7 @@ impl Quarantine {
     /// The errno of mkdirat(2): `ENOSPC` when the mount has no inode left, `EROFS`, `EACCES`.
     pub(super) fn make(host: &Host, purpose: For) -> io::Result<Self> {
         for _attempt in 0..16 {
-            // The standard library seeds its hashes by the kernel's random numbers.
-            let random = RandomState::new().hash_one(std::process::id());
-            let name = Name::new(format!("{}{random:016x}", purpose.prefix()));
+            let name = purpose.new_name();
             match mkdirat(host.shm(), name.as_os_str(), Mode::S_IRWXU) {
                 Ok(()) => {}
                 Err(nix::Error::EEXIST) => continue,
@@ -132,6 +137,19 @@ impl Quarantine {
             }
         }
         Err(io::Error::other("no private directory could be made and locked"))
+    }
+
+    /// Makes this one, with what is in it, one for another purpose: that takes no inode.
+    ///
+    /// # Errors
+    /// It stays what it was: the errno of renameat2(2) is of no use to anybody.
+    pub(super) fn turn_into(self, host: &Host, purpose: For) -> Result<Self, Self> {
+        let name = purpose.new_name();
+        let (from, to) = (self.name.as_os_str(), name.as_os_str());
+        match renameat2(host.shm(), from, host.shm(), to, RenameFlags::RENAME_NOREPLACE) {
+            Ok(()) => Ok(Self { name, ..self }),
+            Err(_) => Err(self),
+        }
     }
 
     /// Undoes what the umask, or a set-group-ID bit of the directory above, made of the mode.

@@ -5,11 +5,13 @@ mod command;
 mod expect;
 pub(crate) mod fuse;
 pub(crate) mod hold;
+mod namespaces;
 pub(crate) mod place;
 mod python;
 mod sandbox;
 mod schema;
 mod shm;
+pub(crate) mod soak;
 mod trace;
 
 pub(crate) use case::{Case, Need, case, note, run, skip};
@@ -18,19 +20,15 @@ pub(crate) use command::{
 };
 pub(crate) use expect::{goes, judged, known, list, named, reap, stays, stays_by_default};
 pub(crate) use hold::{Holder, hold, hold_as};
+pub(crate) use namespaces::check;
 pub(crate) use place::inside;
 pub(crate) use python::{Python, pythons};
-pub(crate) use sandbox::{is_real_root, mount, run_directory, scratch, somebody, supervise};
+pub(crate) use sandbox::{
+    binary, is_real_root, mount, run_directory, scratch, somebody, supervise,
+};
 pub(crate) use schema::{faults, validate};
-pub(crate) use shm::{identity, names, object, path, sem_open, shm_open};
-pub(crate) use trace::stopped_before;
-
-use std::io;
-
-/// The result of a system call that answers -1 with an errno.
-pub(crate) fn check(result: i32) -> io::Result<i32> {
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
+pub(crate) use shm::{identity, leave, names, object, path, sem_open, shm_open};
+pub(crate) use trace::{Call, stopped_before, stopped_before_each};
 
 /// Kills a process (`SIGKILL`) that this case started and that has not been waited for.
 pub(crate) fn kill(pid: u32) {

@@ -1,7 +1,6 @@
 //! Where a case runs: a supervisor process, which outlives the case and ends whatever it left
 //! behind, and below it the case in its own namespaces.
 
-use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -11,7 +10,9 @@ use std::process::{ExitCode, exit};
 use std::time::{Duration, Instant};
 
 use super::case::{Case, Need, find, skip};
-use super::{check, pythons};
+use super::namespaces::{check, private_mounts, unshare};
+pub(crate) use super::namespaces::{fork, mount, status_of};
+use super::pythons;
 
 /// Names the directory of this run to the cases.
 const RUN_DIRECTORY: &str = "RTRACK_SUITE_DIR";
@@ -65,7 +66,7 @@ impl Drop for RunDirectory {
 }
 
 /// The binary under test.
-pub(super) fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     std::env::var_os(BINARY).unwrap().into()
 }
 
@@ -172,16 +173,6 @@ fn watch(case: &Case, child: i32, signals: &libc::sigset_t) -> ExitCode {
     }
 }
 
-/// 128 + N for a process that signal N ended, as shells have it.
-pub(super) fn status_of(status: i32) -> u8 {
-    let status = if libc::WIFEXITED(status) {
-        libc::WEXITSTATUS(status)
-    } else {
-        128 + libc::WTERMSIG(status)
-    };
-    u8::try_from(status).unwrap()
-}
-
 /// Every process below this one. Processes whose parent died are here too: this one is their
 /// subreaper.
 fn descendants() -> Vec<i32> {
@@ -202,12 +193,6 @@ fn descendants() -> Vec<i32> {
         next += 1;
     }
     found.split_off(1)
-}
-
-/// `fork(2)`, in a process with one thread.
-pub(super) fn fork() -> i32 {
-    // SAFETY: this process has a single thread, so the child may go on as if nothing had happened.
-    check(unsafe { libc::fork() }).unwrap()
 }
 
 /// The child's side: the namespaces, then the case. Answers with the exit status.
@@ -282,48 +267,8 @@ fn be_init(case: i32) -> i32 {
     }
 }
 
-/// Leaves the machine's mount and IPC namespaces: as root directly, as anybody else through a
-/// user namespace in which this user is root.
-fn unshare(own_pids: bool) -> io::Result<()> {
-    let flags =
-        libc::CLONE_NEWNS | libc::CLONE_NEWIPC | if own_pids { libc::CLONE_NEWPID } else { 0 };
-    // SAFETY: the calls change the namespaces of this process, which has a single thread.
-    if unsafe { libc::unshare(flags) } == 0 {
-        return Ok(());
-    }
-    // SAFETY: as above.
-    let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
-    // SAFETY: as above.
-    check(unsafe { libc::unshare(flags | libc::CLONE_NEWUSER) })?;
-    fs::write("/proc/self/setgroups", "deny")?;
-    fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
-    fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
-}
-
 fn mounts(own_pids: bool) -> io::Result<()> {
-    mount("none", "/", "", libc::MS_REC | libc::MS_PRIVATE, "")?;
-    if own_pids {
-        mount("proc", "/proc", "proc", 0, "")?;
-    }
-    mount("tmpfs", "/dev/shm", "tmpfs", 0, "mode=1777,size=256M")?;
+    private_mounts(own_pids)?;
     mount("tmpfs", scratch().to_str().unwrap(), "tmpfs", 0, "mode=1777,size=256M")?;
     std::env::set_current_dir(scratch())
-}
-
-/// `mount(2)`; an error names the place.
-pub(crate) fn mount(
-    source: &str,
-    target: &str,
-    kind: &str,
-    flags: libc::c_ulong,
-    options: &str,
-) -> io::Result<()> {
-    let text = |text: &str| CString::new(text).unwrap();
-    let (source, place, kind, options) = (text(source), text(target), text(kind), text(options));
-    let pointer = |text: &CStr| if text.is_empty() { std::ptr::null() } else { text.as_ptr() };
-    // SAFETY: each string is NUL-terminated and outlives the call.
-    let result = unsafe {
-        libc::mount(source.as_ptr(), place.as_ptr(), pointer(&kind), flags, options.as_ptr().cast())
-    };
-    check(result).map(drop).map_err(|error| io::Error::other(format!("mount on {target}: {error}")))
 }

@@ -5,8 +5,10 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use super::check;
 
@@ -69,6 +71,17 @@ impl Object {
             chown(&place, Some(uid), Some(uid)).unwrap();
         }
         identity(name).unwrap()
+    }
+}
+
+/// A directory of this name and mode as a killed reaper leaves it, with these objects, which it had
+/// moved there: so they are older than the directory.
+pub(crate) fn leave(directory: &str, mode: u32, objects: &[&str]) {
+    // Births are as coarse as the timer tick.
+    thread::sleep(Duration::from_millis(20));
+    fs::DirBuilder::new().mode(mode).create(path(directory)).unwrap();
+    for name in objects {
+        fs::rename(path(name), path(directory).join(name)).unwrap();
     }
 }
 
