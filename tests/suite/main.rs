@@ -8,6 +8,7 @@
 #![allow(unsafe_code, missing_docs, clippy::unwrap_used, clippy::exit)]
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 
+mod archiving;
 mod clocks;
 mod daemon;
 mod harness;
@@ -25,7 +26,9 @@ mod sight;
 mod signals;
 mod support;
 mod table;
+mod tampering;
 mod traps;
+mod trees;
 mod unleased;
 mod vectors;
 mod verdicts;
@@ -39,6 +42,7 @@ type Module = (&'static str, fn() -> Vec<Case>);
 
 /// Every module with tests: one that is not named here is found by `harness::every_file_is_listed`.
 const MODULES: &[Module] = &[
+    ("archiving", archiving::tests),
     ("clocks", clocks::tests),
     ("daemon", daemon::tests),
     ("harness", harness::tests),
@@ -55,7 +59,9 @@ const MODULES: &[Module] = &[
     ("sight", sight::tests),
     ("signals", signals::tests),
     ("table", table::tests),
+    ("tampering", tampering::tests),
     ("traps", traps::tests),
+    ("trees", trees::tests),
     ("unleased", unleased::tests),
     ("vectors", vectors::tests),
     ("verdicts", verdicts::tests),

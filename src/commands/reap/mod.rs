@@ -7,6 +7,7 @@ mod worker;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use super::Status;
 use super::error::{CommandError, Kind as ErrorKind};
@@ -15,6 +16,7 @@ use super::selecting::SelectArgs;
 use super::surveying::{Chosen, Look, sort};
 use super::ui::Ui;
 use super::values;
+use crate::tracker::archive::{Archive, ArchiveError};
 use crate::tracker::host::Host;
 use crate::tracker::inventory::posix::Object;
 use crate::tracker::plan::{self, Step};
@@ -52,6 +54,10 @@ pub struct ReapArgs {
     #[arg(short, long)]
     yes: bool,
 
+    /// Save each object in this directory before it goes; rtrack restore brings it back
+    #[arg(long, value_name = "DIR")]
+    archive: Option<PathBuf>,
+
     /// Print one JSON document, with all the evidence
     #[arg(long)]
     json: bool,
@@ -67,6 +73,7 @@ pub struct ReapArgs {
 /// The command line is wrong, /dev/shm cannot be read, or stdout cannot be written.
 pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     check(args, ui)?;
+    let archive = open_archive(args)?;
     let (mut forced, mut missing) = (HashSet::new(), Vec::new());
     let mut found = Look::take(&args.select, args.select.judging(), |host, objects| {
         choose(args, host, objects, &mut forced, &mut missing)
@@ -111,7 +118,7 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
         let held_back = signals.insert(signals::Signals::block()?);
         // Whoever cannot be answered must not find out afterwards.
         begun = answer::begin(args, ui, &found, &planned)?;
-        done = worker::carry_out(ui, &mut found, planned, held_back)?;
+        done = worker::carry_out(ui, &mut found, planned, archive.as_ref(), held_back)?;
     }
     answer::finish(args, ui, &found, &done, begun)?;
     done.interrupted |= signals.is_some_and(|signals| signals.came());
@@ -171,6 +178,23 @@ fn check(args: &ReapArgs, ui: &Ui) -> Result<(), CommandError> {
             .hint("--yes removes without asking, --dry-run only says what would be removed"));
     }
     Ok(())
+}
+
+/// Opens the directory of `--archive`, which a dry run does not make.
+fn open_archive(args: &ReapArgs) -> Result<Option<Archive>, CommandError> {
+    let Some(path) = &args.archive else { return Ok(None) };
+    let host = Host::real()?;
+    Archive::open(&host, path, !args.dry_run).map_err(|error| {
+        let hint = match &error {
+            ArchiveError::SameFileSystem(_) => "name a directory on a disk",
+            ArchiveError::Foreign { .. } | ArchiveError::Open { .. } => {
+                "memory holds secrets: it has to be your own directory, of mode 0700"
+            }
+            ArchiveError::NotADirectory(_) => "name a directory; a missing one is made",
+            ArchiveError::Io { .. } => "a missing directory is made, those above it are not",
+        };
+        CommandError::from(error).hint(hint)
+    })
 }
 
 /// The objects that the names and options select, and those to force, whose names in the directory

@@ -1,13 +1,15 @@
 //! Removing objects that were judged.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::quarantine::{For, Quarantine};
 use super::{Outcome, Report};
-use crate::tracker::evidence::lease::{self, LeaseError, Leased, c_name};
+use crate::tracker::archive::SaveError;
+use crate::tracker::evidence::lease::{self, LeaseError, Leased, Watch, c_name};
 use crate::tracker::host::Host;
 use crate::tracker::inventory::posix::stat_here;
 use crate::tracker::resource::{Identity, Name};
@@ -47,6 +49,33 @@ pub trait Steps {
     /// # Errors
     /// The reason why it may not go after all.
     fn judge(&mut self, now: &Stat) -> Result<(), String>;
+
+    /// Whether objects are saved before they go.
+    fn saves(&self) -> bool {
+        false
+    }
+
+    /// Saves the object, which was judged and is open as `file`, before its name goes. Under the
+    /// lease, if there is one: then `is_whole` tells whether nobody is opening it, and is asked at
+    /// least every 8 MiB.
+    ///
+    /// # Errors
+    /// Why it was not saved, and so has to stay. Nothing of it is left in the archive.
+    fn save(
+        &mut self,
+        _file: BorrowedFd<'_>,
+        _is_whole: &mut dyn FnMut() -> bool,
+    ) -> Result<(), SaveError> {
+        Ok(())
+    }
+
+    /// Whether saving has taken so long that the processes have to be looked at again.
+    fn is_old(&self) -> bool {
+        false
+    }
+
+    /// Looks at the processes again. Nothing is leased meanwhile.
+    fn look_again(&mut self) {}
 }
 
 /// Removes objects one by one; the private directory is made for the first and removed at the end.
@@ -122,12 +151,18 @@ impl<'a> Reaper<'a> {
         if let Err(why) = steps.judge(&stat) {
             return Report::new(Outcome::Refused, why);
         }
-        if let Err(error) = made {
-            return if error.raw_os_error() == Some(libc::ENOSPC) && target.may_go_directly {
-                self.unlink_directly(target, &leased)
-            } else {
-                Report::failed("make a private directory", &error)
-            };
+        let directly = match made {
+            Ok(()) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && target.may_go_directly => {
+                true
+            }
+            Err(error) => return Report::failed("make a private directory", &error),
+        };
+        if let Err(report) = save_leased(self.host, &leased, steps) {
+            return report;
+        }
+        if directly {
+            return self.unlink_directly(target, &leased);
         }
         self.remove_by_quarantine(target, &stat, steps, Some(&leased))
     }
@@ -152,6 +187,9 @@ impl<'a> Reaper<'a> {
         }
         if let Err(error) = made {
             return Report::failed("make a private directory", &error);
+        }
+        if let Err(report) = save_unleased(self.host, target, &stat, steps) {
+            return report;
         }
         self.remove_by_quarantine(target, &stat, steps, None)
     }
@@ -268,6 +306,68 @@ impl<'a> Reaper<'a> {
             )
         };
         report
+    }
+}
+
+/// Has the object saved under its lease. Where that takes long the processes are looked at again,
+/// which nobody who opens it may have to wait for.
+fn save_leased(host: &Host, leased: &Leased, steps: &mut dyn Steps) -> Result<(), Report> {
+    if !steps.saves() {
+        return Ok(());
+    }
+    steps.save(leased.as_fd(), &mut || leased.is_whole()).map_err(not_saved)?;
+    if steps.is_old() {
+        leased.without(host, || steps.look_again()).map_err(|error| match error {
+            LeaseError::Held => opened_while_saved(),
+            error => refusal(error),
+        })?;
+    }
+    let now = leased.stat().map_err(|error| Report::failed("statx", &error))?;
+    steps.judge(&now).map_err(|why| Report::new(Outcome::Refused, why))
+}
+
+/// The same without a lease: a watch tells of who opens it.
+fn save_unleased(
+    host: &Host,
+    target: &Target<'_>,
+    judged: &Stat,
+    steps: &mut dyn Steps,
+) -> Result<(), Report> {
+    if !steps.saves() {
+        return Ok(());
+    }
+    if !judged.is_file() {
+        return Err(not_saved(SaveError::Unfit("only files have content to save".into())));
+    }
+    let file =
+        lease::open_expected(host, host.shm(), target.file, &target.identity).map_err(refusal)?;
+    let watched = |error| Report::failed("watch it", &error);
+    let watch = Watch::on(host, file.as_fd()).map_err(watched)?;
+    let quiet = || watch.is_quiet().unwrap_or(false);
+    steps.save(file.as_fd(), &mut || quiet()).map_err(not_saved)?;
+    if steps.is_old() {
+        steps.look_again();
+    }
+    if !watch.is_quiet().map_err(watched)? {
+        return Err(opened_while_saved());
+    }
+    let now = sys::stat(&file, c"").map_err(|error| Report::failed("statx", &error))?;
+    steps.judge(&now).map_err(|why| Report::new(Outcome::Refused, why))
+}
+
+fn opened_while_saved() -> Report {
+    Report::new(Outcome::OpenedMeanwhile, "somebody opened it while it was saved")
+}
+
+fn not_saved(error: SaveError) -> Report {
+    match error {
+        SaveError::Opened => opened_while_saved(),
+        SaveError::Changed | SaveError::Unfit(_) => {
+            Report::new(Outcome::Refused, error.to_string())
+        }
+        SaveError::Io { step, source } => {
+            Report { of_archive: true, ..Report::failed(&format!("save it: {step}"), &source) }
+        }
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) use python::{Python, pythons};
 pub(crate) use sandbox::{is_real_root, mount, run_directory, scratch, somebody, supervise};
 pub(crate) use schema::{faults, validate};
 pub(crate) use shm::{identity, names, object, path, sem_open, shm_open};
-pub(crate) use trace::stopped_before;
+pub(crate) use trace::{stopped_before, stopped_before_any};
 
 use std::io;
 

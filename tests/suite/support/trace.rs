@@ -13,6 +13,15 @@ pub(crate) fn stopped_before(
     command: &mut Command,
     mut meanwhile: impl FnMut(u32, u32),
 ) -> ExitStatus {
+    stopped_before_any(&[number], command, |_, stops, pid| meanwhile(stops, pid))
+}
+
+/// The same for several system calls; `meanwhile` is told which.
+pub(crate) fn stopped_before_any(
+    numbers: &[libc::c_long],
+    command: &mut Command,
+    mut meanwhile: impl FnMut(libc::c_long, u32, u32),
+) -> ExitStatus {
     // SAFETY: between fork and exec only system calls are made.
     unsafe {
         command.pre_exec(|| {
@@ -30,15 +39,15 @@ pub(crate) fn stopped_before(
         // SAFETY: the status is one integer.
         check(unsafe { libc::waitpid(pid, &mut status, 0) }).unwrap();
         if !libc::WIFSTOPPED(status) {
-            assert!(stops > 0, "{command:?} never made system call {number}");
+            assert!(stops > 0, "{command:?} never made one of the system calls {numbers:?}");
             return ExitStatus::from_raw(status);
         }
         // The first stop is that of exec; from then on system calls can be told from signals.
         let signal = libc::WSTOPSIG(status);
         // SAFETY: the process is stopped, or was killed by `meanwhile`: then waiting tells.
         unsafe { libc::ptrace(libc::PTRACE_SETOPTIONS, pid, 0, libc::PTRACE_O_TRACESYSGOOD) };
-        if enters(pid) == Some(number) {
-            meanwhile(stops, child.id());
+        if let Some(number) = enters(pid).filter(|number| numbers.contains(number)) {
+            meanwhile(number, stops, child.id());
             stops += 1;
         }
         // Stops for exec and system calls are this tracer's own, other signals are passed on.

@@ -1,0 +1,760 @@
+//! Objects that are saved before they go, and come back: byte for byte, whatever comes between.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::stat::{Mode, UtimensatFlags, utimensat};
+use nix::sys::time::TimeSpec;
+use serde_json::Value;
+
+use crate::reaping::{exactly, make_orphans, orphan};
+use crate::support::{
+    Case, Finish, Finished, Need, case, identity, kill, listed, mount, names, object, path,
+    reap_all, rtrack, scratch, somebody, stopped_before, stopped_before_any, validate, wait_for,
+};
+use crate::traps::{program_called, runs};
+
+pub(crate) fn tests() -> Vec<Case> {
+    vec![
+        case("all_sizes_come_back", all_sizes_come_back),
+        case("sparse_of_100_gib", sparse_of_100_gib),
+        case("odd_names_come_back", odd_names_come_back),
+        case("owner_mode_and_times_come_back", owner_mode_and_times_come_back)
+            .needs(&[Need::RealRoot]),
+        case("what_does_not_come_back_is_said", what_does_not_come_back_is_said),
+        case("others_objects_as_an_ordinary_user", others_objects_as_an_ordinary_user)
+            .needs(&[Need::RealRoot]),
+        case("a_program_goes_on", a_program_goes_on),
+        case("semaphore_comes_back", semaphore_comes_back),
+        case("whose_archive_it_is", whose_archive_it_is),
+        case("archive_of_a_stranger", archive_of_a_stranger).needs(&[Need::RealRoot]),
+        case("full_archive", full_archive),
+        case("read_only_archive", read_only_archive),
+        case("saved_before_the_name_goes", saved_before_the_name_goes),
+        case("opened_while_it_is_saved", opened_while_it_is_saved),
+        case("not_removed_after_all", not_removed_after_all),
+        case("a_save_that_takes_long", a_save_that_takes_long).needs(&[Need::PidNamespace]),
+        case("opened_between_two_leases", opened_between_two_leases),
+        case("killed_while_it_is_saved", killed_while_it_is_saved),
+        case("without_a_lease", without_a_lease),
+        case("never_over_what_exists", never_over_what_exists),
+        case("name_taken_in_the_last_moment", name_taken_in_the_last_moment),
+        case("names_of_what_is_archived", names_of_what_is_archived),
+        case("archived_several_times", archived_several_times),
+        case("no_room_to_restore", no_room_to_restore),
+    ]
+}
+
+/// Where the cases archive, unless they say otherwise.
+pub(crate) fn archive() -> PathBuf {
+    scratch().join("archive")
+}
+
+/// Everything in the archive, by name.
+pub(crate) fn files() -> BTreeMap<String, PathBuf> {
+    let all = fs::read_dir(archive()).unwrap().map(Result::unwrap);
+    all.map(|entry| (entry.file_name().into_string().unwrap(), entry.path())).collect()
+}
+
+/// The only file of the archive whose name ends so.
+pub(crate) fn the_file(end: &str) -> PathBuf {
+    let found: Vec<_> = files().into_iter().filter(|(name, _)| name.ends_with(end)).collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.into_iter().next().unwrap().1
+}
+
+/// `reap --archive` of everything that it can be asked for; not yet started.
+pub(crate) fn reap_to_archive() -> Command {
+    let mut reap = reap_all();
+    reap.arg("--archive").arg(archive());
+    reap
+}
+
+/// `rtrack restore --json` from the archive; not yet started.
+pub(crate) fn restore() -> Command {
+    let mut restore = rtrack(["restore", "--json"]);
+    restore.arg(archive());
+    restore
+}
+
+/// What became of the entry, or object, in a report of `restore`.
+#[track_caller]
+pub(crate) fn became<'a>(report: &'a Value, name: &str) -> (&'a str, &'a str) {
+    let objects = report["objects"].as_array().unwrap();
+    let found = objects.iter().find(|object| object["name"] == name || object["entry"] == name);
+    let found = found.unwrap_or_else(|| panic!("{name} is not in {report:#}"));
+    (found["outcome"].as_str().unwrap(), found["says"].as_str().unwrap())
+}
+
+/// Bytes that are nowhere the same.
+pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let step = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        u8::try_from(state & 0xff).unwrap()
+    };
+    std::iter::repeat_with(step).take(length).collect()
+}
+
+/// What an object is, but for its inode and the times of birth and change.
+pub(crate) fn state(name: impl AsRef<OsStr>) -> (u32, u32, u32, u64, [i64; 2]) {
+    let meta = fs::symlink_metadata(path(name)).unwrap();
+    (meta.mode(), meta.uid(), meta.gid(), meta.size(), [meta.mtime(), meta.mtime_nsec()])
+}
+
+fn all_sizes_come_back() {
+    let sizes = [0, 1, 4095, 4096, 4097, 8191, 262_143, 262_144, 262_145, 20 << 20];
+    let mut before = BTreeMap::new();
+    for (number, size) in sizes.into_iter().enumerate() {
+        let (name, content) = (orphan(number), noise(size, size as u64));
+        fs::write(path(&name), &content).unwrap();
+        fs::set_permissions(path(&name), Permissions::from_mode(0o640)).unwrap();
+        before.insert(name.clone(), (state(&name), content));
+    }
+    let report = reap_to_archive().finish().expect(0).json();
+    exactly(&[]);
+    assert_eq!(files().len(), 2 * sizes.len());
+    for (name, file) in files() {
+        assert_eq!(file.metadata().unwrap().mode() & 0o7777, 0o600, "{name}");
+    }
+    assert_eq!(archive().metadata().unwrap().mode() & 0o7777, 0o700);
+    for name in before.keys() {
+        let entry = listed(&report, name)["archived"].as_str().unwrap();
+        let document = fs::read(archive().join(format!("{entry}.json"))).unwrap();
+        let document: Value = serde_json::from_slice(&document).unwrap();
+        validate(&document);
+        assert_eq!(document["file"].as_str(), Some(name.as_str()));
+        assert_eq!(document["verdict"]["verdict"], "orphaned");
+        assert_eq!(document["verdict"]["reason"], "always-held-producer");
+        let evidence = document["verdict"]["evidence"].as_array().unwrap();
+        assert!(evidence.iter().any(|piece| piece["code"] == "lease-granted"), "{document:#}");
+    }
+    // A dry run checks everything and does nothing.
+    let foreseen = restore().arg("-n").finish().expect(0).json();
+    assert_eq!(foreseen["totals"]["by_outcome"]["would-restore"]["objects"], sizes.len());
+    exactly(&[]);
+    restore().finish().expect(0).json();
+    for (name, (was, content)) in &before {
+        assert_eq!(&state(name), was, "{name}");
+        assert!(&fs::read(path(name)).unwrap() == content, "{name}");
+    }
+    assert_eq!(names().len(), sizes.len(), "{:?}", names());
+}
+
+/// Holes stay holes, in the archive and afterwards; what is in between is where it was.
+fn sparse_of_100_gib() {
+    const SIZE: u64 = 100 << 30;
+    let places = [0, 4096 * 7 + 5, 50 << 30, SIZE - 3];
+    let file = File::create(path(orphan(0))).unwrap();
+    file.set_len(SIZE).unwrap();
+    for at in places {
+        file.write_all_at(b"abc", at).unwrap();
+    }
+    let empty = File::create(path(orphan(1))).unwrap();
+    empty.set_len(SIZE).unwrap();
+    drop((file, empty));
+    let allocated = fs::metadata(path(orphan(0))).unwrap().blocks();
+    reap_to_archive().finish().expect(0);
+    exactly(&[]);
+    let blocks: u64 = files().values().map(|file| file.metadata().unwrap().blocks()).sum();
+    assert!(blocks < 200, "{blocks}");
+    restore().finish().expect(0).json();
+    let back = File::open(path(orphan(0))).unwrap();
+    for at in places {
+        let mut bytes = [0; 3];
+        back.read_exact_at(&mut bytes, at).unwrap();
+        assert_eq!(&bytes, b"abc", "{at}");
+    }
+    let meta = back.metadata().unwrap();
+    assert_eq!((meta.size(), meta.blocks()), (SIZE, allocated));
+    let empty = fs::metadata(path(orphan(1))).unwrap();
+    assert_eq!((empty.size(), empty.blocks()), (SIZE, 0));
+}
+
+fn odd_names_come_back() {
+    let long = "x".repeat(255);
+    let odd: [&[u8]; 6] =
+        [b"\xff\xfe", b"new\nline", b"psm_*", b" ", b"\xe2\x80\xae", long.as_bytes()];
+    for name in odd {
+        fs::write(path(OsStr::from_bytes(name)), name).unwrap();
+    }
+    let before = names();
+    for name in names() {
+        let mut reap = rtrack(["reap", "--yes", "--exact", "--force"]);
+        let id = [b"shm:", name.as_bytes()].concat();
+        reap.arg(OsStr::from_bytes(&id)).arg("--archive").arg(archive()).finish().expect(0);
+    }
+    exactly(&[]);
+    restore().finish().expect(0).json();
+    assert_eq!(names(), before);
+    for name in odd {
+        assert_eq!(fs::read(path(OsStr::from_bytes(name))).unwrap(), name);
+    }
+}
+
+fn owner_mode_and_times_come_back() {
+    object().mode(0o646).owner(somebody()).make(orphan(0));
+    let (read, written) = (TimeSpec::new(-5, 7), TimeSpec::new(9_000_000_000_000, 999_999_999));
+    let follow = UtimensatFlags::FollowSymlink;
+    utimensat(nix::fcntl::AT_FDCWD, &path(orphan(0)), &read, &written, follow).unwrap();
+    let (was, meta) = (state(orphan(0)), fs::metadata(path(orphan(0))).unwrap());
+    let accessed = (meta.atime(), meta.atime_nsec());
+    reap_to_archive().finish().expect(0);
+    exactly(&[]);
+    let report = restore().finish().expect(0).json();
+    assert_eq!(report["objects"][0]["not_restored"].as_array().map(Vec::len), Some(0));
+    assert_eq!(state(orphan(0)), was);
+    let meta = fs::metadata(path(orphan(0))).unwrap();
+    assert_eq!((meta.atime(), meta.atime_nsec()), accessed);
+}
+
+/// Set-uid bits are never brought back; that, and lost names, are said.
+fn what_does_not_come_back_is_said() {
+    object().mode(0o4755).make(orphan(0));
+    fs::hard_link(path(orphan(0)), path("other-name")).unwrap();
+    make_orphans_from(1, 2);
+    let mut reap = rtrack(["reap", "--yes", "--grace", "0s", "mpich*"]);
+    reap.arg("--archive").arg(archive()).finish().expect(0);
+    exactly(&["other-name"]);
+    let run = rtrack(["restore"]).arg(archive()).finish().expect(0);
+    assert!(
+        run.stderr.contains(&format!("{}: it had the special bits 4000", orphan(0))),
+        "{run:?}"
+    );
+    assert!(run.stderr.contains(&format!("{}: it had 2 names", orphan(0))), "{run:?}");
+    assert!(!run.stderr.contains(&format!("{}: it", orphan(1))), "{run:?}");
+    assert!(run.stderr.contains("times of birth"), "{run:?}");
+    assert_eq!(fs::metadata(path(orphan(0))).unwrap().mode() & 0o7777, 0o755);
+}
+
+fn make_orphans_from(first: usize, end: usize) {
+    for number in first..end {
+        object().size(64).make(orphan(number));
+    }
+}
+
+/// What root archived and handed over: the owner is another one then, and what its group might do,
+/// another group may not.
+fn others_objects_as_an_ordinary_user() {
+    object().mode(0o664).make(orphan(0));
+    reap_to_archive().finish().expect(0);
+    for file in files().values().chain([&archive()]) {
+        std::os::unix::fs::chown(file, Some(somebody()), Some(somebody())).unwrap();
+    }
+    let report = restore().as_user(somebody()).finish().expect(0).json();
+    let lost = report["objects"][0]["not_restored"].as_array().unwrap();
+    let codes: Vec<_> = lost.iter().map(|lost| lost["code"].as_str().unwrap()).collect();
+    assert_eq!(codes, ["owner", "group"], "{report:#}");
+    let meta = fs::metadata(path(orphan(0))).unwrap();
+    assert_eq!((meta.uid(), meta.mode() & 0o7777), (somebody(), 0o604));
+}
+
+/// A program that maps it by name finds what it left.
+fn a_program_goes_on() {
+    let script = "import mmap, os, sys\n\
+        fd = os.open('/dev/shm/' + sys.argv[1], os.O_RDWR)\n\
+        m = mmap.mmap(fd, 0)\n\
+        m[0:1] = bytes([m[0] + 1])\n\
+        print(m[0], m[-1])\n";
+    let mut content = noise(100_000, 3);
+    (content[0], content[99_999]) = (41, 99);
+    fs::write(path(orphan(0)), &content).unwrap();
+    reap_to_archive().finish().expect(0);
+    restore().finish().expect(0);
+    let run = Command::new("python3").args(["-c", script, &orphan(0)]).finish().expect(0);
+    assert_eq!(run.text(), "42 99\n");
+    content[0] = 42;
+    assert!(fs::read(path(orphan(0))).unwrap() == content);
+}
+
+fn semaphore_comes_back() {
+    drop(crate::support::sem_open("/rtrack-test", 3));
+    let mut reap = rtrack(["reap", "--yes", "--force", "sem:rtrack-test", "--archive"]);
+    reap.arg(archive()).finish().expect(0);
+    exactly(&[]);
+    let report = restore().arg("sem:rtrack-test").finish().expect(0).json();
+    assert_eq!(report["objects"][0]["id"], "sem:rtrack-test");
+    let value = fs::read(path("sem.rtrack-test")).unwrap();
+    assert_eq!((value.len(), value[0]), (size_of::<libc::sem_t>(), 3));
+}
+
+/// A directory that others can look into, or that would free nothing, is refused before anything is
+/// looked at.
+fn whose_archive_it_is() {
+    make_orphans(1);
+    let at = |place: &Path| {
+        let mut reap = reap_all();
+        reap.arg("--archive").arg(place);
+        reap
+    };
+    let refused = |place: &Path, why: &str| {
+        let run = at(place).finish().expect(3);
+        assert!(run.stderr.contains(why) && run.stderr.contains("hint: "), "{run:?}");
+        assert!(run.stdout.is_empty(), "{run:?}");
+        assert!(identity(orphan(0)).is_some());
+    };
+    for mode in [0o750, 0o701, 0o770] {
+        fs::create_dir_all(archive()).unwrap();
+        fs::set_permissions(archive(), Permissions::from_mode(mode)).unwrap();
+        refused(&archive(), "lets others in");
+    }
+    fs::set_permissions(archive(), Permissions::from_mode(0o700)).unwrap();
+    let link = scratch().join("link");
+    symlink(archive(), &link).unwrap();
+    refused(&link, "not a directory");
+    refused(&link.join(""), "not a directory");
+    let file = scratch().join("file");
+    fs::write(&file, "").unwrap();
+    refused(&file, "not a directory");
+    refused(&path("archive"), "same file system");
+    assert!(identity("archive").is_none(), "it was made all the same");
+    fs::create_dir(path("archive")).unwrap();
+    fs::set_permissions(path("archive"), Permissions::from_mode(0o700)).unwrap();
+    refused(&path("archive"), "same file system");
+    fs::remove_dir(path("archive")).unwrap();
+    refused(&scratch().join("missing/archive"), "directory above");
+    // A dry run makes none, and refuses the same.
+    at(&scratch().join("new")).arg("-n").finish().expect(0);
+    assert!(!scratch().join("new").exists());
+    at(&link).arg("-n").finish().expect(3);
+    // Whatever the umask is.
+    let umask = nix::sys::stat::umask(Mode::from_bits_truncate(0o277));
+    at(&scratch().join("new")).finish().expect(0);
+    nix::sys::stat::umask(umask);
+    assert_eq!(scratch().join("new").metadata().unwrap().mode() & 0o7777, 0o700);
+}
+
+/// What somebody else may have put there is not put into /dev/shm by root.
+fn archive_of_a_stranger() {
+    make_orphans(1);
+    reap_to_archive().finish().expect(0);
+    let refused = |why: &str| {
+        let run = restore().finish().expect(3);
+        assert!(run.stderr.contains(why) && run.stderr.contains("hint: "), "{run:?}");
+        exactly(&[]);
+    };
+    let give = |file: &Path, uid| std::os::unix::fs::chown(file, Some(uid), None).unwrap();
+    give(&archive(), somebody());
+    refused("belongs to uid");
+    reap_to_archive().finish().expect(3);
+    give(&archive(), 0);
+    fs::set_permissions(archive(), Permissions::from_mode(0o720)).unwrap();
+    refused("lets others in");
+    fs::set_permissions(archive(), Permissions::from_mode(0o700)).unwrap();
+    for end in [".json", ".data"] {
+        give(&the_file(end), somebody());
+        let run = restore().finish().expect(3);
+        assert!(run.stderr.contains("others may have written it"), "{run:?}");
+        exactly(&[]);
+        give(&the_file(end), 0);
+    }
+    // Others may read it: it is not theirs.
+    fs::set_permissions(archive(), Permissions::from_mode(0o755)).unwrap();
+    restore().finish().expect(0);
+    exactly(&[&orphan(0)]);
+}
+
+fn mount_archive(options: &str) {
+    fs::create_dir(archive()).unwrap();
+    let target = archive();
+    let options = format!("mode=0700,{options}");
+    mount("tmpfs", target.to_str().unwrap(), "tmpfs", 0, &options).unwrap();
+}
+
+/// The disk is full: the object stays, and nothing half is left.
+fn full_archive() {
+    mount_archive("size=1M");
+    let before = object().size(3 << 20).make(orphan(0));
+    object().size(100).make(orphan(1));
+    let run = reap_to_archive().finish().expect(3);
+    let report = run.json();
+    let failed = listed(&report, &orphan(0));
+    assert_eq!((&failed["outcome"], &failed["errno"]), (&"failed".into(), &libc::ENOSPC.into()));
+    assert!(failed["says"].as_str().unwrap().contains("archive"), "{failed:#}");
+    assert!(run.stderr.contains("hint: the archive is full"), "{run:?}");
+    assert!(!run.stderr.contains("inode"), "{run:?}");
+    assert_eq!(failed["archived"], Value::Null);
+    // What there is room for goes.
+    assert_eq!(listed(&report, &orphan(1))["outcome"], "reaped");
+    exactly(&[&orphan(0)]);
+    assert_eq!(identity(orphan(0)), Some(before));
+    assert_eq!(files().len(), 2, "{:?}", files());
+    restore().finish().expect(0);
+}
+
+fn read_only_archive() {
+    mount_archive("size=1M");
+    let target = archive();
+    let flags = libc::MS_REMOUNT | libc::MS_RDONLY;
+    mount("tmpfs", target.to_str().unwrap(), "", flags, "").unwrap();
+    let before = object().make(orphan(0));
+    let run = reap_to_archive().finish().expect(3);
+    let report = run.json();
+    let failed = listed(&report, &orphan(0));
+    assert_eq!((&failed["outcome"], &failed["errno"]), (&"failed".into(), &libc::EROFS.into()));
+    assert!(!run.stderr.contains("/dev/shm is mounted"), "{run:?}");
+    exactly(&[&orphan(0)]);
+    assert_eq!(identity(orphan(0)), Some(before));
+}
+
+/// Runs `reap --archive` and calls `meanwhile` before each system call `number`; its status and
+/// report.
+fn archive_stopped_before(
+    number: libc::c_long,
+    meanwhile: impl FnMut(u32, u32),
+) -> (Option<i32>, Value) {
+    let file = scratch().join("report");
+    let mut reap = reap_to_archive();
+    reap.stdout(File::create(&file).unwrap());
+    let status = stopped_before(number, &mut reap, meanwhile);
+    let report = serde_json::from_slice(&fs::read(file).unwrap()).unwrap_or(Value::Null);
+    (status.code(), report)
+}
+
+/// The copy is whole, and the document there, while the object still has its name.
+fn saved_before_the_name_goes() {
+    let content = noise(1 << 20, 5);
+    fs::write(path(orphan(0)), &content).unwrap();
+    let was = identity(orphan(0));
+    let (mut writes, mut moves) = (0, Vec::new());
+    archive_stopped_before(libc::SYS_pwrite64, |_, _| {
+        writes += 1;
+        assert_eq!(identity(orphan(0)), was);
+    });
+    assert!(writes >= 4, "{writes}");
+    restore().finish().expect(0);
+    fs::remove_dir_all(archive()).unwrap();
+    // The first is that of the document in the archive, the second that of the object.
+    archive_stopped_before(libc::SYS_renameat2, |turn, _| {
+        let whole = files().keys().filter(|name| name.ends_with(".json")).count();
+        moves.push((turn, whole, identity(orphan(0)).is_some()));
+        let data = fs::read(the_file(".data")).unwrap();
+        assert!(data == content);
+    });
+    assert_eq!(moves, [(0, 0, true), (1, 1, true)]);
+}
+
+/// A process that opens the object and, as long as it is leased, waits for that to end.
+fn start_opener(name: &str) -> Child {
+    let mut opener = Command::new("tail");
+    opener.args(["-c", "1", "-f", "-s", "1000"]).arg(path(name));
+    let opener = opener.stdout(Stdio::null()).spawn().unwrap();
+    let system_call = format!("/proc/{}/syscall", opener.id());
+    wait_for("the opener to wait for the lease", || {
+        let call = fs::read_to_string(&system_call).unwrap();
+        call.starts_with(&format!("{} ", libc::SYS_openat)).then_some(())
+    });
+    opener
+}
+
+fn end(mut child: Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// Whoever opens it while it is copied does not wait for all of it, and nothing half is left.
+fn opened_while_it_is_saved() {
+    let before = object().size(8 << 20).make(orphan(0));
+    let (mut opener, mut writes) = (None, 0);
+    let (code, report) = archive_stopped_before(libc::SYS_pwrite64, |turn, _| {
+        writes += 1;
+        if turn == 1 {
+            opener = Some(start_opener(&orphan(0)));
+        }
+    });
+    assert_eq!(code, Some(1), "{report:#}");
+    let left = listed(&report, &orphan(0));
+    assert_eq!(left["outcome"], "opened-meanwhile");
+    assert_eq!(left["archived"], Value::Null);
+    assert!(writes < 10, "{writes}");
+    assert_eq!(identity(orphan(0)), Some(before));
+    assert!(files().is_empty(), "{:?}", files());
+    end(opener.unwrap());
+}
+
+/// What stays after all has no entry: it would say nothing of what the object is when it goes.
+fn not_removed_after_all() {
+    for (what, turn_of_move) in [("opened", 1), ("replaced", 1), ("written", 1)] {
+        object().make(orphan(0));
+        let mut opener = None;
+        let (code, report) = archive_stopped_before(libc::SYS_renameat2, |turn, _| {
+            if turn != turn_of_move {
+                return;
+            }
+            match what {
+                "opened" => opener = Some(start_opener(&orphan(0))),
+                "replaced" => {
+                    fs::remove_file(path(orphan(0))).unwrap();
+                    object().size(1).make(orphan(0));
+                }
+                _ => fs::set_permissions(path(orphan(0)), Permissions::from_mode(0o606)).unwrap(),
+            }
+        });
+        assert_eq!(code, Some(1), "{what}: {report:#}");
+        exactly(&[&orphan(0)]);
+        let entry = &listed(&report, &orphan(0))["archived"];
+        if what == "replaced" {
+            // What was saved is the one that is gone: by another hand, but its content is kept.
+            assert!(entry.is_string(), "{report:#}");
+            fs::remove_dir_all(archive()).unwrap();
+        } else {
+            assert_eq!(entry, &Value::Null, "{what}: {report:#}");
+            assert!(files().is_empty(), "{what}: {:?}", files());
+        }
+        opener.into_iter().for_each(end);
+        fs::remove_file(path(orphan(0))).unwrap();
+    }
+}
+
+/// Runs `reap --archive` of a Python's object, whose copy takes long enough for `meanwhile` to
+/// change who could come back for it.
+fn slow_save(name: &str, mut meanwhile: impl FnMut()) -> (Option<i32>, Value) {
+    let file = scratch().join("report");
+    let mut reap = rtrack(["reap", "--yes", "--json", "--grace", "0s", "--assume-complete"]);
+    reap.arg("--archive").arg(archive()).arg(name).stdout(File::create(&file).unwrap());
+    let status = stopped_before(libc::SYS_pwrite64, &mut reap, |turn, _| {
+        if turn == 0 {
+            meanwhile();
+            thread::sleep(Duration::from_secs(6));
+        }
+    });
+    (status.code(), serde_json::from_slice(&fs::read(file).unwrap()).unwrap())
+}
+
+/// The look at the processes is renewed, and counts.
+fn a_save_that_takes_long() {
+    const PYTHONS: &str = "psm_0a1b2c3d";
+    let content = noise(1 << 20, 8);
+    fs::write(path(PYTHONS), &content).unwrap();
+    fs::set_permissions(path(PYTHONS), Permissions::from_mode(0o600)).unwrap();
+    let python = program_called("python3", "sleep");
+    let mut started: Option<Child> = None;
+    let (code, report) = slow_save(PYTHONS, || {
+        let child = Command::new(&python).arg("1000").spawn().unwrap();
+        runs(child.id(), "python3");
+        started = Some(child);
+    });
+    assert_eq!(code, Some(1), "{report:#}");
+    let left = listed(&report, PYTHONS);
+    assert_eq!(left["outcome"], "refused", "{left:#}");
+    assert!(left["says"].as_str().unwrap().starts_with("unclaimed now"), "{left:#}");
+    assert!(files().is_empty(), "{:?}", files());
+    end(started.unwrap());
+    let (code, report) = slow_save(PYTHONS, || {});
+    assert_eq!(code, Some(0), "{report:#}");
+    assert_eq!(listed(&report, PYTHONS)["outcome"], "reaped");
+    exactly(&[]);
+    restore().finish().expect(0);
+    assert!(fs::read(path(PYTHONS)).unwrap() == content);
+}
+
+/// Between the two leases of a long save somebody maps it, writes, and is gone: no time of the file
+/// tells of it, and it is noticed all the same.
+fn opened_between_two_leases() {
+    let before = object().size(1 << 20).make(orphan(0));
+    let times = state(orphan(0));
+    let (mut slept, mut written) = (false, false);
+    let file = scratch().join("report");
+    let mut reap = reap_to_archive();
+    reap.stdout(File::create(&file).unwrap());
+    // The first is made while it is saved, the second in every look at the processes.
+    let calls = [libc::SYS_pwrite64, libc::SYS_getdents64];
+    let status = stopped_before_any(&calls, &mut reap, |number, _, _| {
+        let leased = fs::read_to_string("/proc/locks").unwrap().contains("LEASE");
+        if number == libc::SYS_pwrite64 && !slept {
+            assert!(leased, "it is saved without a lease");
+            thread::sleep(Duration::from_secs(4));
+            slept = true;
+        } else if number == libc::SYS_getdents64 && slept && !written {
+            assert!(!leased, "processes are looked at under a lease");
+            write_by_mapping(&path(orphan(0)));
+            written = true;
+        }
+    });
+    let report: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    assert!(written, "{report:#}");
+    assert_eq!(status.code(), Some(1), "{report:#}");
+    assert_eq!(listed(&report, &orphan(0))["outcome"], "opened-meanwhile", "{report:#}");
+    assert_eq!(identity(orphan(0)), Some(before));
+    assert_eq!(state(orphan(0)), times);
+    assert!(files().is_empty(), "{:?}", files());
+}
+
+/// Changes the first byte, in a way that changes no time.
+fn write_by_mapping(file: &Path) {
+    let file = OpenOptions::new().read(true).write(true).open(file).unwrap();
+    let (length, access) = (4096, libc::PROT_READ | libc::PROT_WRITE);
+    // SAFETY: a new mapping of a page that the file has, which ends before the function does.
+    unsafe {
+        let (none, shared) = (std::ptr::null_mut(), libc::MAP_SHARED);
+        let page = libc::mmap(none, length, access, shared, file.as_raw_fd(), 0);
+        assert!(page != libc::MAP_FAILED);
+        page.cast::<u8>().write(!0);
+        libc::munmap(page, length);
+    }
+}
+
+/// What a killed `reap` left in the archive is known for incomplete, and the object is there.
+fn killed_while_it_is_saved() {
+    let before = object().size(1 << 20).make(orphan(0));
+    for number in [libc::SYS_pwrite64, libc::SYS_fsync, libc::SYS_renameat2] {
+        let (code, _) = archive_stopped_before(number, |_, pid| kill(pid));
+        assert_eq!(code, None);
+        assert_eq!(identity(orphan(0)), Some(before));
+        assert!(!files().is_empty());
+        let run = restore().finish().expect(3);
+        let report = run.json();
+        assert_eq!(report["totals"]["by_outcome"]["refused"]["objects"], 1, "{report:#}");
+        assert!(run.stderr.contains("incomplete"), "{run:?}");
+        fs::remove_dir_all(archive()).unwrap();
+        reap_empty_leftovers();
+    }
+    reap_to_archive().finish().expect(0);
+    restore().finish().expect(0);
+}
+
+/// The private directory of a reaper that was killed before it moved anything.
+fn reap_empty_leftovers() {
+    rtrack(["reap", "--yes", "--kind", "sem"]).finish().expect(0);
+    exactly(&[&orphan(0)]);
+}
+
+/// Files without a lease are saved too; what has no content is refused and stays.
+fn without_a_lease() {
+    symlink("target", path("link")).unwrap();
+    nix::unistd::mkfifo(&path("fifo"), Mode::S_IRWXU).unwrap();
+    for name in ["link", "fifo"] {
+        let mut reap = rtrack(["reap", "--yes", "--json", "--force", name, "--archive"]);
+        let report = reap.arg(archive()).finish().expect(1).json();
+        let left = listed(&report, name);
+        assert_eq!(left["outcome"], "refused", "{left:#}");
+        assert!(left["says"].as_str().unwrap().contains("cannot be archived"), "{left:#}");
+    }
+    exactly(&["fifo", "link"]);
+    assert!(files().is_empty(), "{:?}", files());
+}
+
+fn never_over_what_exists() {
+    make_orphans(2);
+    reap_to_archive().finish().expect(0);
+    let precious = scratch().join("precious");
+    fs::write(&precious, "precious").unwrap();
+    for kind in ["file", "link", "directory"] {
+        match kind {
+            "file" => drop(object().make(orphan(0))),
+            "link" => symlink(&precious, path(orphan(0))).unwrap(),
+            _ => fs::create_dir(path(orphan(0))).unwrap(),
+        }
+        let was = identity(orphan(0));
+        for more in [&["-n"][..], &[]] {
+            let report = restore().args(more).arg(orphan(0)).finish().expect(1).json();
+            assert_eq!(became(&report, &orphan(0)).0, "exists", "{report:#}");
+        }
+        assert_eq!(identity(orphan(0)), was);
+        exactly(&[&orphan(0)]);
+        fs::remove_file(path(orphan(0))).or_else(|_| fs::remove_dir(path(orphan(0)))).unwrap();
+    }
+    object().make(orphan(0));
+    // The others come back.
+    restore().finish().expect(1);
+    exactly(&[&orphan(0), &orphan(1)]);
+    assert_eq!(fs::read(&precious).unwrap(), b"precious");
+}
+
+/// The name appears when everything is done, and not over what has taken it meanwhile.
+fn name_taken_in_the_last_moment() {
+    make_orphans(1);
+    reap_to_archive().finish().expect(0);
+    let mut taken = None;
+    let report = scratch().join("report");
+    let mut restore = restore();
+    restore.stdout(File::create(&report).unwrap());
+    let status = stopped_before(libc::SYS_linkat, &mut restore, |_, _| {
+        exactly(&[]);
+        taken = Some(object().make(orphan(0)));
+    });
+    assert_eq!(status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    assert_eq!(became(&report, &orphan(0)).0, "exists");
+    exactly(&[&orphan(0)]);
+    assert_eq!(identity(orphan(0)), taken);
+}
+
+fn names_of_what_is_archived() {
+    make_orphans(3);
+    object().size(32).make("sem.ApR.65a1b2c3Z4d5e6");
+    reap_to_archive().finish().expect(0);
+    let restored = |arguments: &[&str]| {
+        restore().args(arguments).finish().expect(0).json();
+        let found = names();
+        for name in &found {
+            fs::remove_file(path(name)).unwrap();
+        }
+        found.len()
+    };
+    let (first, slash) = (orphan(0), format!("/{}", orphan(1)));
+    assert_eq!(restored(&[&first]), 1);
+    assert_eq!(restored(&[&slash, &format!("shm:{first}")]), 2);
+    assert_eq!(restored(&["sem:ApR.65a1b2c3Z4d5e6"]), 1);
+    assert_eq!(restored(&["mpich_*"]), 3);
+    assert_eq!(restored(&["nothing*"]), 0);
+    assert_eq!(restored(&[]), 4);
+    let run = restore().args(["mpich_shar_tmp00000", &first]).finish().expect(1);
+    assert!(run.stderr.contains("did you mean"), "{run:?}");
+    exactly(&[&first]);
+    let empty = scratch().join("empty");
+    fs::create_dir(&empty).unwrap();
+    rtrack(["restore"]).arg(&empty).finish().expect(0);
+    rtrack(["restore"]).arg(&empty).arg("x").finish().expect(1);
+    rtrack(["restore"]).arg(scratch().join("missing")).finish().expect(3);
+    rtrack(["restore"]).finish().expect(2);
+}
+
+fn archived_several_times() {
+    for content in ["first", "second", "third"] {
+        fs::write(path(orphan(0)), content).unwrap();
+        reap_to_archive().finish().expect(0);
+    }
+    let run = restore().finish().expect(0);
+    let report = run.json();
+    assert_eq!(report["totals"]["by_outcome"]["older"]["objects"], 2, "{report:#}");
+    assert!(run.stderr.contains("archived several times"), "{run:?}");
+    assert_eq!(fs::read(path(orphan(0))).unwrap(), b"third");
+    // An older one by its entry's name.
+    fs::remove_file(path(orphan(0))).unwrap();
+    let objects = report["objects"].as_array().unwrap();
+    let entry = objects.last().unwrap()["entry"].as_str().unwrap();
+    restore().arg(entry).finish().expect(0);
+    assert_eq!(fs::read(path(orphan(0))).unwrap(), b"first");
+}
+
+/// With no room for it nothing of it is there afterwards.
+fn no_room_to_restore() {
+    object().size(6 << 20).make(orphan(0));
+    object().size(64).make(orphan(1));
+    reap_to_archive().finish().expect(0);
+    let flags = libc::MS_REMOUNT;
+    mount("tmpfs", "/dev/shm", "", flags, "size=4M").unwrap();
+    let used = || nix::sys::statvfs::statvfs("/dev/shm").unwrap().blocks_free();
+    let before = used();
+    let run: Finished = restore().arg(orphan(0)).finish().expect(3);
+    let report = run.json();
+    let failed = &report["objects"][0];
+    assert_eq!((&failed["outcome"], &failed["errno"]), (&"failed".into(), &libc::ENOSPC.into()));
+    assert!(run.stderr.contains("hint: /dev/shm is full"), "{run:?}");
+    exactly(&[]);
+    assert_eq!(used(), before);
+    mount("tmpfs", "/dev/shm", "", flags, "size=64M").unwrap();
+    restore().finish().expect(0);
+    exactly(&[&orphan(0), &orphan(1)]);
+}
