@@ -224,7 +224,7 @@ impl Steps for Removal<'_> {
 
     fn look_again(&mut self) {
         let Some(saving) = &mut self.saving else { return };
-        saving.survey.refresh(saving.host);
+        saving.survey.refresh_beside(saving.host, saving.index);
         if let Some(facts) = saving.survey.facts(saving.host, saving.index) {
             self.facts = Facts { lease: self.facts.lease, ..facts };
             self.began = saving.survey.snapshot.began;

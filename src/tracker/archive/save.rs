@@ -22,7 +22,7 @@ use crate::tracker::resource::{Identity, Name};
 use crate::tracker::sys::{self, Stat};
 use crate::tracker::verdict::Judgement;
 
-/// At most so many levels of a directory are saved: each needs a descriptor.
+/// At most so many levels below a directory are saved: each needs a descriptor.
 const MOST_LEVELS: usize = 64;
 
 /// What is saved, and why it is to go.
@@ -310,7 +310,7 @@ impl Draft<'_> {
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<(), SaveError> {
         let at = |path: &[u8]| Name::new(path).to_string();
-        if level >= MOST_LEVELS {
+        if level > MOST_LEVELS {
             return Err(SaveError::Unfit(format!("{} has too many levels", at(above))));
         }
         for name in entries(dir).map_err(|error| failed(at(above), error))? {

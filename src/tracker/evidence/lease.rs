@@ -81,8 +81,8 @@ impl Leased {
     }
 
     /// Gives the lease back, calls `meanwhile`, which may take its time, and takes it again, without a
-    /// second open. Nobody has had the file open in between: what was mapped and written leaves no
-    /// trace in a file's times, but an open cannot be missed.
+    /// second open. Nobody has had the file open in between: the times of a file tell of a write at
+    /// most, and to the granularity of the kernel's clock, but an open cannot be missed.
     ///
     /// # Errors
     /// `Held`: somebody has, or is opening it now. Else what kept the kernel from telling.
