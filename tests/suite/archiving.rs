@@ -44,7 +44,8 @@ pub(crate) fn tests() -> Vec<Case> {
         case("a_save_that_takes_long", a_save_that_takes_long).needs(&[Need::PidNamespace]),
         case("opened_between_two_leases", opened_between_two_leases).needs(&[Need::PidNamespace]),
         case("killed_while_it_is_saved", killed_while_it_is_saved),
-        case("without_a_lease", without_a_lease),
+        case("without_a_lease", without_a_lease).needs(&[Need::RealRoot]),
+        case("without_content", without_content),
         case("never_over_what_exists", never_over_what_exists),
         case("name_taken_in_the_last_moment", name_taken_in_the_last_moment),
         case("names_of_what_is_archived", names_of_what_is_archived),
@@ -617,8 +618,37 @@ fn reap_empty_leftovers() {
     exactly(&[&orphan(0)]);
 }
 
-/// Files without a lease are saved too; what has no content is refused and stays.
+/// Files for which there is no lease are saved too, and who opens one meanwhile is noticed.
 fn without_a_lease() {
+    // Where anybody may rename, the objects of others can be forced.
+    fs::set_permissions("/dev/shm", Permissions::from_mode(0o777)).unwrap();
+    let before = object().size(1 << 20).mode(0o644).make("foreign");
+    let forced = || {
+        let mut reap = rtrack(["reap", "--yes", "--json", "--grace", "0s", "--force", "foreign"]);
+        reap.arg("--archive").arg(archive()).as_user(somebody());
+        reap
+    };
+    let file = scratch().join("report");
+    let mut reap = forced();
+    reap.stdout(File::create(&file).unwrap());
+    let status = stopped_before(libc::SYS_pwrite64, &mut reap, |turn, _| {
+        if turn == 1 {
+            drop(File::open(path("foreign")).unwrap());
+        }
+    });
+    let report: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    assert_eq!(status.code(), Some(1), "{report:#}");
+    assert_eq!(listed(&report, "foreign")["outcome"], "opened-meanwhile", "{report:#}");
+    assert_eq!(identity("foreign"), Some(before));
+    assert!(files().is_empty(), "{:?}", files());
+    forced().finish().expect(0);
+    exactly(&[]);
+    restore().as_user(somebody()).finish().expect(0);
+    assert_eq!(fs::read(path("foreign")).unwrap(), vec![0xa5; 1 << 20]);
+}
+
+/// What has no content is refused and stays.
+fn without_content() {
     symlink("target", path("link")).unwrap();
     nix::unistd::mkfifo(&path("fifo"), Mode::S_IRWXU).unwrap();
     for name in ["link", "fifo"] {
