@@ -14,7 +14,7 @@ use serde_json::json;
 use super::content::{CopyError, copy};
 use super::format::{Document, Entry, Moment, SCHEMA, Type, Verdict, to_text};
 use super::{ArchiveError, Trust, open_directory};
-use crate::tracker::evidence::lease;
+use crate::tracker::evidence::lease::{self, LeaseError};
 use crate::tracker::host::Host;
 use crate::tracker::inventory::posix::{self, Object, entries};
 use crate::tracker::reap::{discard, publish};
@@ -334,7 +334,7 @@ impl Draft<'_> {
             let stat = sys::stat(&fd, c"").map_err(error)?;
             if stat.is_file() {
                 let file = lease::open_expected(place.host, dir, &name, &Identity::of(&stat))
-                    .map_err(|refused| error(io::Error::other(refused.to_string())))?;
+                    .map_err(|refused| not_opened(at(&path), refused))?;
                 self.file(&path, file.as_fd(), go_on)?;
                 continue;
             }
@@ -346,6 +346,17 @@ impl Draft<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Why a file in a directory was not opened.
+fn not_opened(step: String, refused: LeaseError) -> SaveError {
+    match refused {
+        LeaseError::Held => SaveError::Opened,
+        LeaseError::Gone | LeaseError::Changed => SaveError::Changed,
+        LeaseError::NoPermission => failed(step, io::Error::from_raw_os_error(libc::EACCES)),
+        LeaseError::Unsupported => failed(step, io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+        LeaseError::Reopen { source, .. } | LeaseError::Io(source) => failed(step, source),
     }
 }
 
