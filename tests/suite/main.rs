@@ -20,6 +20,7 @@ mod probe;
 mod producers;
 mod race;
 mod reaping;
+mod restoring;
 mod send;
 mod show;
 mod sight;
@@ -54,6 +55,7 @@ const MODULES: &[Module] = &[
     ("producers", producers::tests),
     ("race", race::tests),
     ("reaping", reaping::tests),
+    ("restoring", restoring::tests),
     ("send", send::tests),
     ("show", show::tests),
     ("sight", sight::tests),
