@@ -15,6 +15,7 @@ use crate::tracker::host::Host;
 use crate::tracker::inventory::posix::{Object, stat_here};
 use crate::tracker::plan::{self, Step};
 use crate::tracker::reap::{self, Manner, Reaper, Report, Steps, Target};
+use crate::tracker::resource::Kind;
 use crate::tracker::survey::Survey;
 use crate::tracker::sys::{Nanoseconds, Stat};
 use crate::tracker::verdict::{Facts, Verdict, judge};
@@ -214,7 +215,11 @@ impl Steps for Removal<'_> {
         let judgement = judge(&self.facts);
         let Some(saving) = &mut self.saving else { return Ok(()) };
         let subject = Subject { object: self.object, judgement: &judgement, forced: self.force };
-        saving.saved = Some(saving.archive.save_file(&subject, file, is_whole)?);
+        let (archive, host) = (saving.archive, saving.host);
+        saving.saved = Some(match self.object.kind {
+            Kind::Dir => archive.save_tree(host, &subject, file, is_whole)?,
+            _ => archive.save_file(&subject, file, is_whole)?,
+        });
         Ok(())
     }
 

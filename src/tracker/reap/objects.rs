@@ -55,8 +55,8 @@ pub trait Steps {
         false
     }
 
-    /// Saves the object, which was judged and is open as `file`, before its name goes. Under the
-    /// lease, if there is one: then `is_whole` tells whether nobody is opening it, and is asked at
+    /// Saves the object, which was judged and is open as `file` (a directory as well), before its
+    /// name goes. Under the lease, if there is one: then `is_whole` tells whether nobody is opening it, and is asked at
     /// least every 8 MiB.
     ///
     /// # Errors
