@@ -8,6 +8,7 @@ pub mod probe;
 pub mod producers;
 pub mod reap;
 pub mod render;
+pub mod restore;
 pub mod selecting;
 pub mod send;
 pub mod show;
@@ -54,6 +55,8 @@ enum Command {
     Show(show::ShowArgs),
     /// Remove what is proven to be orphaned
     Reap(reap::ReapArgs),
+    /// Put back what reap --archive saved
+    Restore(restore::RestoreArgs),
     /// List the known producers, explain a name, or check a catalogue file
     Producers(producers::ProducersArgs),
     /// Print completions for a shell
@@ -78,6 +81,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::List(args) => list::run(&args, &ui),
         Command::Show(args) => show::run(&args, &ui),
         Command::Reap(args) => reap::run(&args, &ui),
+        Command::Restore(args) => restore::run(&args, &ui),
         Command::Producers(args) => producers::run(&args, &ui),
         Command::Completions(args) => completions::run(&args, &ui),
     };

@@ -127,6 +127,23 @@ impl Survey {
         self.snapshot = snapshot;
     }
 
+    /// The same while this process itself has the object at `index` open, to save it: that makes it no
+    /// holder.
+    pub fn refresh_beside(&mut self, host: &Host, index: usize) {
+        self.refresh(host);
+        let Some(open) = self.objects.get(index).map(Object::identity) else { return };
+        let own = std::fs::read_link(host.proc.join("self")).ok();
+        let Some(own) = own.and_then(|pid| pid.to_str()?.parse::<i32>().ok()) else { return };
+        let objects = &self.objects;
+        self.snapshot.scan.holders.retain(|index, holders| {
+            // By whatever name it is in the survey.
+            if objects.get(*index).is_some_and(|object| object.identity() == open) {
+                holders.retain(|holder| holder.pid != own);
+            }
+            !holders.is_empty()
+        });
+    }
+
     /// How long ago the look at the processes began that this survey judges by.
     #[must_use]
     pub fn age(&self) -> Duration {

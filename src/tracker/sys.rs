@@ -254,6 +254,25 @@ pub fn device(fd: impl AsFd) -> io::Result<u64> {
     Ok(libc::makedev(raw.stx_dev_major, raw.stx_dev_minor))
 }
 
+/// The mount that `fd` was reached by (`STATX_MNT_ID`): a bind mount of the same file system has the
+/// same device and another one of these.
+///
+/// # Errors
+/// The errno of the call; `EOPNOTSUPP` before Linux 5.8.
+pub fn mount_id(fd: impl AsFd) -> io::Result<u64> {
+    let mut raw = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    let flags = libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC;
+    let (name, mask) = (c"".as_ptr(), libc::STATX_MNT_ID);
+    // SAFETY: the name is NUL-terminated, and the kernel writes at most one statx to the buffer.
+    check(unsafe { libc::statx(fd.as_fd().as_raw_fd(), name, flags, mask, raw.as_mut_ptr()) })?;
+    // SAFETY: a statx is integers only, for which zeroes are valid, and the call succeeded.
+    let raw = unsafe { raw.assume_init() };
+    if raw.stx_mask & libc::STATX_MNT_ID == 0 {
+        return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+    }
+    Ok(raw.stx_mnt_id)
+}
+
 /// Ignores `signal`, as `signal(2)` with `SIG_IGN` does.
 ///
 /// # Errors

@@ -8,6 +8,7 @@
 #![allow(unsafe_code, missing_docs, clippy::unwrap_used, clippy::exit)]
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 
+mod archiving;
 mod clocks;
 mod daemon;
 mod directories;
@@ -23,13 +24,16 @@ mod probe;
 mod producers;
 mod race;
 mod reaping;
+mod restoring;
 mod send;
 mod show;
 mod sight;
 mod signals;
 mod support;
 mod table;
+mod tampering;
 mod traps;
+mod trees;
 mod unleased;
 mod vectors;
 mod verdicts;
@@ -43,6 +47,7 @@ type Module = (&'static str, fn() -> Vec<Case>);
 
 /// Every module with tests: one that is not named here is found by `harness::every_file_is_listed`.
 const MODULES: &[Module] = &[
+    ("archiving", archiving::tests),
     ("clocks", clocks::tests),
     ("daemon", daemon::tests),
     ("directories", directories::tests),
@@ -58,12 +63,15 @@ const MODULES: &[Module] = &[
     ("producers", producers::tests),
     ("race", race::tests),
     ("reaping", reaping::tests),
+    ("restoring", restoring::tests),
     ("send", send::tests),
     ("show", show::tests),
     ("sight", sight::tests),
     ("signals", signals::tests),
     ("table", table::tests),
+    ("tampering", tampering::tests),
     ("traps", traps::tests),
+    ("trees", trees::tests),
     ("unleased", unleased::tests),
     ("vectors", vectors::tests),
     ("verdicts", verdicts::tests),

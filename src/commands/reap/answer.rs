@@ -281,6 +281,10 @@ fn say_failed(row: &Row<'_>, ui: &Ui) {
     };
     ui.line(format_args!("error: {}: {}", row.object.shown_id(), report.says));
     match report.errno {
+        Some(libc::ENOSPC | libc::EDQUOT) if report.of_archive => {
+            ui.line("hint: the archive is full; the object stays until it can be saved, or without --archive");
+        }
+        _ if report.of_archive => {}
         Some(libc::EROFS) => ui.line("hint: /dev/shm is mounted read-only"),
         Some(libc::ENOSPC) => {
             ui.line("hint: the mount has no inode left; what is orphaned can go even so, other objects after it");

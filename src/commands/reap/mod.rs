@@ -9,6 +9,7 @@ mod worker;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use self::planning::Choice;
 use super::Status;
@@ -17,6 +18,8 @@ use super::render::{self, Row};
 use super::selecting::SelectArgs;
 use super::surveying::Look;
 use super::ui::Ui;
+use crate::tracker::archive::{Archive, ArchiveError};
+use crate::tracker::host::Host;
 use crate::tracker::plan::Step;
 use crate::tracker::plan::document::Item;
 use crate::tracker::reap::{self, Outcome, Report, Settled};
@@ -60,6 +63,10 @@ pub struct ReapArgs {
     #[arg(short, long)]
     yes: bool,
 
+    /// Save each object in this directory before it goes; rtrack restore brings it back
+    #[arg(long, value_name = "DIR")]
+    archive: Option<PathBuf>,
+
     /// Print one JSON document, with all the evidence
     #[arg(long)]
     json: bool,
@@ -75,6 +82,7 @@ pub struct ReapArgs {
 /// The command line is wrong, /dev/shm cannot be read, or stdout cannot be written.
 pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     check(args, ui)?;
+    let archive = open_archive(args)?;
     let plan = args.from.as_ref().map(|from| planning::read_plan(from)).transpose()?;
     let mut choice = Choice::default();
     let mut found = Look::take(&args.select, |host, objects| match &plan {
@@ -124,7 +132,7 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
         let held_back = signals.insert(signals::Signals::block()?);
         // Whoever cannot be answered must not find out afterwards.
         begun = answer::begin(args, ui, &found, &planned)?;
-        done = worker::carry_out(ui, &mut found, planned, held_back)?;
+        done = worker::carry_out(ui, &mut found, planned, archive.as_ref(), held_back)?;
     }
     answer::finish(args, ui, &found, &done, choice.plan.as_ref(), begun)?;
     done.interrupted |= signals.is_some_and(|signals| signals.came());
@@ -189,6 +197,23 @@ fn check(args: &ReapArgs, ui: &Ui) -> Result<(), CommandError> {
             .hint("--yes removes without asking, --dry-run only says what would be removed"));
     }
     Ok(())
+}
+
+/// Opens the directory of `--archive`, which a dry run does not make.
+fn open_archive(args: &ReapArgs) -> Result<Option<Archive>, CommandError> {
+    let Some(path) = &args.archive else { return Ok(None) };
+    let host = Host::real()?;
+    Archive::open(&host, path, !args.dry_run).map_err(|error| {
+        let hint = match &error {
+            ArchiveError::SameFileSystem(_) => "name a directory on a disk",
+            ArchiveError::Foreign { .. } | ArchiveError::Open { .. } => {
+                "memory holds secrets: it has to be your own directory, of mode 0700"
+            }
+            ArchiveError::NotADirectory(_) => "name a directory; a missing one is made",
+            ArchiveError::Io { .. } => "a missing directory is made, those above it are not",
+        };
+        CommandError::from(error).hint(hint)
+    })
 }
 
 fn foresee(step: &Step, row: Option<&Row<'_>>) -> Report {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use super::planning::Planned;
@@ -11,10 +12,13 @@ use super::{Done, answer, refused, untouched};
 use crate::commands::error::{CommandError, Kind as ErrorKind};
 use crate::commands::surveying::Look;
 use crate::commands::ui::Ui;
+use crate::tracker::archive::{Archive, SaveError, Subject};
 use crate::tracker::evidence::lease;
 use crate::tracker::host::Host;
+use crate::tracker::inventory::posix::{Object, stat_here};
 use crate::tracker::plan::{self, Step};
 use crate::tracker::reap::{self, Manner, Reaper, Report, Steps, Target};
+use crate::tracker::resource::Kind;
 use crate::tracker::survey::Survey;
 use crate::tracker::sys::{Nanoseconds, Stat};
 use crate::tracker::verdict::{Facts, Verdict, judge};
@@ -56,6 +60,7 @@ pub(super) fn carry_out(
     ui: &Ui,
     found: &mut Look,
     planned: Planned,
+    archive: Option<&Archive>,
     signals: &Signals,
 ) -> Result<Done, CommandError> {
     signals.working(true);
@@ -72,7 +77,7 @@ pub(super) fn carry_out(
     }
     let progress = Progress::new(ui, removals);
     let changed_by_us = HashMap::new();
-    let mut worker = Worker { host, survey, reaper, changed_by_us, too_slow: false };
+    let mut worker = Worker { host, survey, reaper, archive, changed_by_us, too_slow: false };
     for (index, step) in planned.steps {
         if done.interrupted || signals.came() {
             done.interrupted = true;
@@ -99,6 +104,8 @@ struct Worker<'a> {
     host: &'a Host,
     survey: &'a mut Survey,
     reaper: Reaper<'a>,
+    /// Where objects are saved before they go.
+    archive: Option<&'a Archive>,
     /// When each inode, by device and number, changed last, of which this run has removed a name.
     changed_by_us: HashMap<(u64, u64), Nanoseconds>,
     /// A look at the processes takes so long that another one is of no use.
@@ -121,7 +128,7 @@ impl Worker<'_> {
             return refused(planned, TOO_OLD.into());
         }
         let (Some(object), Some(mut facts)) =
-            (self.survey.objects.get(index), self.survey.facts(self.host, index))
+            (self.survey.objects.get(index).cloned(), self.survey.facts(self.host, index))
         else {
             return untouched("not planned");
         };
@@ -144,15 +151,27 @@ impl Worker<'_> {
         if manner == Manner::Leased {
             facts.lease = lease::Lease::Granted;
         }
-        let mut steps = Removal { planned, force, facts, seen, changed, began };
+        let saving = self.archive.map(|archive| Saving {
+            archive,
+            host: self.host,
+            survey: self.survey,
+            index,
+            saved: None,
+        });
+        let mut steps =
+            Removal { planned, force, facts, seen, changed, began, object: &object, saving };
         let report = self.reaper.remove(&target, &mut steps);
+        let report = match steps.saving {
+            Some(saving) => saving.settle(&object, report),
+            None => report,
+        };
         self.changed_by_us.extend(report.changed.map(|changed| (inode, changed)));
         report
     }
 }
 
 /// The removal of one object.
-struct Removal {
+struct Removal<'a> {
     /// The verdict that it was planned by.
     planned: Verdict,
     force: bool,
@@ -164,9 +183,42 @@ struct Removal {
     changed: Nanoseconds,
     /// When the look at the processes began.
     began: Option<Instant>,
+    object: &'a Object,
+    saving: Option<Saving<'a>>,
 }
 
-impl Steps for Removal {
+/// How an object is saved before it goes.
+struct Saving<'a> {
+    archive: &'a Archive,
+    host: &'a Host,
+    survey: &'a mut Survey,
+    /// The object's place in the survey.
+    index: usize,
+    /// The entry that was made.
+    saved: Option<String>,
+}
+
+impl Saving<'_> {
+    /// What was saved of an object that is still there is taken away again: it says nothing of what the
+    /// object will be when it goes. In doubt it is kept, and said.
+    fn settle(self, object: &Object, report: Report) -> Report {
+        let Some(entry) = self.saved else { return report };
+        let here = stat_here(self.host.shm(), &object.file, object.stat.dev);
+        let is_there = matches!(here, Ok(Some(stat)) if object.identity().is(&stat));
+        if report.outcome.is_removed() || !is_there {
+            return Report { archived: Some(entry), ..report };
+        }
+        match self.archive.forget(&entry) {
+            Ok(()) => report,
+            Err(error) => {
+                let says = format!("{}; what was saved of it stays: {error}", report.says);
+                Report { archived: Some(entry), says, ..report }
+            }
+        }
+    }
+}
+
+impl Steps for Removal<'_> {
     fn judge(&mut self, now: &Stat) -> Result<(), String> {
         let seen = &self.seen;
         // This process may have been stopped since the last look at the clock.
@@ -180,5 +232,38 @@ impl Steps for Removal {
             return Err("it was written or changed since it was looked at".into());
         }
         plan::still_goes(self.planned, &judge(&self.facts), self.force)
+    }
+
+    fn saves(&self) -> bool {
+        self.saving.is_some()
+    }
+
+    fn save(
+        &mut self,
+        file: BorrowedFd<'_>,
+        is_whole: &mut dyn FnMut() -> bool,
+    ) -> Result<(), SaveError> {
+        let judgement = judge(&self.facts);
+        let Some(saving) = &mut self.saving else { return Ok(()) };
+        let subject = Subject { object: self.object, judgement: &judgement, forced: self.force };
+        let (archive, host) = (saving.archive, saving.host);
+        saving.saved = Some(match self.object.kind {
+            Kind::Dir => archive.save_tree(host, &subject, file, is_whole)?,
+            _ => archive.save_file(&subject, file, is_whole)?,
+        });
+        Ok(())
+    }
+
+    fn is_old(&self) -> bool {
+        self.began.is_none_or(|began| began.elapsed() > FRESH)
+    }
+
+    fn look_again(&mut self) {
+        let Some(saving) = &mut self.saving else { return };
+        saving.survey.refresh_beside(saving.host, saving.index);
+        if let Some(facts) = saving.survey.facts(saving.host, saving.index) {
+            self.facts = Facts { lease: self.facts.lease, ..facts };
+            self.began = saving.survey.snapshot.began;
+        }
     }
 }

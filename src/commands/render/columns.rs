@@ -256,6 +256,13 @@ pub static OUTCOME: &[Column] = &[
         |r| json!(r.forced.then_some(true)),
     )),
     optional(column(
+        "archived",
+        "ARCHIVED",
+        "its entry in the archive",
+        |r| r.report.as_ref().and_then(|report| report.archived.clone()).unwrap_or_default(),
+        |r| json!(r.report.as_ref().and_then(|report| report.archived.as_ref())),
+    )),
+    optional(column(
         "errno",
         "ERRNO",
         "of a failure",

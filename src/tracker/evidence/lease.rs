@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::Mode;
 
 use crate::tracker::host::Host;
@@ -77,6 +78,63 @@ impl Leased {
     /// The errno of statx(2).
     pub fn stat(&self) -> io::Result<Stat> {
         sys::stat(&self.file, c"")
+    }
+
+    /// Gives the lease back, calls `meanwhile`, which may take its time, and takes it again, without a
+    /// second open. Nobody has had the file open in between: the times of a file tell of a write at
+    /// most, and to the granularity of the kernel's clock, but an open cannot be missed.
+    ///
+    /// # Errors
+    /// `Held`: somebody has, or is opening it now. Else what kept the kernel from telling.
+    pub fn without(&self, host: &Host, meanwhile: impl FnOnce()) -> Result<(), LeaseError> {
+        let watch = Watch::on(host, self.file.as_fd())?;
+        // Asked when the watch is there, so that between the two there is no gap.
+        if !self.is_whole() {
+            return Err(LeaseError::Held);
+        }
+        sys::release_lease(self.file.as_fd())?;
+        meanwhile();
+        grant(self.file.as_fd())?;
+        if watch.is_quiet()? { Ok(()) } else { Err(LeaseError::Held) }
+    }
+}
+
+impl AsFd for Leased {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Tells of everybody who opens a file, by whatever name.
+#[derive(Debug)]
+pub struct Watch {
+    inotify: Inotify,
+}
+
+impl Watch {
+    /// Watches the file that is open as `file`.
+    ///
+    /// # Errors
+    /// The errno of inotify_init1(2), `EMFILE` when this user has too many, or of
+    /// inotify_add_watch(2).
+    pub fn on(host: &Host, file: BorrowedFd<'_>) -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        let link = host.proc.join(format!("self/fd/{}", file.as_raw_fd()));
+        // The link leads to the file itself, which this does not open.
+        inotify.add_watch(&link, AddWatchFlags::IN_OPEN | AddWatchFlags::IN_MODIFY)?;
+        Ok(Self { inotify })
+    }
+
+    /// Whether nobody has opened or written the file since.
+    ///
+    /// # Errors
+    /// The errno of reading what happened.
+    pub fn is_quiet(&self) -> io::Result<bool> {
+        match self.inotify.read_events() {
+            Ok(_) => Ok(false),
+            Err(nix::Error::EAGAIN) => Ok(true),
+            Err(errno) => Err(errno.into()),
+        }
     }
 }
 
@@ -177,12 +235,16 @@ pub fn take(
 }
 
 fn lease(file: OwnedFd) -> Result<Leased, LeaseError> {
-    let mut result = sys::take_write_lease(&file);
+    grant(file.as_fd()).map(|()| Leased { file })
+}
+
+fn grant(file: BorrowedFd<'_>) -> Result<(), LeaseError> {
+    let mut result = sys::take_write_lease(file);
     if result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EACCES)) {
-        result = sys::take_write_lease_as(&file, sys::stat(&file, c"")?.uid);
+        result = sys::take_write_lease_as(file, sys::stat(file, c"")?.uid);
     }
     match result {
-        Ok(()) => Ok(Leased { file }),
+        Ok(()) => Ok(()),
         Err(error) => Err(match error.raw_os_error() {
             Some(libc::EAGAIN) => LeaseError::Held,
             Some(libc::EACCES | libc::EPERM) => LeaseError::NoPermission,

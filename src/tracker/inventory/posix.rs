@@ -180,8 +180,17 @@ pub fn read_one(host: &Host, file: &Name) -> io::Result<Object> {
         return Ok(mount_point(file, (host.clock.wall)()));
     };
     let stat = sys::stat(&path, c"")?;
+    let (kind, name, file_type) = classify(file, stat.file_type());
+    let directory = (kind == Kind::Dir).then(|| count(path.as_fd(), &stat, &mut |_, _, _| {}));
+    Ok(Object { kind, name, file: file.clone(), stat, file_type, directory, semaphore: None })
+}
+
+/// The kind of what is called `file` and has this file type (`S_IFMT`), its name as its users know it,
+/// and of [`Kind::Other`] what it is.
+#[must_use]
+pub fn classify(file: &Name, file_type: u32) -> (Kind, Name, Option<&'static str>) {
     let semaphore = file.as_bytes().strip_prefix(b"sem.").filter(|rest| !rest.is_empty());
-    let (kind, name, file_type) = match (stat.file_type(), semaphore) {
+    match (file_type, semaphore) {
         (libc::S_IFREG, Some(name)) => (Kind::Sem, Name::new(name), None),
         (libc::S_IFREG, None) => (Kind::Shm, file.clone(), None),
         (libc::S_IFDIR, _) => (Kind::Dir, file.clone(), None),
@@ -189,9 +198,7 @@ pub fn read_one(host: &Host, file: &Name) -> io::Result<Object> {
         (libc::S_IFIFO, _) => (Kind::Other, file.clone(), Some("fifo")),
         (libc::S_IFSOCK, _) => (Kind::Other, file.clone(), Some("socket")),
         _ => (Kind::Other, file.clone(), Some("device")),
-    };
-    let directory = (kind == Kind::Dir).then(|| count(path.as_fd(), &stat, &mut |_, _, _| {}));
-    Ok(Object { kind, name, file: file.clone(), stat, file_type, directory, semaphore: None })
+    }
 }
 
 /// One name of a directory.

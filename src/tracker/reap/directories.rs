@@ -10,7 +10,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::fcntl::{OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::objects::{Reaper, Steps, Target, changed, gone};
+use super::quarantine::{For, Quarantine};
+use super::saving::save_directory;
+use super::{Outcome, Report};
 use crate::tracker::evidence::lease::{self, Lease, Look};
+use crate::tracker::evidence::usage;
 use crate::tracker::host::Host;
 use crate::tracker::inventory::posix::{Tree, entries, tree_of};
 use crate::tracker::resource::{Identity, Name};
@@ -19,8 +24,8 @@ use crate::tracker::sys::Stat;
 /// What a look into a directory showed.
 #[derive(Debug)]
 pub(super) struct Inside {
-    pub(super) stat: Stat,
-    pub(super) tree: Tree,
+    stat: Stat,
+    tree: Tree,
     /// A file in it that somebody holds.
     pub(super) held: Option<Name>,
 }
@@ -48,6 +53,109 @@ pub(super) fn look_inside(
         }
     })?;
     Ok(seen.map(|(stat, tree)| Inside { stat, tree, held }))
+}
+
+impl Reaper<'_> {
+    /// Moves a directory away, makes sure that it is the right one, as it was, and that nobody is in it,
+    /// and only then takes it apart. Either way the answer is a report.
+    pub(super) fn remove_directory(
+        &mut self,
+        target: &Target<'_>,
+        steps: &mut dyn Steps,
+        made: io::Result<()>,
+    ) -> Result<Report, Report> {
+        let inside = self.look_inside(self.host.shm(), target)?;
+        let refused = |why: String| Report::new(Outcome::Refused, why);
+        steps.judge(&inside.stat).map_err(refused)?;
+        made.map_err(|error| Report::failed("make a private directory", &error))?;
+        if steps.saves() {
+            save_directory(self.host, target, steps)?;
+            let inside = self.look_inside(self.host.shm(), target)?;
+            steps.judge(&inside.stat).map_err(refused)?;
+        }
+        let Some(quarantine) = &self.quarantine else { return Err(gone()) };
+        match quarantine.take_in(self.host.shm(), target.file) {
+            Ok(()) => {}
+            Err(nix::Error::ENOENT) => return Err(gone()),
+            Err(errno) => return Err(Report::failed("move it away", &errno.into())),
+        }
+        if let Err(report) = self.look_again(quarantine, target, &inside.stat, steps) {
+            return Err(self.put_back(target.file, report));
+        }
+        self.take_apart(target.file)
+    }
+
+    /// Looks into a directory, which has to be as it was and in nobody's hands.
+    fn look_inside(&self, dir: BorrowedFd<'_>, target: &Target<'_>) -> Result<Inside, Report> {
+        let inside = match look_inside(self.host, dir, target.file, &target.identity) {
+            Ok(inside) => inside.ok_or_else(changed)?,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Err(gone()),
+            Err(error) => return Err(Report::failed("look into it", &error)),
+        };
+        if let Some(file) = &inside.held {
+            let says = format!("somebody has {file} in it open or mapped");
+            return Err(Report::new(Outcome::Held, says));
+        }
+        // Of one that is too large or deep to be seen whole, as of one that nobody can look into, no two
+        // looks agree: the operator forces it.
+        if target.tree.is_none_or(|tree| *tree != inside.tree) && !target.force {
+            let says =
+                "something in it was made, written, changed or removed since it was looked at";
+            return Err(Report::new(Outcome::Refused, says));
+        }
+        Ok(inside)
+    }
+
+    /// Once its name is gone, nobody can come to a directory who is not there yet.
+    fn look_again(
+        &self,
+        quarantine: &Quarantine,
+        target: &Target<'_>,
+        judged: &Stat,
+        steps: &mut dyn Steps,
+    ) -> Result<(), Report> {
+        let inside = self.look_inside(quarantine.fd(), target)?;
+        // The move itself is a change of the inode.
+        let now = Stat { changed: judged.changed, ..inside.stat };
+        steps.judge(&now).map_err(|why| Report::new(Outcome::Refused, why))?;
+        let (inodes, within) = (&inside.tree.inodes, quarantine.name());
+        let thing = usage::Thing { inodes, directory: true, within };
+        let seen = usage::look(self.host, &[thing], self.assume_complete);
+        if let Some(how) = seen.by.into_iter().next().flatten() {
+            return Err(Report::new(Outcome::Held, how));
+        }
+        if !seen.blind.is_empty() && !target.force {
+            let says = format!("not all holders can be seen any more: {}", seen.blind.join("; "));
+            return Err(Report::new(Outcome::Refused, says));
+        }
+        // Somebody may have been on the way into it before it was moved.
+        self.look_inside(quarantine.fd(), target).map(drop)
+    }
+
+    /// Takes a directory of the quarantine apart, in a place where it never gets its name back.
+    fn take_apart(&mut self, file: &Name) -> Result<Report, Report> {
+        let failed = |step: &str, error: io::Error| Report::failed(step, &error);
+        if self.begun.is_none() {
+            match Quarantine::make(self.host, For::Begun) {
+                Ok(made) => self.begun = Some(made),
+                Err(error) => {
+                    let report = failed("make a private directory", error);
+                    return Err(self.put_back(file, report));
+                }
+            }
+        }
+        let (Some(quarantine), Some(begun)) = (&self.quarantine, &self.begun) else {
+            return Err(gone());
+        };
+        if let Err(errno) = begun.take_in(quarantine.fd(), file) {
+            let report = failed("move it to where it is taken apart", errno.into());
+            return Err(self.put_back(file, report));
+        }
+        take_apart(begun.fd(), file).map_err(|error| {
+            failed(&format!("take it apart; what is left of it is in {}", begun.name()), error)
+        })?;
+        Ok(Report::new(Outcome::Reaped, "removed, with all that was in it"))
+    }
 }
 
 /// More passes than this are not made: each removes a level, unless somebody goes on making them.
@@ -107,7 +215,7 @@ fn removed(dir: BorrowedFd<'_>, name: &Name) -> nix::Result<bool> {
 }
 
 /// Opens the directory `name` in `dir`, unless it is a link or on another mount.
-fn open_here(dir: BorrowedFd<'_>, name: &OsStr) -> nix::Result<OwnedFd> {
+pub(super) fn open_here(dir: BorrowedFd<'_>, name: &OsStr) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let here = ResolveFlag::RESOLVE_NO_XDEV
         | ResolveFlag::RESOLVE_NO_SYMLINKS

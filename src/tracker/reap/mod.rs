@@ -7,11 +7,14 @@
 #![allow(clippy::disallowed_methods)]
 
 mod directories;
+mod kept;
 mod leftovers;
 mod objects;
 mod quarantine;
 pub mod registered;
+mod saving;
 
+pub(super) use kept::{Building, discard, publish};
 pub use leftovers::{Leftover, Settled, fate, foresee, leftovers, settle};
 pub use objects::{Manner, Reaper, Steps, Target};
 pub use quarantine::is_quarantine_name;
@@ -106,20 +109,21 @@ pub struct Report {
     /// When the inode changed last, once its name was removed under a lease: another name of it has
     /// that as well.
     pub changed: Option<Nanoseconds>,
+    /// The entry of the archive that has its content.
+    pub archived: Option<String>,
+    /// It was the archive, not /dev/shm, that the errno is about.
+    pub of_archive: bool,
 }
 
 impl Report {
     /// One with nothing but an outcome and a sentence.
     pub fn new(outcome: Outcome, says: impl Into<String>) -> Self {
-        Self { outcome, says: says.into(), errno: None, changed: None }
+        let says = says.into();
+        Self { outcome, says, errno: None, changed: None, archived: None, of_archive: false }
     }
 
     fn failed(step: &str, error: &std::io::Error) -> Self {
-        Self {
-            outcome: Outcome::Failed,
-            says: format!("{step}: {error}"),
-            errno: Some(error.raw_os_error().unwrap_or(libc::EIO)),
-            changed: None,
-        }
+        let errno = Some(error.raw_os_error().unwrap_or(libc::EIO));
+        Self { errno, ..Self::new(Outcome::Failed, format!("{step}: {error}")) }
     }
 }

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::directories::{self, Inside};
 use super::quarantine::{For, Quarantine};
+use super::saving::{save_leased, save_unleased};
 use super::{Outcome, Report};
+use crate::tracker::archive::SaveError;
 use crate::tracker::evidence::lease::{self, LeaseError, Leased, c_name};
-use crate::tracker::evidence::usage;
 use crate::tracker::host::Host;
 use crate::tracker::inventory::posix::{Tree, stat_here};
 use crate::tracker::resource::{Identity, Name};
@@ -56,18 +56,45 @@ pub trait Steps {
     /// # Errors
     /// The reason why it may not go after all.
     fn judge(&mut self, now: &Stat) -> Result<(), String>;
+
+    /// Whether objects are saved before they go.
+    fn saves(&self) -> bool {
+        false
+    }
+
+    /// Saves the object, which was judged and is open as `file` (a directory as well), before its
+    /// name goes. Under the lease, if there is one: then `is_whole` tells whether nobody is opening it, and is asked at
+    /// least every 8 MiB.
+    ///
+    /// # Errors
+    /// Why it was not saved, and so has to stay. Nothing of it is left in the archive.
+    fn save(
+        &mut self,
+        _file: BorrowedFd<'_>,
+        _is_whole: &mut dyn FnMut() -> bool,
+    ) -> Result<(), SaveError> {
+        Ok(())
+    }
+
+    /// Whether saving has taken so long that the processes have to be looked at again.
+    fn is_old(&self) -> bool {
+        false
+    }
+
+    /// Looks at the processes again. Nothing is leased meanwhile.
+    fn look_again(&mut self) {}
 }
 
 /// Removes objects one by one; the private directory is made for the first and removed at the end.
 #[derive(Debug)]
 pub struct Reaper<'a> {
-    host: &'a Host,
+    pub(super) host: &'a Host,
     /// Nothing outside this PID namespace uses the mount: the operator asserts it.
-    assume_complete: bool,
-    quarantine: Option<Quarantine>,
+    pub(super) assume_complete: bool,
+    pub(super) quarantine: Option<Quarantine>,
     unlinked: Option<Quarantine>,
     strangers: Option<Quarantine>,
-    begun: Option<Quarantine>,
+    pub(super) begun: Option<Quarantine>,
 }
 
 impl<'a> Reaper<'a> {
@@ -147,12 +174,18 @@ impl<'a> Reaper<'a> {
         if let Err(why) = steps.judge(&stat) {
             return Report::new(Outcome::Refused, why);
         }
-        if let Err(error) = made {
-            return if error.raw_os_error() == Some(libc::ENOSPC) && target.may_go_directly {
-                self.unlink_directly(target, &leased)
-            } else {
-                Report::failed("make a private directory", &error)
-            };
+        let directly = match made {
+            Ok(()) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && target.may_go_directly => {
+                true
+            }
+            Err(error) => return Report::failed("make a private directory", &error),
+        };
+        if let Err(report) = save_leased(self.host, &leased, steps) {
+            return report;
+        }
+        if directly {
+            return self.unlink_directly(target, &leased);
         }
         self.remove_by_quarantine(target, &stat, steps, Some(&leased))
     }
@@ -177,6 +210,9 @@ impl<'a> Reaper<'a> {
         }
         if let Err(error) = made {
             return Report::failed("make a private directory", &error);
+        }
+        if let Err(report) = save_unleased(self.host, target, &stat, steps) {
+            return report;
         }
         self.remove_by_quarantine(target, &stat, steps, None)
     }
@@ -237,102 +273,6 @@ impl<'a> Reaper<'a> {
         removed(whole(), leased, &moved, looked)
     }
 
-    /// Moves a directory away, makes sure that it is the right one, as it was, and that nobody is in it,
-    /// and only then takes it apart. Either way the answer is a report.
-    fn remove_directory(
-        &mut self,
-        target: &Target<'_>,
-        steps: &mut dyn Steps,
-        made: io::Result<()>,
-    ) -> Result<Report, Report> {
-        let inside = self.look_inside(self.host.shm(), target)?;
-        let refused = |why: String| Report::new(Outcome::Refused, why);
-        steps.judge(&inside.stat).map_err(refused)?;
-        made.map_err(|error| Report::failed("make a private directory", &error))?;
-        let Some(quarantine) = &self.quarantine else { return Err(gone()) };
-        match quarantine.take_in(self.host.shm(), target.file) {
-            Ok(()) => {}
-            Err(nix::Error::ENOENT) => return Err(gone()),
-            Err(errno) => return Err(Report::failed("move it away", &errno.into())),
-        }
-        if let Err(report) = self.look_again(quarantine, target, &inside.stat, steps) {
-            return Err(self.put_back(target.file, report));
-        }
-        self.take_apart(target.file)
-    }
-
-    /// Looks into a directory, which has to be as it was and in nobody's hands.
-    fn look_inside(&self, dir: BorrowedFd<'_>, target: &Target<'_>) -> Result<Inside, Report> {
-        let inside = match directories::look_inside(self.host, dir, target.file, &target.identity) {
-            Ok(inside) => inside.ok_or_else(changed)?,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Err(gone()),
-            Err(error) => return Err(Report::failed("look into it", &error)),
-        };
-        if let Some(file) = &inside.held {
-            let says = format!("somebody has {file} in it open or mapped");
-            return Err(Report::new(Outcome::Held, says));
-        }
-        // Of one that is too large or deep to be seen whole, as of one that nobody can look into, no two
-        // looks agree: the operator forces it.
-        if target.tree.is_none_or(|tree| *tree != inside.tree) && !target.force {
-            let says =
-                "something in it was made, written, changed or removed since it was looked at";
-            return Err(Report::new(Outcome::Refused, says));
-        }
-        Ok(inside)
-    }
-
-    /// Once its name is gone, nobody can come to a directory who is not there yet.
-    fn look_again(
-        &self,
-        quarantine: &Quarantine,
-        target: &Target<'_>,
-        judged: &Stat,
-        steps: &mut dyn Steps,
-    ) -> Result<(), Report> {
-        let inside = self.look_inside(quarantine.fd(), target)?;
-        // The move itself is a change of the inode.
-        let now = Stat { changed: judged.changed, ..inside.stat };
-        steps.judge(&now).map_err(|why| Report::new(Outcome::Refused, why))?;
-        let (inodes, within) = (&inside.tree.inodes, quarantine.name());
-        let thing = usage::Thing { inodes, directory: true, within };
-        let seen = usage::look(self.host, &[thing], self.assume_complete);
-        if let Some(how) = seen.by.into_iter().next().flatten() {
-            return Err(Report::new(Outcome::Held, how));
-        }
-        if !seen.blind.is_empty() && !target.force {
-            let says = format!("not all holders can be seen any more: {}", seen.blind.join("; "));
-            return Err(Report::new(Outcome::Refused, says));
-        }
-        // Somebody may have been on the way into it before it was moved.
-        self.look_inside(quarantine.fd(), target).map(drop)
-    }
-
-    /// Takes a directory of the quarantine apart, in a place where it never gets its name back.
-    fn take_apart(&mut self, file: &Name) -> Result<Report, Report> {
-        let failed = |step: &str, error: io::Error| Report::failed(step, &error);
-        if self.begun.is_none() {
-            match Quarantine::make(self.host, For::Begun) {
-                Ok(made) => self.begun = Some(made),
-                Err(error) => {
-                    let report = failed("make a private directory", error);
-                    return Err(self.put_back(file, report));
-                }
-            }
-        }
-        let (Some(quarantine), Some(begun)) = (&self.quarantine, &self.begun) else {
-            return Err(gone());
-        };
-        if let Err(errno) = begun.take_in(quarantine.fd(), file) {
-            let report = failed("move it to where it is taken apart", errno.into());
-            return Err(self.put_back(file, report));
-        }
-        directories::take_apart(begun.fd(), file).map_err(|error| {
-            failed(&format!("take it apart; what is left of it is in {}", begun.name()), error)
-        })?;
-        Ok(Report::new(Outcome::Reaped, "removed, with all that was in it"))
-    }
-
     /// With no inode left for a directory: lease, identity and unlink follow each other directly.
     fn unlink_directly(&self, target: &Target<'_>, leased: &Leased) -> Report {
         let looked = Instant::now();
@@ -355,7 +295,7 @@ impl<'a> Reaper<'a> {
     /// Gives an object its name back. If that was taken again, the object counts as unlinked: it
     /// stays where nobody finds it until nobody holds it. One that is not the planned one was never
     /// judged, and stays until its name is free.
-    fn put_back(&mut self, file: &Name, mut report: Report) -> Report {
+    pub(super) fn put_back(&mut self, file: &Name, mut report: Report) -> Report {
         let Some(quarantine) = &self.quarantine else { return report };
         match quarantine.put_back(self.host, file) {
             Ok(()) => return report,
@@ -444,15 +384,15 @@ fn removed(whole: bool, leased: Option<&Leased>, before: &Stat, looked: Instant)
     Report { changed, ..report }
 }
 
-fn gone() -> Report {
+pub(super) fn gone() -> Report {
     Report::new(Outcome::Gone, "it was gone already")
 }
 
-fn changed() -> Report {
+pub(super) fn changed() -> Report {
     Report::new(Outcome::Changed, "another object has its name now")
 }
 
-fn refusal(error: LeaseError) -> Report {
+pub(super) fn refusal(error: LeaseError) -> Report {
     match error {
         LeaseError::Gone => gone(),
         LeaseError::Changed => changed(),

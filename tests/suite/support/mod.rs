@@ -28,7 +28,7 @@ pub(crate) use sandbox::{
 };
 pub(crate) use schema::{faults, validate};
 pub(crate) use shm::{identity, leave, names, object, path, sem_open, shm_open};
-pub(crate) use trace::{Call, stopped_before, stopped_before_each};
+pub(crate) use trace::{Call, stopped_before, stopped_before_any, stopped_before_each};
 
 /// Kills a process (`SIGKILL`) that this case started and that has not been waited for.
 pub(crate) fn kill(pid: u32) {

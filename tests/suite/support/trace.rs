@@ -22,14 +22,23 @@ pub(crate) fn stopped_before(
     command: &mut Command,
     mut meanwhile: impl FnMut(u32, u32),
 ) -> ExitStatus {
+    stopped_before_any(&[number], command, |_, stops, pid| meanwhile(stops, pid))
+}
+
+/// The same for several system calls; `meanwhile` is told which.
+pub(crate) fn stopped_before_any(
+    numbers: &[libc::c_long],
+    command: &mut Command,
+    mut meanwhile: impl FnMut(libc::c_long, u32, u32),
+) -> ExitStatus {
     let mut stops = 0;
     let status = stopped_before_each(command, |call, pid| {
-        if call.number == number {
-            meanwhile(stops, pid);
+        if numbers.contains(&call.number) {
+            meanwhile(call.number, stops, pid);
             stops += 1;
         }
     });
-    assert!(stops > 0, "{command:?} never made system call {number}");
+    assert!(stops > 0, "{command:?} never made one of the system calls {numbers:?}");
     status
 }
 
