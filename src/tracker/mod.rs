@@ -1,5 +1,6 @@
 //! The engine: what exists, what is known about it, what follows, and the only place that deletes.
 
+pub mod audit;
 pub mod deadline;
 pub mod evidence;
 pub mod host;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, Write};
+use std::os::unix::ffi::OsStrExt;
 
 use serde_json::json;
 
@@ -13,7 +14,7 @@ use crate::commands::ui::{Ui, not_written};
 use crate::commands::values::{plural, show_size};
 use crate::tracker::plan::Step;
 use crate::tracker::reap::{Leftover, Outcome, Report, Settled};
-use crate::tracker::resource::Name;
+use crate::tracker::resource::{Name, escape};
 use crate::tracker::verdict::Verdict;
 
 /// So many objects are shown before the question.
@@ -153,6 +154,8 @@ pub(super) fn finish(
     let written = ui.write(|out| {
         if args.json {
             let mut head = found.head("rtrack.reap/1");
+            let audit = done.audit.as_ref().map(|path| path.to_string_lossy());
+            head.insert("audit".into(), json!(audit));
             head.insert("settled".into(), done.settled.iter().map(settled_value).collect());
             let left =
                 done.left.iter().map(|(name, why)| json!({ "directory": name, "says": why }));
@@ -175,8 +178,9 @@ pub(super) fn finish(
             }
         }
     }
-    summary(args, ui, &rows);
-    for row in &rows {
+    summary(args, ui, &rows, done);
+    // Why something could not be recorded was said once, when it stopped the work.
+    for row in rows.iter().filter(|row| !done.unrecorded.contains(&row.index)) {
         say_failed(row, ui);
     }
     match written {
@@ -186,7 +190,7 @@ pub(super) fn finish(
     }
 }
 
-fn summary(args: &ReapArgs, ui: &Ui, rows: &[Row<'_>]) {
+fn summary(args: &ReapArgs, ui: &Ui, rows: &[Row<'_>], done: &Done) {
     let count = |wanted: &dyn Fn(Outcome) -> bool| {
         document::count(
             rows.iter()
@@ -205,6 +209,10 @@ fn summary(args: &ReapArgs, ui: &Ui, rows: &[Row<'_>]) {
         format!("removed {} ({})", plural(removed, "object", "objects"), show_size(bytes));
     if left > 0 {
         text.push_str(&format!(", left {left}"));
+    }
+    let finished = done.settled.iter().any(|settled| !settled.finished.is_empty());
+    if let (Some(path), true) = (&done.audit, removed > 0 || finished) {
+        text.push_str(&format!(", recorded in {}", escape(path.as_os_str().as_bytes())));
     }
     ui.note(text);
 }

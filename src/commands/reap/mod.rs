@@ -1,12 +1,14 @@
 //! `rtrack reap`: removes what is proven to be orphaned.
 
 mod answer;
+pub(super) mod record;
 mod signals;
 mod worker;
 
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use super::Status;
 use super::error::{CommandError, Kind as ErrorKind};
@@ -59,12 +61,15 @@ pub struct ReapArgs {
     /// Exit with status 3 if not everything could be seen; what is orphaned goes all the same
     #[arg(long)]
     strict: bool,
+
+    #[command(flatten)]
+    record: record::AuditArgs,
 }
 
 /// Removes, or with `--dry-run` says what would be removed.
 ///
 /// # Errors
-/// The command line is wrong, /dev/shm cannot be read, or stdout cannot be written.
+/// The command line is wrong, /dev/shm cannot be read, or stdout or the record cannot be written.
 pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     check(args, ui)?;
     let (mut forced, mut missing) = (HashSet::new(), Vec::new());
@@ -108,10 +113,14 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
             ui.line("nothing was removed");
             return Ok(ErrorKind::No.status());
         }
+        let mut record = record::Record::new(ui, &args.record, None, &found.host.proc);
+        if anything {
+            record.open()?;
+        }
         let held_back = signals.insert(signals::Signals::block()?);
         // Whoever cannot be answered must not find out afterwards.
         begun = answer::begin(args, ui, &found, &planned)?;
-        done = worker::carry_out(ui, &mut found, planned, held_back)?;
+        done = worker::carry_out(ui, &mut found, planned, held_back, record)?;
     }
     answer::finish(args, ui, &found, &done, begun)?;
     done.interrupted |= signals.is_some_and(|signals| signals.came());
@@ -130,6 +139,11 @@ struct Done {
     left: Vec<(Name, String)>,
     /// Whether a signal came.
     interrupted: bool,
+    /// The file in which it is recorded.
+    audit: Option<PathBuf>,
+    /// Whether something could not be recorded, and what was not begun for it.
+    audit_failed: bool,
+    unrecorded: HashSet<usize>,
 }
 
 impl Done {
@@ -140,7 +154,8 @@ impl Done {
         }
         let outcomes = || self.reports.iter().map(|(_, report)| report.outcome);
         let failed = outcomes().any(|outcome| outcome == Outcome::Failed)
-            || self.settled.iter().any(|settled| settled.trouble.is_some());
+            || self.settled.iter().any(|settled| settled.trouble.is_some())
+            || self.audit_failed;
         if failed || troubled {
             return ErrorKind::Failed.status();
         }

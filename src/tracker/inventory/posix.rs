@@ -71,6 +71,23 @@ pub struct Semaphore {
 }
 
 impl Object {
+    /// What `stat` says of `file`: neither what is in a directory nor the value of a semaphore.
+    #[must_use]
+    pub fn of(file: &Name, stat: Stat) -> Self {
+        let semaphore = file.as_bytes().strip_prefix(b"sem.").filter(|rest| !rest.is_empty());
+        let (kind, name, file_type) = match (stat.file_type(), semaphore) {
+            (libc::S_IFREG, Some(name)) => (Kind::Sem, Name::new(name), None),
+            (libc::S_IFREG, None) => (Kind::Shm, file.clone(), None),
+            (libc::S_IFDIR, _) => (Kind::Dir, file.clone(), None),
+            (libc::S_IFLNK, _) => (Kind::Other, file.clone(), Some("symlink")),
+            (libc::S_IFIFO, _) => (Kind::Other, file.clone(), Some("fifo")),
+            (libc::S_IFSOCK, _) => (Kind::Other, file.clone(), Some("socket")),
+            _ => (Kind::Other, file.clone(), Some("device")),
+        };
+        let file = file.clone();
+        Self { kind, name, file, stat, file_type, directory: None, semaphore: None }
+    }
+
     /// `kind:name`, with bytes that are not UTF-8 as `\xff` and a backslash doubled, so that no two
     /// objects have the same.
     #[must_use]
@@ -180,17 +197,8 @@ pub fn read_one(host: &Host, file: &Name) -> io::Result<Object> {
         return Ok(mount_point(file, (host.clock.wall)()));
     };
     let stat = sys::stat(&path, c"")?;
-    let semaphore = file.as_bytes().strip_prefix(b"sem.").filter(|rest| !rest.is_empty());
-    let (kind, name, file_type) = match (stat.file_type(), semaphore) {
-        (libc::S_IFREG, Some(name)) => (Kind::Sem, Name::new(name), None),
-        (libc::S_IFREG, None) => (Kind::Shm, file.clone(), None),
-        (libc::S_IFDIR, _) => (Kind::Dir, file.clone(), None),
-        (libc::S_IFLNK, _) => (Kind::Other, file.clone(), Some("symlink")),
-        (libc::S_IFIFO, _) => (Kind::Other, file.clone(), Some("fifo")),
-        (libc::S_IFSOCK, _) => (Kind::Other, file.clone(), Some("socket")),
-        _ => (Kind::Other, file.clone(), Some("device")),
-    };
-    let directory = (kind == Kind::Dir).then(|| {
+    let mut object = Object::of(file, stat);
+    object.directory = (object.kind == Kind::Dir).then(|| {
         let mut tree = Tree::default();
         tree.inodes.insert((stat.dev, stat.ino));
         match open_directory(path.as_fd()) {
@@ -199,7 +207,7 @@ pub fn read_one(host: &Host, file: &Name) -> io::Result<Object> {
         }
         tree
     });
-    Ok(Object { kind, name, file: file.clone(), stat, file_type, directory, semaphore: None })
+    Ok(object)
 }
 
 /// One name of a directory.

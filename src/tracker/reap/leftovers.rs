@@ -7,7 +7,7 @@ use crate::tracker::evidence::lease::{self, LeaseError, c_name};
 use crate::tracker::host::Host;
 use crate::tracker::inventory::posix::entries;
 use crate::tracker::resource::{Identity, Name};
-use crate::tracker::sys;
+use crate::tracker::sys::{self, Stat};
 
 /// What was done with a leftover.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +47,29 @@ pub struct Leftover {
     pub files: Vec<Name>,
     /// What [`settle`] does with each of them.
     pub fate: &'static str,
+}
+
+/// What became of an object that an interrupted reap left behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// It is back under its name.
+    PutBack,
+    /// It is removed.
+    Finished,
+    /// It stays in the directory: why.
+    Left(String),
+}
+
+/// Who is told of each object in a leftover.
+pub trait Witness {
+    /// Before it is touched, with the name of the directory; never under a lease.
+    ///
+    /// # Errors
+    /// Why it must stay as it is.
+    fn before(&mut self, directory: &Name, file: &Name, stat: &Stat) -> Result<(), String>;
+
+    /// When it is known what became of it.
+    fn after(&mut self, directory: &Name, file: &Name, stat: &Stat, fate: &Fate);
 }
 
 /// Why nothing is settled where others may have given a directory of ours its name.
@@ -93,11 +116,12 @@ pub fn foresee(leftover: &Leftover) -> Settled {
 /// Settles every leftover of our own: what is held now goes back if its name is free, the rest is
 /// finished; what counts as unlinked never goes back, and what was never judged is never removed.
 /// Directories of other users, of other modes, or that somebody has locked, are not touched.
+/// `witness` is told of each object.
 ///
 /// # Errors
 /// The directory of the objects could not be read. What goes wrong with one leftover is in its
 /// [`Settled::trouble`].
-pub fn settle(host: &Host) -> io::Result<Vec<Settled>> {
+pub fn settle(host: &Host, witness: &mut dyn Witness) -> io::Result<Vec<Settled>> {
     let not_ours_alone = others_may_rename(host)?;
     let mut all = Vec::new();
     for name in entries(host.shm())? {
@@ -107,7 +131,7 @@ pub fn settle(host: &Host) -> io::Result<Vec<Settled>> {
             Ok(None) => continue,
             Ok(Some(_)) if not_ours_alone => trouble(NOT_OURS_ALONE.into()),
             Ok(Some(quarantine)) => {
-                let mut settled = settle_all(host, &quarantine, purpose);
+                let mut settled = settle_all(host, &quarantine, purpose, witness);
                 match quarantine.close(host) {
                     // Not empty: what is left in it is in the report.
                     Ok(()) | Err(nix::Error::ENOTEMPTY) => {}
@@ -121,28 +145,46 @@ pub fn settle(host: &Host) -> io::Result<Vec<Settled>> {
     Ok(all)
 }
 
-/// What became of an object in a quarantine.
-enum Fate {
-    PutBack,
-    Finished,
-    Left(String),
-}
-
 /// Settles everything in a quarantine.
-pub(super) fn settle_all(host: &Host, quarantine: &Quarantine, purpose: For) -> Settled {
+pub(super) fn settle_all(
+    host: &Host,
+    quarantine: &Quarantine,
+    purpose: For,
+    witness: &mut dyn Witness,
+) -> Settled {
     let mut settled = Settled::nothing(quarantine.name());
     let files = entries(quarantine.fd()).unwrap_or_else(|error| {
         settled.trouble = Some(format!("read it: {error}"));
         Vec::new()
     });
     for file in files {
-        match settle_one(host, quarantine, purpose, &file) {
+        match settle_witnessed(host, quarantine, purpose, &file, witness) {
             Fate::PutBack => settled.put_back.push(file),
             Fate::Finished => settled.finished.push(file),
             Fate::Left(why) => settled.left.push((file, why)),
         }
     }
     settled
+}
+
+fn settle_witnessed(
+    host: &Host,
+    quarantine: &Quarantine,
+    purpose: For,
+    file: &Name,
+    witness: &mut dyn Witness,
+) -> Fate {
+    let directory = quarantine.name();
+    let stat = match c_name(file).and_then(|name| Ok(sys::stat(quarantine.fd(), &name)?)) {
+        Ok(stat) => stat,
+        Err(error) => return Fate::Left(format!("statx: {error}")),
+    };
+    if let Err(why) = witness.before(directory, file, &stat) {
+        return Fate::Left(why);
+    }
+    let fate = settle_one(host, quarantine, purpose, file);
+    witness.after(directory, file, &stat, &fate);
+    fate
 }
 
 fn settle_one(host: &Host, quarantine: &Quarantine, purpose: For, file: &Name) -> Fate {

@@ -11,7 +11,7 @@ mod objects;
 mod quarantine;
 pub mod registered;
 
-pub use leftovers::{Leftover, Settled, fate, foresee, leftovers, settle};
+pub use leftovers::{Fate, Leftover, Settled, Witness, fate, foresee, leftovers, settle};
 pub use objects::{Manner, Reaper, Steps, Target};
 pub use quarantine::is_our_leftover;
 pub(super) use quarantine::is_quarantine_name;

@@ -1,0 +1,301 @@
+//! The record, read back: lines that may be torn, forged or of another version, and which outcome
+//! belongs to which intent.
+
+use std::collections::HashMap;
+use std::io::{self, BufRead};
+
+use serde_json::{Map, Value};
+
+use super::SCHEMA;
+use crate::tracker::sys::Nanoseconds;
+
+/// A line longer than this, in bytes, is none of ours.
+pub const LONGEST: usize = 16 << 20;
+
+/// What is wrong with a line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Longer than [`LONGEST`].
+    #[error("too long")]
+    TooLong,
+    /// The last one, without its end.
+    #[error("torn")]
+    Torn,
+    /// Something else, or what is left of a line.
+    #[error("no JSON object")]
+    NotJson,
+    /// What another version of rtrack wrote.
+    #[error("of schema {0}")]
+    Schema(String),
+    /// It lacks what every line has.
+    #[error("no valid {0}")]
+    Field(&'static str),
+}
+
+/// Whether a line was written before or after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// Before the object was touched.
+    Intent,
+    /// When it was known what became of it.
+    Outcome,
+}
+
+/// A line that was understood.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// All of it.
+    pub value: Map<String, Value>,
+    /// Before or after.
+    pub event: Event,
+    /// When it was written, in nanoseconds since 1970.
+    pub time: Nanoseconds,
+    /// The run, and the number of the object in it.
+    pub key: (String, u64),
+}
+
+impl Record {
+    /// Takes a line apart.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(line: &[u8]) -> Result<Self, Fault> {
+        let Ok(Value::Object(value)) = serde_json::from_slice(line) else {
+            return Err(Fault::NotJson);
+        };
+        let text = |name: &'static str| {
+            value.get(name).and_then(Value::as_str).ok_or(Fault::Field(name))
+        };
+        match text("schema")? {
+            SCHEMA => {}
+            other => return Err(Fault::Schema(other.chars().take(64).collect())),
+        }
+        let event = match text("event")? {
+            "intent" => Event::Intent,
+            "outcome" => Event::Outcome,
+            _ => return Err(Fault::Field("event")),
+        };
+        let time: jiff::Timestamp = text("time")?.parse().map_err(|_| Fault::Field("time"))?;
+        let number = value.get("seq").and_then(Value::as_u64).ok_or(Fault::Field("seq"))?;
+        let key = (text("run")?.to_owned(), number);
+        let object = value.get("object").and_then(|object| object.get("id"));
+        object.and_then(Value::as_str).ok_or(Fault::Field("object"))?;
+        if event == Event::Outcome {
+            text("outcome")?;
+        }
+        Ok(Self { time: time.as_nanosecond(), event, key, value })
+    }
+}
+
+/// Reads line by line; empty ones are left out.
+#[derive(Debug)]
+pub struct Lines<R> {
+    source: R,
+    buffer: Vec<u8>,
+    number: u64,
+}
+
+impl<R: BufRead> Lines<R> {
+    /// The lines of `source`.
+    pub fn new(source: R) -> Self {
+        Self { source, buffer: Vec::new(), number: 0 }
+    }
+
+    /// The next line with its number, from 1.
+    ///
+    /// # Errors
+    /// The errno of reading.
+    pub fn next(&mut self) -> io::Result<Option<(u64, Result<Record, Fault>)>> {
+        loop {
+            self.buffer.clear();
+            let Some(end) = self.fill()? else { return Ok(None) };
+            self.number += 1;
+            let record = match end {
+                _ if self.buffer.len() > LONGEST => Err(Fault::TooLong),
+                _ if self.buffer.iter().all(u8::is_ascii_whitespace) => continue,
+                End::Newline => Record::parse(&self.buffer),
+                // It may be whole all the same.
+                End::Input => Record::parse(&self.buffer).map_err(|fault| match fault {
+                    Fault::NotJson => Fault::Torn,
+                    other => other,
+                }),
+            };
+            return Ok(Some((self.number, record)));
+        }
+    }
+
+    /// Reads to the end of the line, keeping no more than shows that it is too long.
+    fn fill(&mut self) -> io::Result<Option<End>> {
+        let mut any = false;
+        loop {
+            let piece = match self.source.fill_buf() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            };
+            if piece.is_empty() {
+                return Ok(any.then_some(End::Input));
+            }
+            any = true;
+            let end = piece.iter().position(|byte| *byte == b'\n');
+            let room = (LONGEST + 1).saturating_sub(self.buffer.len());
+            let length = end.unwrap_or(piece.len());
+            self.buffer.extend_from_slice(piece.get(..length.min(room)).unwrap_or_default());
+            self.source.consume(end.map_or(length, |end| end + 1));
+            if end.is_some() {
+                return Ok(Some(End::Newline));
+            }
+        }
+    }
+}
+
+/// What a line ended with.
+enum End {
+    Newline,
+    Input,
+}
+
+/// One object in the record: its outcome, or, when there is none, its intent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// The last line about it.
+    pub record: Record,
+    /// When it was begun, in nanoseconds since 1970, if that is in the record.
+    pub begun: Option<Nanoseconds>,
+}
+
+impl Entry {
+    /// What became of it; nothing when it was begun and no outcome is known.
+    #[must_use]
+    pub fn outcome(&self) -> Option<&str> {
+        match self.record.event {
+            Event::Intent => None,
+            Event::Outcome => self.record.value.get("outcome").and_then(Value::as_str),
+        }
+    }
+}
+
+/// Joins outcomes with their intents. What it keeps is what has no outcome yet.
+#[derive(Debug, Default)]
+pub struct Pairs {
+    begun: HashMap<(String, u64), (u64, Record)>,
+    count: u64,
+}
+
+impl Pairs {
+    /// Takes the next record; the object that is done with by it.
+    pub fn take(&mut self, record: Record) -> Option<Entry> {
+        match record.event {
+            Event::Intent => {
+                self.count += 1;
+                self.begun.insert(record.key.clone(), (self.count, record));
+                None
+            }
+            Event::Outcome => {
+                let begun = self.begun.remove(&record.key).map(|(_, intent)| intent.time);
+                Some(Entry { record, begun })
+            }
+        }
+    }
+
+    /// What was begun and has no outcome, in the order of the record.
+    #[must_use]
+    pub fn interrupted(self) -> Vec<Entry> {
+        let mut left: Vec<_> = self.begun.into_values().collect();
+        left.sort_by_key(|(place, _)| *place);
+        let entry = |(_, record): (u64, Record)| Entry { begun: Some(record.time), record };
+        left.into_iter().map(entry).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn line(event: &str, run: &str, number: u64) -> String {
+        let outcome = if event == "outcome" { r#","outcome":"reaped""# } else { "" };
+        format!(
+            r#"{{"schema":"{SCHEMA}","event":"{event}","time":"2026-11-24T10:00:00.5Z","run":"{run}","seq":{number},"object":{{"id":"shm:a"}}{outcome}}}"#
+        )
+    }
+
+    fn read(text: &[u8]) -> Vec<(u64, Result<Record, Fault>)> {
+        // A small buffer: lines are longer than what one read gives.
+        let mut lines = Lines::new(io::BufReader::with_capacity(7, text));
+        std::iter::from_fn(|| lines.next().unwrap()).collect()
+    }
+
+    #[test]
+    fn lines_that_are_not_ours_are_told_by_their_numbers() {
+        let whole = line("intent", "a", 1);
+        let newer = whole.replace(SCHEMA, "rtrack.audit/2");
+        let text = format!("{whole}\n\n{{\"a\":1}}\nnonsense\n{newer}\n{whole}\n{}", &whole[..40]);
+        let faults: Vec<_> = read(text.as_bytes())
+            .into_iter()
+            .filter_map(|(number, record)| Some((number, record.err()?)))
+            .collect();
+        assert_eq!(
+            faults,
+            [
+                (3, Fault::Field("schema")),
+                (4, Fault::NotJson),
+                (5, Fault::Schema("rtrack.audit/2".into())),
+                (7, Fault::Torn),
+            ]
+        );
+        // The last line may lack nothing but its end.
+        assert!(matches!(read(whole.as_bytes()).as_slice(), [(1, Ok(_))]));
+        for (field, wrong) in [
+            ("\"event\":\"intent\"", "\"event\":\"thought\""),
+            ("\"seq\":1", "\"seq\":-1"),
+            ("\"run\":\"a\"", "\"run\":1"),
+            ("{\"id\":\"shm:a\"}", "null"),
+            ("2026-11-24T10:00:00.5Z", "yesterday"),
+        ] {
+            let text = whole.replace(field, wrong);
+            assert!(matches!(read(text.as_bytes()).as_slice(), [(1, Err(Fault::Field(_)))]), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_line_without_end_is_not_kept() {
+        let mut text = vec![b'x'; LONGEST + 10];
+        text.extend(format!("\n{}\n", line("intent", "a", 1)).into_bytes());
+        let mut lines = Lines::new(text.as_slice());
+        assert_eq!(lines.next().unwrap(), Some((1, Err(Fault::TooLong))));
+        assert!(lines.buffer.len() <= LONGEST + 1);
+        assert!(matches!(lines.next().unwrap(), Some((2, Ok(_)))));
+        assert_eq!(lines.next().unwrap(), None);
+    }
+
+    #[test]
+    fn outcomes_find_their_intents_among_several_runs() {
+        let mut pairs = Pairs::default();
+        let mut done = Vec::new();
+        for (event, run, number) in [
+            ("intent", "a", 1),
+            ("intent", "b", 1),
+            ("outcome", "b", 1),
+            ("intent", "b", 2),
+            ("outcome", "a", 1),
+            ("intent", "a", 2),
+            ("outcome", "c", 9),
+        ] {
+            let record = Record::parse(line(event, run, number).as_bytes()).unwrap();
+            done.extend(pairs.take(record).map(|entry| (entry.record.key, entry.begun.is_some())));
+        }
+        let key = |run: &str, number| (run.to_owned(), number);
+        assert_eq!(done, [(key("b", 1), true), (key("a", 1), true), (key("c", 9), false)]);
+        let left = pairs.interrupted();
+        assert!(left.iter().all(|entry| entry.outcome().is_none()));
+        let left: Vec<_> = left.into_iter().map(|entry| entry.record.key).collect();
+        assert_eq!(left, [key("b", 2), key("a", 2)]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_too_much(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(read(&bytes).iter().all(|(_, record)| record.is_err()));
+        }
+    }
+}
