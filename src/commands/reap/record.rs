@@ -58,12 +58,7 @@ pub(super) struct Record<'a> {
 
 impl<'a> Record<'a> {
     /// One that is not open yet. `proc` is where procfs is.
-    pub(super) fn new(
-        ui: &'a Ui,
-        args: &'a AuditArgs,
-        plan: Option<String>,
-        proc: &Path,
-    ) -> Self {
+    pub(super) fn new(ui: &'a Ui, args: &'a AuditArgs, plan: Option<String>, proc: &Path) -> Self {
         let (begun, settled, stopped) = (None, HashMap::new(), None);
         Self { ui, args, plan, proc: proc.into(), open: None, begun, settled, stopped }
     }

@@ -4,10 +4,14 @@
 use std::collections::HashMap;
 use std::io::{self, BufRead};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
 use super::SCHEMA;
-use crate::tracker::sys::Nanoseconds;
+use crate::tracker::inventory::posix::Object;
+use crate::tracker::resource::{Kind, Name};
+use crate::tracker::sys::{Nanoseconds, Stat};
 
 /// A line longer than this, in bytes, is none of ours.
 pub const LONGEST: usize = 16 << 20;
@@ -63,9 +67,8 @@ impl Record {
         let Ok(Value::Object(value)) = serde_json::from_slice(line) else {
             return Err(Fault::NotJson);
         };
-        let text = |name: &'static str| {
-            value.get(name).and_then(Value::as_str).ok_or(Fault::Field(name))
-        };
+        let text =
+            |name: &'static str| value.get(name).and_then(Value::as_str).ok_or(Fault::Field(name));
         match text("schema")? {
             SCHEMA => {}
             other => return Err(Fault::Schema(other.chars().take(64).collect())),
@@ -169,10 +172,56 @@ impl Entry {
     pub fn outcome(&self) -> Option<&str> {
         match self.record.event {
             Event::Intent => None,
-            Event::Outcome => self.record.value.get("outcome").and_then(Value::as_str),
+            Event::Outcome => self.text("/outcome"),
         }
     }
+
+    /// A text in the last line, by its JSON pointer below the top (`/object/id`).
+    #[must_use]
+    pub fn text(&self, pointer: &str) -> Option<&str> {
+        self.field(pointer)?.as_str()
+    }
+
+    /// A number, likewise.
+    #[must_use]
+    pub fn number(&self, pointer: &str) -> Option<u64> {
+        self.field(pointer)?.as_u64()
+    }
+
+    fn field(&self, pointer: &str) -> Option<&Value> {
+        let mut names = pointer.strip_prefix('/')?.split('/');
+        let first = self.record.value.get(names.next()?)?;
+        names.try_fold(first, |value, name| value.get(name))
+    }
+
+    /// The object by its kind and name, which is all of it that is filled in.
+    #[must_use]
+    pub fn object(&self) -> Object {
+        let kind = self.text("/object/kind").unwrap_or_default();
+        let kind = Kind::from_prefix(kind.as_bytes()).unwrap_or(Kind::Other);
+        let exact = self.text("/object/name_base64").and_then(|text| STANDARD.decode(text).ok());
+        let name = exact
+            .unwrap_or_else(|| self.text("/object/name").unwrap_or_default().as_bytes().to_vec());
+        let prefix: &[u8] = if kind == Kind::Sem { b"sem." } else { b"" };
+        let file = Name::new([prefix, &name].concat());
+        let (name, file_type) = (Name::new(name), None);
+        Object { kind, name, file, stat: NO_STAT, file_type, directory: None, semaphore: None }
+    }
 }
+
+const NO_STAT: Stat = Stat {
+    dev: 0,
+    ino: 0,
+    mode: 0,
+    uid: 0,
+    gid: 0,
+    nlink: 0,
+    size: 0,
+    allocated: 0,
+    born: None,
+    modified: 0,
+    changed: 0,
+};
 
 /// Joins outcomes with their intents. What it keeps is what has no outcome yet.
 #[derive(Debug, Default)]
@@ -253,7 +302,10 @@ mod tests {
             ("2026-11-24T10:00:00.5Z", "yesterday"),
         ] {
             let text = whole.replace(field, wrong);
-            assert!(matches!(read(text.as_bytes()).as_slice(), [(1, Err(Fault::Field(_)))]), "{text}");
+            assert!(
+                matches!(read(text.as_bytes()).as_slice(), [(1, Err(Fault::Field(_)))]),
+                "{text}"
+            );
         }
     }
 

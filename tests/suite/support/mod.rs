@@ -20,7 +20,9 @@ pub(crate) use expect::{goes, judged, known, list, named, reap, stays, stays_by_
 pub(crate) use hold::{Holder, hold, hold_as};
 pub(crate) use place::inside;
 pub(crate) use python::{Python, pythons};
-pub(crate) use sandbox::{is_real_root, mount, run_directory, scratch, somebody, state_of, supervise};
+pub(crate) use sandbox::{
+    is_real_root, mount, run_directory, scratch, somebody, state_of, supervise,
+};
 pub(crate) use schema::{faults, validate};
 pub(crate) use shm::{identity, names, object, path, sem_open, shm_open};
 pub(crate) use trace::stopped_before;
