@@ -19,7 +19,7 @@ use super::render::{document, table};
 use super::selecting::explain;
 use super::ui::Ui;
 use super::values::{self, plural, show_size};
-use crate::tracker::audit::read::{Entry, Fault, Lines, Pairs};
+use crate::tracker::audit::read::{Entry, Fault, Later, Lines, Pairs};
 use crate::tracker::host::Clock;
 use crate::tracker::resource::{escape, harmless};
 use crate::tracker::select;
@@ -92,6 +92,12 @@ pub struct LogArgs {
     strict: bool,
 }
 
+impl LogArgs {
+    fn is_stdin(&self) -> bool {
+        self.file.as_deref() == Some(Path::new("-"))
+    }
+}
+
 /// From when on.
 #[derive(Debug, Clone, Copy)]
 enum Since {
@@ -124,7 +130,7 @@ pub fn run(args: &LogArgs, ui: &Ui) -> Result<Status, CommandError> {
     ui.answer(|out| {
         let lines = Lines::new(source);
         if args.json {
-            return write_document(out, &name, lines, &mut reading);
+            return write_document(out, (!args.is_stdin()).then_some(&*name), lines, &mut reading);
         }
         if args.ndjson {
             return reading.read(lines, &mut |entry| {
@@ -151,7 +157,7 @@ pub fn run(args: &LogArgs, ui: &Ui) -> Result<Status, CommandError> {
 /// The file, its name for messages, and nothing when no record was ever made.
 fn open(args: &LogArgs, ui: &Ui) -> Result<(String, Box<dyn BufRead>), CommandError> {
     let shown = |path: &Path| escape(path.as_os_str().as_bytes());
-    if args.file.as_deref() == Some(Path::new("-")) {
+    if args.is_stdin() {
         return Ok(("standard input".into(), Box::new(io::stdin().lock())));
     }
     let (path, usual) = match &args.file {
@@ -211,6 +217,8 @@ impl<'a> Filter<'a> {
 struct Totals {
     freed: u64,
     by_outcome: BTreeMap<String, usize>,
+    /// Of those without an outcome, what no later run has dealt with.
+    unsettled: usize,
 }
 
 impl Totals {
@@ -222,6 +230,10 @@ impl Totals {
         self.freed = self.freed.saturating_add(entry.number("/freed").unwrap_or(0));
         let outcome = entry.outcome().unwrap_or(INTERRUPTED);
         *self.by_outcome.entry(outcome.to_owned()).or_default() += 1;
+        let still = |later: &Later| later.outcome == "left";
+        if entry.outcome().is_none() && entry.later.as_ref().is_none_or(still) {
+            self.unsettled += 1;
+        }
     }
 }
 
@@ -283,10 +295,10 @@ impl Reading<'_> {
 
     /// Says what needs somebody's attention.
     fn say(&self, name: &str, ui: &Ui) {
-        if let Some(count) = self.totals.by_outcome.get(INTERRUPTED) {
-            let objects = plural(*count, "object was", "objects were");
+        if self.totals.unsettled > 0 {
+            let objects = plural(self.totals.unsettled, "object was", "objects were");
             ui.line(format_args!(
-                "warning: {objects} begun and have no outcome: rtrack was killed, or is still at it"
+                "warning: {objects} begun, and no outcome is recorded: rtrack was killed, or is still at it"
             ));
             ui.line(
                 "hint: rtrack list shows what is left of them, the next rtrack reap settles it",
@@ -312,12 +324,12 @@ impl Reading<'_> {
 /// The document of `--json`, an object at a time.
 fn write_document(
     out: &mut dyn Write,
-    name: &str,
+    file: Option<&str>,
     lines: Lines<Box<dyn BufRead>>,
     reading: &mut Reading<'_>,
 ) -> io::Result<()> {
     let text = |value: Value| harmless(&value.to_string()).into_owned();
-    writeln!(out, "{{\"schema\": \"rtrack.log/1\", \"file\": {},", text(json!(name)))?;
+    writeln!(out, "{{\"schema\": \"rtrack.log/1\", \"file\": {},", text(json!(file)))?;
     write!(out, "\"records\": [")?;
     let mut separator = "\n";
     reading.read(lines, &mut |entry| {

@@ -125,7 +125,10 @@ fn why(entry: &Entry) -> String {
         Some(_) => entry.text("/says"),
         None => Some(NO_OUTCOME),
     };
-    if let Some(says) = says {
+    let later = entry.later.as_ref().and_then(|later| {
+        Some(format!("a later run at {}: {}", show_time(later.time)?, later.outcome))
+    });
+    if let Some(says) = later.as_deref().or(says) {
         let separator = if why.is_empty() { "" } else { ": " };
         why = format!("{why}{separator}{says}");
     }
@@ -140,6 +143,10 @@ pub fn document(entry: &Entry) -> Value {
     let kept = whole.filter(|(key, _)| !["schema", "event"].contains(&key.as_str()));
     map.extend(kept.map(|(key, value)| (key.clone(), value.clone())));
     map.insert("begun_at".into(), json!(entry.begun.and_then(show_time)));
+    let later = entry.later.as_ref().map(|later| {
+        json!({ "run": later.run, "outcome": later.outcome, "time": show_time(later.time) })
+    });
+    map.insert("later".into(), json!(later));
     if entry.outcome().is_none() {
         map.insert("outcome".into(), json!(INTERRUPTED));
         map.insert("says".into(), json!(NO_OUTCOME));

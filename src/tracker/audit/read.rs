@@ -164,6 +164,19 @@ pub struct Entry {
     pub record: Record,
     /// When it was begun, in nanoseconds since 1970, if that is in the record.
     pub begun: Option<Nanoseconds>,
+    /// Of one without an outcome: what a later run made of the same object.
+    pub later: Option<Later>,
+}
+
+/// What a later run made of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Later {
+    /// The run.
+    pub run: String,
+    /// The outcome.
+    pub outcome: String,
+    /// When it was recorded, in nanoseconds since 1970.
+    pub time: Nanoseconds,
 }
 
 impl Entry {
@@ -226,23 +239,52 @@ const NO_STAT: Stat = Stat {
 /// Joins outcomes with their intents. What it keeps is what has no outcome yet.
 #[derive(Debug, Default)]
 pub struct Pairs {
-    begun: HashMap<(String, u64), (u64, Record)>,
+    begun: HashMap<(String, u64), Begun>,
+    /// The same by what makes an object that object.
+    by_identity: HashMap<String, Vec<(String, u64)>>,
     count: u64,
+}
+
+#[derive(Debug)]
+struct Begun {
+    /// Its place in the record.
+    place: u64,
+    intent: Record,
+    later: Option<Later>,
 }
 
 impl Pairs {
     /// Takes the next record; the object that is done with by it.
     pub fn take(&mut self, record: Record) -> Option<Entry> {
-        match record.event {
-            Event::Intent => {
-                self.count += 1;
-                self.begun.insert(record.key.clone(), (self.count, record));
-                None
+        let identity = identity(&record);
+        if record.event == Event::Intent {
+            self.count += 1;
+            if let Some(identity) = identity {
+                self.by_identity.entry(identity).or_default().push(record.key.clone());
             }
-            Event::Outcome => {
-                let begun = self.begun.remove(&record.key).map(|(_, intent)| intent.time);
-                Some(Entry { record, begun })
-            }
+            let (key, place) = (record.key.clone(), self.count);
+            self.begun.insert(key, Begun { place, intent: record, later: None });
+            return None;
+        }
+        let begun = self.begun.remove(&record.key).map(|begun| begun.intent.time);
+        if let Some(identity) = identity {
+            self.tell_earlier(identity, &record);
+        }
+        Some(Entry { record, begun, later: None })
+    }
+
+    /// Tells what was begun of the same object before what became of it.
+    fn tell_earlier(&mut self, identity: String, outcome: &Record) {
+        let Some(mut keys) = self.by_identity.remove(&identity) else { return };
+        keys.retain(|key| *key != outcome.key);
+        let word = outcome.value.get("outcome").and_then(Value::as_str).unwrap_or_default();
+        for key in &keys {
+            let Some(begun) = self.begun.get_mut(key) else { continue };
+            let (run, time) = (outcome.key.0.clone(), outcome.time);
+            begun.later = Some(Later { run, outcome: word.to_owned(), time });
+        }
+        if !keys.is_empty() {
+            self.by_identity.insert(identity, keys);
         }
     }
 
@@ -250,10 +292,23 @@ impl Pairs {
     #[must_use]
     pub fn interrupted(self) -> Vec<Entry> {
         let mut left: Vec<_> = self.begun.into_values().collect();
-        left.sort_by_key(|(place, _)| *place);
-        let entry = |(_, record): (u64, Record)| Entry { begun: Some(record.time), record };
+        left.sort_by_key(|begun| begun.place);
+        let entry = |Begun { intent, later, .. }: Begun| {
+            let begun = Some(intent.time);
+            Entry { record: intent, begun, later }
+        };
         left.into_iter().map(entry).collect()
     }
+}
+
+/// Boot, device, inode and birth of the object of a record, if it has them all.
+fn identity(record: &Record) -> Option<String> {
+    let object = record.value.get("object")?;
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).map(ToOwned::to_owned);
+    let boot = text(record.value.get("boot_id"))?;
+    let (dev, born) = (text(object.get("dev"))?, text(object.get("born_at"))?);
+    let ino = object.get("ino")?.as_u64()?;
+    Some(format!("{boot} {dev} {ino} {born}"))
 }
 
 #[cfg(test)]
@@ -342,6 +397,31 @@ mod tests {
         assert!(left.iter().all(|entry| entry.outcome().is_none()));
         let left: Vec<_> = left.into_iter().map(|entry| entry.record.key).collect();
         assert_eq!(left, [key("b", 2), key("a", 2)]);
+    }
+
+    #[test]
+    fn a_later_run_says_what_became_of_the_object() {
+        let of = |event, run, ino: u64| {
+            let identity =
+                format!(r#""boot_id":"b","object":{{"dev":"0:1","born_at":"t","ino":{ino},"#);
+            let line = line(event, run, 1).replace(r#""object":{"#, &identity);
+            Record::parse(line.as_bytes()).unwrap()
+        };
+        let mut pairs = Pairs::default();
+        for (event, run, ino) in [
+            ("intent", "a", 7),
+            ("intent", "other", 8),
+            ("intent", "b", 7),
+            ("intent", "c", 7),
+            ("outcome", "c", 7),
+        ] {
+            pairs.take(of(event, run, ino));
+        }
+        let left = pairs.interrupted().into_iter();
+        let left: Vec<_> =
+            left.map(|entry| (entry.record.key.0, entry.later.map(|later| later.run))).collect();
+        let by = |run: &str| Some(run.to_owned());
+        assert_eq!(left, [("a".into(), by("c")), ("other".into(), None), ("b".into(), by("c"))]);
     }
 
     proptest! {
