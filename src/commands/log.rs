@@ -259,7 +259,7 @@ impl Reading<'_> {
     ) -> io::Result<()> {
         let mut pairs = Pairs::default();
         loop {
-            match lines.next() {
+            match lines.read() {
                 Ok(Some((_, Ok(record)))) => {
                     if let Some(entry) = pairs.take(record) {
                         self.show(&entry, show)?;

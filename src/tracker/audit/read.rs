@@ -108,7 +108,7 @@ impl<R: BufRead> Lines<R> {
     ///
     /// # Errors
     /// The errno of reading.
-    pub fn next(&mut self) -> io::Result<Option<(u64, Result<Record, Fault>)>> {
+    pub fn read(&mut self) -> io::Result<Option<(u64, Result<Record, Fault>)>> {
         loop {
             self.buffer.clear();
             let Some(end) = self.fill()? else { return Ok(None) };
@@ -326,7 +326,7 @@ mod tests {
     fn read(text: &[u8]) -> Vec<(u64, Result<Record, Fault>)> {
         // A small buffer: lines are longer than what one read gives.
         let mut lines = Lines::new(io::BufReader::with_capacity(7, text));
-        std::iter::from_fn(|| lines.next().unwrap()).collect()
+        std::iter::from_fn(|| lines.read().unwrap()).collect()
     }
 
     #[test]
@@ -369,10 +369,10 @@ mod tests {
         let mut text = vec![b'x'; LONGEST + 10];
         text.extend(format!("\n{}\n", line("intent", "a", 1)).into_bytes());
         let mut lines = Lines::new(text.as_slice());
-        assert_eq!(lines.next().unwrap(), Some((1, Err(Fault::TooLong))));
+        assert_eq!(lines.read().unwrap(), Some((1, Err(Fault::TooLong))));
         assert!(lines.buffer.len() <= LONGEST + 1);
-        assert!(matches!(lines.next().unwrap(), Some((2, Ok(_)))));
-        assert_eq!(lines.next().unwrap(), None);
+        assert!(matches!(lines.read().unwrap(), Some((2, Ok(_)))));
+        assert_eq!(lines.read().unwrap(), None);
     }
 
     #[test]

@@ -175,7 +175,7 @@ fn settle_witnessed(
     witness: &mut dyn Witness,
 ) -> Fate {
     let directory = quarantine.name();
-    let stat = match c_name(file).and_then(|name| Ok(sys::stat(quarantine.fd(), &name)?)) {
+    let stat = match c_name(file).and_then(|name| sys::stat(quarantine.fd(), &name)) {
         Ok(stat) => stat,
         Err(error) => return Fate::Left(format!("statx: {error}")),
     };
