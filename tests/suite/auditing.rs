@@ -28,6 +28,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("nothing_goes_without_a_record", nothing_goes_without_a_record),
         case("nothing_goes_by_a_place_that_others_have", places_that_others_have),
         case("disk_that_fills_up", disk_that_fills_up),
+        case("file_that_may_not_grow", file_that_may_not_grow),
         case("outcome_that_finds_no_room", outcome_that_finds_no_room),
         case("nothing_to_record", nothing_to_record),
         case("what_was_not_even_begun", what_was_not_even_begun),
@@ -353,6 +354,21 @@ fn disk_that_fills_up() {
     let reaped = outcomes["reaped"].as_u64().unwrap();
     let interrupted = outcomes["interrupted"].as_u64().unwrap_or(0);
     assert_eq!(reaped + interrupted, COUNT as u64, "{document:#}");
+}
+
+/// A limit to the size of files is an error as any other: the signal that comes with it ends nobody.
+fn file_that_may_not_grow() {
+    make_orphans(5);
+    fs::write("audit", [b'\n'; 4096 + 1024]).unwrap();
+    let mut reap = Command::new("sh");
+    // Units of 512 bytes.
+    reap.args(["-c", "ulimit -f 11; exec \"$@\"", "sh"]);
+    let inner = reap_into("audit");
+    let run = reap.arg(inner.get_program()).args(inner.get_args()).finish().expect(3);
+    assert!(run.stderr.contains("error: audit audit: "), "{run:?}");
+    assert!(run.stderr.contains("File too large"), "{run:?}");
+    assert_eq!(names().len(), 5, "{run:?}");
+    assert_eq!(run.json()["totals"]["by_outcome"]["failed"]["objects"], 5);
 }
 
 /// What was done and could not be recorded is said, and nothing else is done.

@@ -53,7 +53,8 @@ pub(super) struct Record<'a> {
     begun: Option<Entry>,
     /// What is in leftovers, by directory and name, with the last that was recorded of it.
     settled: HashMap<(Name, Name), (Entry, Option<Fate>)>,
-    stopped: Option<AuditError>,
+    /// Why nothing more is begun, and the errno.
+    stopped: Option<(String, i32)>,
 }
 
 impl<'a> Record<'a> {
@@ -89,10 +90,9 @@ impl<'a> Record<'a> {
 
     /// Why nothing more is begun.
     pub(super) fn stops(&self) -> Option<Report> {
-        let error = self.stopped.as_ref()?;
-        let says = format!("not begun: {}", chain(error));
-        let report = Report::new(Outcome::Failed, says);
-        Some(Report { errno: Some(error.errno()), ..report })
+        let (why, errno) = self.stopped.as_ref()?;
+        let report = Report::new(Outcome::Failed, format!("not begun: {why}"));
+        Some(Report { errno: Some(*errno), ..report })
     }
 
     /// Records what is about to be done to `object`.
@@ -114,7 +114,7 @@ impl<'a> Record<'a> {
                 Ok(())
             }
             Err(error) => {
-                self.stop(error, "nothing more is removed");
+                self.stop(&error, "nothing more is removed");
                 Err(self.stops().unwrap_or_else(|| Report::new(Outcome::Failed, "not begun")))
             }
         }
@@ -144,27 +144,29 @@ impl<'a> Record<'a> {
         };
         if let Err(error) = audit.append(&run.outcome(&entry, ending)) {
             let (id, outcome) = (object.shown_id(), report.outcome.as_str());
-            self.stop(error, &format!("{id}: {outcome}, and that is not recorded"));
+            self.stop(&error, &format!("{id}: {outcome}, and that is not recorded"));
         }
     }
 
-    fn stop(&mut self, error: AuditError, says: &str) {
-        self.ui.line(format_args!("error: {}: {says}", chain(&error)));
+    fn stop(&mut self, error: &AuditError, says: &str) {
+        let why = format!("{error}: {}", error.source);
+        self.ui.line(format_args!("error: {why}: {says}"));
         self.ui.line(format_args!("hint: {HINT}"));
-        self.stopped = Some(error);
+        self.stopped = Some((why, error.errno()));
     }
 }
 
 impl Witness for Record<'_> {
     fn before(&mut self, directory: &Name, file: &Name, stat: &Stat) -> Result<(), String> {
+        // Nothing was to be done, so it is not open; this was left behind since.
         if self.stopped.is_none()
             && let Err(error) = self.open()
         {
             self.ui.errors(std::slice::from_ref(&error));
-            return Err(format!("{:#}", error.source));
+            self.stopped = Some((format!("{:#}", error.source), libc::EIO));
         }
-        if let Some(error) = &self.stopped {
-            return Err(chain(error));
+        if let Some((why, _)) = &self.stopped {
+            return Err(why.clone());
         }
         let Some((audit, run)) = &mut self.open else { return Ok(()) };
         let key = (directory.clone(), file.clone());
@@ -180,9 +182,8 @@ impl Witness for Record<'_> {
                 Ok(())
             }
             Err(error) => {
-                let why = chain(&error);
-                self.stop(error, "nothing more is removed");
-                Err(why)
+                self.stop(&error, "nothing more is removed");
+                Err(format!("{error}: {}", error.source))
             }
         }
     }
@@ -205,12 +206,7 @@ impl Witness for Record<'_> {
         let line = run.outcome(entry, Ending { outcome, says, errno: None, freed });
         *last = Some(fate.clone());
         if let Err(error) = audit.append(&line) {
-            self.stop(error, &format!("{directory}: {file}: {outcome}, and that is not recorded"));
+            self.stop(&error, &format!("{directory}: {file}: {outcome}, and that is not recorded"));
         }
     }
-}
-
-/// An error of the record with its cause.
-fn chain(error: &AuditError) -> String {
-    format!("{error}: {}", error.source)
 }
