@@ -34,6 +34,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("many_writers", many_writers),
         case("records_what_it_removes", records_what_it_removes),
         case("goes_on_without_its_record", goes_on_without_its_record),
+        case("several_share_a_record", several_share_a_record),
         case("record_that_never_answers", record_that_never_answers).needs(&[Need::Fuse]),
         case("in_place_of_pythons_tracker", in_place_of_pythons_tracker).needs(&[Need::Python]),
     ]
@@ -586,4 +587,25 @@ fn record_that_never_answers() {
     assert_eq!((status.code(), names().len()), (Some(1), 0), "{said}");
     assert_eq!(said.matches("no answer in time: nothing is recorded").count(), 1, "{said}");
     drop(server);
+}
+
+/// Whoever appends at the same time as others adds whole lines.
+fn several_share_a_record() {
+    const DAEMONS: usize = 6;
+    const NAMES: usize = 300;
+    let mut daemons: Vec<_> = (0..DAEMONS).map(|_| recording("audit")).collect();
+    for daemon in &mut daemons {
+        for number in 0..NAMES {
+            daemon.tell(&format!("REGISTER:/gone-{number}:shared_memory\n"));
+        }
+        daemon.told("REGISTER:x:dummy\n");
+    }
+    let ends = daemons.into_iter().map(|daemon| thread::spawn(|| daemon.end()));
+    for end in ends.collect::<Vec<_>>() {
+        let (status, said) = end.join().unwrap();
+        assert!(status.code() == Some(2) && !said.contains("audit"), "{said}");
+    }
+    let text = fs::read_to_string("audit").unwrap();
+    let whole = text.lines().filter(|line| serde_json::from_str::<Value>(line).is_ok()).count();
+    assert_eq!((whole, text.lines().count()), (DAEMONS * NAMES, DAEMONS * NAMES));
 }
