@@ -7,7 +7,6 @@ use super::selecting::SelectArgs;
 use super::surveying::Look;
 use super::ui::Ui;
 use super::values::show_size;
-use crate::tracker::resource::Kind;
 use crate::tracker::verdict::Verdict;
 
 /// The arguments of `rtrack list`.
@@ -181,11 +180,7 @@ fn groups(rows: &[Row<'_>], key: GroupKey) -> Vec<render::Group> {
 
 fn footer(found: &Look, rows: &[Row<'_>]) -> String {
     let Look { host, usage, visible, .. } = found;
-    // Directories are not removed, whatever their verdict.
-    let of = |verdict| {
-        let removable = rows.iter().filter(|row| row.object.kind != Kind::Dir);
-        document::count(removable.filter(|row| row.judgement.verdict == verdict))
-    };
+    let of = |verdict| document::count(rows.iter().filter(|row| row.judgement.verdict == verdict));
     let (orphaned, reclaimable) = of(Verdict::Orphaned);
     let (unclaimed, perhaps) = of(Verdict::Unclaimed);
     let hidden = usage.used.saturating_sub(*visible);

@@ -145,7 +145,7 @@ fn outlook(found: &Look, row: &Row<'_>) -> Outlook {
         };
     }
     match found.survey.facts(&found.host, row.index) {
-        Some(facts) => plan::outlook(row.object.kind, &row.judgement, &facts),
+        Some(facts) => plan::outlook(&row.judgement, &facts),
         None => Outlook::default(),
     }
 }

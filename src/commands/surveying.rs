@@ -36,6 +36,10 @@ pub struct Chosen {
     pub objects: Vec<Object>,
     /// The names, in the directory, of those that were selected whatever the other options say.
     pub forced: HashSet<Name>,
+    /// How they are judged.
+    pub judging: Judging,
+    /// They were selected by what they are, and nothing that has taken their names stands for them.
+    pub by_plan: bool,
 }
 
 impl Look {
@@ -46,7 +50,6 @@ impl Look {
     /// that name what there is not.
     pub fn take(
         select: &SelectArgs,
-        judging: Judging,
         choose: impl FnOnce(&Host, Vec<Object>) -> Result<Chosen, CommandError>,
     ) -> Result<Self, CommandError> {
         let host = Host::real().map_err(|error| {
@@ -55,13 +58,14 @@ impl Look {
         let mut inventory = Survey::inventory(&host)?;
         let visible = inventory.objects.iter().map(Object::allocated).sum();
         let usage = host.usage()?;
-        let Chosen { objects, forced } = choose(&host, inventory.objects)?;
+        let Chosen { objects, forced, judging, by_plan } = choose(&host, inventory.objects)?;
         inventory.objects = objects;
         let (filter, now) = (select.filter()?, (host.clock.wall)());
         let named = !select.names.is_empty() || !forced.is_empty();
         // What has taken its name meanwhile is selected by the same rules. A name may have said a kind.
         let wanted = |before: &Object, object: &Object| {
-            (!named || before.kind == object.kind)
+            !by_plan
+                && (!named || before.kind == object.kind)
                 && (forced.contains(&object.file) || filter.passes(object, now))
         };
         let survey = Survey::take(&host, judging, inventory, &wanted);
@@ -78,13 +82,13 @@ impl Look {
         judging: Judging,
     ) -> Result<(Self, Vec<CommandError>), CommandError> {
         let mut missing = Vec::new();
-        let look = Self::take(select, judging, |host, objects| {
+        let look = Self::take(select, |host, objects| {
             let (objects, none) = select.select(objects, (host.clock.wall)())?;
             missing = none;
             if objects.is_empty() && !missing.is_empty() {
                 return Err(missing.remove(0));
             }
-            Ok(Chosen { objects, forced: HashSet::new() })
+            Ok(Chosen { objects, forced: HashSet::new(), judging, by_plan: false })
         })?;
         Ok((look, missing))
     }

@@ -54,6 +54,12 @@ impl Ui {
         io::stdout().is_terminal()
     }
 
+    /// Whether stderr is a terminal.
+    #[must_use]
+    pub fn stderr_is_terminal(&self) -> bool {
+        io::stderr().is_terminal()
+    }
+
     /// Whether somebody can be asked: stdin and stderr are terminals.
     #[must_use]
     pub fn can_ask(&self) -> bool {
@@ -107,6 +113,12 @@ impl Ui {
         if !self.quiet {
             self.line(text);
         }
+    }
+
+    /// Text on stderr as it is.
+    pub fn raw(text: &str) {
+        // A closed or full stderr has nobody left to be told.
+        io::stderr().lock().write_all(text.as_bytes()).unwrap_or(());
     }
 
     /// A line on stderr that nothing silences.

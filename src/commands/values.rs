@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-pub use crate::tracker::host::show_time;
+pub use crate::tracker::host::{show_exact_time, show_time};
 
 /// A duration: `60`, `60s`, `2h30m`, `1d`.
 ///

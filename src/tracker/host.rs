@@ -78,6 +78,13 @@ pub fn show_time(nanoseconds: Nanoseconds) -> Option<String> {
     Some(format!("{time:.3}"))
 }
 
+/// The same to the nanosecond.
+#[must_use]
+pub fn show_exact_time(nanoseconds: Nanoseconds) -> Option<String> {
+    let time = jiff::Timestamp::from_nanosecond(nanoseconds).ok()?;
+    Some(format!("{time:.9}"))
+}
+
 impl Host {
     /// The machine as it is: `/proc` and `/dev/shm`.
     ///

@@ -1,5 +1,7 @@
 //! What `reap` would do with each object: a pure function of its verdict.
 
+pub mod document;
+
 use super::evidence::lease::Lease;
 use super::reap::Manner;
 use super::resource::Kind;
@@ -16,9 +18,6 @@ pub enum Step {
     Leave,
 }
 
-/// Why a directory stays.
-pub const DIRECTORIES: &str = "this version of rtrack does not remove directories";
-
 /// Plans one object. `verdicts` are those to reap; with `force` the operator has named it and
 /// overrides everything but `held`.
 #[must_use]
@@ -30,19 +29,14 @@ pub fn step(
     force: bool,
 ) -> Step {
     if judgement.verdict == Verdict::Held {
-        return if force {
-            Step::Refuse(Verdict::Held, judgement.says().to_owned())
-        } else {
-            Step::Leave
-        };
+        return if force { Step::Refuse(Verdict::Held, by_whom(judgement)) } else { Step::Leave };
     }
     let asked = judgement.verdict.reapability() > 0 && verdicts.contains(&judgement.verdict);
     if !asked && !force {
         return Step::Leave;
     }
     match kind {
-        Kind::Dir if force => Step::Refuse(judgement.verdict, DIRECTORIES.into()),
-        Kind::Dir => Step::Leave,
+        Kind::Dir => Step::Remove(Manner::Directory, judgement.verdict),
         Kind::Other => Step::Remove(Manner::Unleased, judgement.verdict),
         Kind::Shm | Kind::Sem => {
             let manner = match lease {
@@ -55,6 +49,14 @@ pub fn step(
     }
 }
 
+/// By whom something is held, as far as they were found.
+fn by_whom(judgement: &Judgement) -> String {
+    let told = [Code::MappedBy, Code::OpenBy, Code::Attached, Code::Mounted];
+    let holders = judgement.evidence.iter().filter(|piece| told.contains(&piece.code));
+    let holders: Vec<&str> = holders.map(|piece| piece.says.as_str()).collect();
+    if holders.is_empty() { judgement.says().to_owned() } else { holders.join("; ") }
+}
+
 /// What `reap` does with an object, and what would change that: for people.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outlook {
@@ -64,12 +66,11 @@ pub struct Outlook {
     pub changes: String,
 }
 
-/// The outlook of an object of this kind, by its verdict and what that was made of.
+/// The outlook of an object, by its verdict and what that was made of.
 #[must_use]
-pub fn outlook(kind: Kind, judgement: &Judgement, facts: &Facts) -> Outlook {
+pub fn outlook(judgement: &Judgement, facts: &Facts) -> Outlook {
     let does = match judgement.verdict {
         Verdict::Held => "leaves it, and refuses it even by force",
-        _ if kind == Kind::Dir => "leaves it: this version of rtrack does not remove directories",
         _ if judgement.reason == Code::NoPermission => {
             "leaves it; only its owner and root can remove it"
         }

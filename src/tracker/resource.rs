@@ -23,6 +23,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All.
+    pub const ALL: [Self; 4] = [Self::Shm, Self::Sem, Self::Dir, Self::Other];
+
     /// The prefix of ids, e.g. `shm`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -37,9 +40,7 @@ impl Kind {
     /// The kind whose prefix is `text`.
     #[must_use]
     pub fn from_prefix(text: &[u8]) -> Option<Self> {
-        [Self::Shm, Self::Sem, Self::Dir, Self::Other]
-            .into_iter()
-            .find(|kind| kind.as_str().as_bytes() == text)
+        Self::ALL.into_iter().find(|kind| kind.as_str().as_bytes() == text)
     }
 }
 

@@ -139,6 +139,12 @@ impl Survey {
         Some(judge(&self.facts(host, index)?))
     }
 
+    /// What the operator said about judging.
+    #[must_use]
+    pub fn judging(&self) -> Judging {
+        self.judging
+    }
+
     /// The user name of an owner.
     #[must_use]
     pub fn owner(&self, uid: u32) -> &str {

@@ -16,7 +16,8 @@ use serde_json::Value;
 use crate::reaping::{exactly, make_orphans, orphan};
 use crate::support::{
     Case, Finish, Finished, Need, case, hold, identity, kill, listed, mount, names, object, path,
-    reap_all, rtrack, scratch, somebody, state_of, stopped_before, validate,
+    reap_all, rtrack, scratch, somebody, state_of, stopped_before, stopped_with_arguments,
+    validate,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -32,6 +33,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("outcome_that_finds_no_room", outcome_that_finds_no_room),
         case("nothing_to_record", nothing_to_record),
         case("what_was_not_even_begun", what_was_not_even_begun),
+        case("plan_that_was_given", plan_that_was_given),
         case("place_of_a_user", place_of_a_user).needs(&[Need::RealRoot]),
         case("hostile_names", hostile_names),
         case("torn_line", torn_line),
@@ -87,7 +89,7 @@ fn recorded_before_and_after() {
     object().size(5000).make(orphan(0));
     let inode = identity(orphan(0)).unwrap().1;
     let run = reap_all().finish().expect(0);
-    assert!(run.stderr.contains("removed 1 object (8.0 KiB), recorded in /var/log/"), "{run:?}");
+    assert!(run.stderr.contains("removed 1 object (8.0 KiB); recorded in /var/log/"), "{run:?}");
     assert_eq!(run.json()["audit"], USUAL);
     let lines = lines(USUAL);
     assert_eq!(told(&lines), [("intent", &*orphan(0), ""), ("outcome", &*orphan(0), "reaped")]);
@@ -126,24 +128,32 @@ fn recorded_before_and_after() {
     assert_eq!(log()["totals"]["by_outcome"]["reaped"], 2);
 }
 
-/// The intent is written before the private directory is made, which is before the lease; and nothing
-/// is written until the lease is given back.
+/// When the lease is taken, and until it is given back, the record has the intent and nothing else.
 fn intent_before_the_lease() {
-    for (call, seen) in [(libc::SYS_mkdirat, 1), (MOVE, 1), (REMOVAL, 1)] {
+    for call in [libc::SYS_fcntl, MOVE, REMOVAL] {
         make_orphans(1);
         fs::write(scratch().join("audit"), "").unwrap();
-        let mut stops = 0;
-        let status = stopped_before(call, &mut reap_into("audit"), |turn, _| {
-            if turn == 0 {
-                let lines = lines("audit");
-                assert_eq!(told(&lines), [("intent", &*orphan(0), "")], "{call}");
-                stops = lines.len();
+        // The lease of the removal is the last that is taken: those of the probing come before.
+        let mut at_the_last = Vec::new();
+        let is_lease = |args: [u64; 6]| args[1..3] == [SET_LEASE, WRITE_LEASE];
+        let meanwhile = |_: u32, _: u32, args: [u64; 6]| {
+            if call == libc::SYS_fcntl && is_lease(args) || call == MOVE {
+                at_the_last = lines("audit");
+            } else if call == REMOVAL && at_the_last.is_empty() {
+                // Further ones are those of the private directory.
+                at_the_last = lines("audit");
             }
-        });
-        assert_eq!((status.code(), stops), (Some(0), seen));
+        };
+        let status = stopped_with_arguments(call, &mut reap_into("audit"), meanwhile);
+        assert_eq!(status.code(), Some(0));
+        assert_eq!(told(&at_the_last), [("intent", &*orphan(0), "")], "{call}");
         assert_eq!(lines("audit").len(), 2);
     }
 }
+
+/// `F_SETLEASE` and `F_WRLCK`, as arguments of fcntl(2).
+const SET_LEASE: u64 = libc::F_SETLEASE as u64;
+const WRITE_LEASE: u64 = libc::F_WRLCK as u64;
 
 /// Of what was in hand when it was killed, the record has the beginning, and says so.
 fn killed_in_between() {
@@ -436,6 +446,29 @@ fn what_was_not_even_begun() {
     assert!(forced && lines.iter().any(|line| line["verdict"] == "unclaimed"), "{lines:#?}");
     let run = rtrack(["log", "unheard*"]).finish().expect(0);
     assert!(run.text().contains("unclaimed, unknown-producer, forced"), "{run:?}");
+}
+
+/// Of a plan that was given, each object is recorded, with the plan.
+fn plan_that_was_given() {
+    make_orphans(3);
+    let plan = rtrack(["reap", "-n", "--json", "--grace", "0s"]).finish().expect(0);
+    fs::write("plan", &plan.stdout).unwrap();
+    let id = &plan.json()["plan_id"];
+    assert!(id.is_string(), "{plan:?}");
+    fs::remove_file(path(orphan(0))).unwrap();
+    fs::set_permissions(path(orphan(1)), PermissionsExt::from_mode(0o644)).unwrap();
+    let run = rtrack(["reap", "--yes", "--json", "--from", "plan"]).finish().expect(1);
+    let lines = lines(USUAL);
+    let ends = told(&lines).into_iter().filter(|(event, _, _)| *event == "outcome");
+    let ends: BTreeMap<_, _> = ends.map(|(_, name, outcome)| (name, outcome)).collect();
+    for number in 0..3 {
+        let name = orphan(number);
+        assert_eq!(ends[&*name], listed(&run.json(), &name)["outcome"], "{run:?}");
+    }
+    assert_eq!((ends[&*orphan(0)], ends[&*orphan(2)]), ("gone", "reaped"));
+    assert!(lines.iter().all(|line| line["plan"] == *id), "{lines:#?}");
+    let begun = told(&lines).into_iter().filter(|(event, _, _)| *event == "intent");
+    assert_eq!(begun.map(|(_, name, _)| name).collect::<Vec<_>>(), [orphan(2)]);
 }
 
 /// An ordinary user's own place, and that nobody knows where it is.

@@ -11,11 +11,13 @@
 mod auditing;
 mod clocks;
 mod daemon;
+mod directories;
 mod harness;
 mod hostile;
 mod leaks;
 mod lease;
 mod owners;
+mod plans;
 mod probe;
 mod producers;
 mod race;
@@ -43,11 +45,13 @@ const MODULES: &[Module] = &[
     ("auditing", auditing::tests),
     ("clocks", clocks::tests),
     ("daemon", daemon::tests),
+    ("directories", directories::tests),
     ("harness", harness::tests),
     ("hostile", hostile::tests),
     ("leaks", leaks::tests),
     ("lease", lease::tests),
     ("owners", owners::tests),
+    ("plans", plans::tests),
     ("probe", probe::tests),
     ("producers", producers::tests),
     ("race", race::tests),

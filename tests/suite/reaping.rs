@@ -45,6 +45,8 @@ pub(crate) fn tests() -> Vec<Case> {
         case("killed_under_the_lease", killed_under_the_lease),
         case("killed_when_its_name_is_gone", killed_when_its_name_is_gone),
         case("reapers_at_the_same_time", reapers_at_the_same_time),
+        case("while_another_one_is_at_work", while_another_one_is_at_work),
+        case("progress", progress),
         case("killed_again_and_again", killed_again_and_again),
         case("changed_before_the_move", changed_before_the_move),
     ]
@@ -283,8 +285,8 @@ fn leftover_is_told_of() {
 /// What becomes of a leftover depends on why it was left; that is what is said, and true.
 fn leftover_is_told_of_by_its_kind() {
     for (kind, mode, says, does) in [
-        ("", 0o1777, "goes back if somebody holds it, else it is removed", "finished"),
-        ("unlinked.", 0o1777, "is removed unless somebody holds it", "finished"),
+        ("", 0o1777, "goes back if somebody uses it, else it is removed", "finished"),
+        ("unlinked.", 0o1777, "is removed unless somebody uses it", "finished"),
         ("kept.", 0o1777, "goes back if its name is free, else it stays", "put_back"),
         ("", 0o777, "stays", "trouble"),
     ] {
@@ -661,6 +663,48 @@ fn reapers_at_the_same_time() {
     });
     exactly(&["pulse-shm-12345"]);
     assert_eq!(identity("pulse-shm-12345"), Some(kept));
+}
+
+/// One that works long keeps another one of the same user from starting; a stranger's lock does not.
+fn while_another_one_is_at_work() {
+    make_orphans(2);
+    let file = scratch().join("report");
+    let mut first = reap_all();
+    first.stdout(File::create(&file).unwrap());
+    let status = stopped_before(MOVE, &mut first, |turn, _| {
+        if turn == 0 {
+            let run = reap_all().finish().expect(3);
+            assert!(
+                run.stderr.contains("error: another reap is at work: it has .rtrack."),
+                "{run:?}"
+            );
+            assert!(run.stdout.is_empty(), "{run:?}");
+            assert!(identity(orphan(0)).is_some() && identity(orphan(1)).is_some());
+        }
+    });
+    // The look of the second one may have kept the object in hand from going.
+    assert!(matches!(status.code(), Some(0 | 1)), "{status:?}");
+    reap_all().finish().expect(0);
+    exactly(&[]);
+    make_orphans(1);
+    let _stranger = hold("directory-lock", path(""));
+    reap_all().finish().expect(0);
+    exactly(&[]);
+}
+
+/// What takes longer than a second says how far it is.
+fn progress() {
+    make_orphans(2);
+    let errors = scratch().join("errors");
+    let mut reap = reap_all();
+    reap.stdout(Stdio::null()).stderr(File::create(&errors).unwrap());
+    stopped_before(MOVE, &mut reap, |turn, _| {
+        if turn == 1 {
+            thread::sleep(Duration::from_millis(2500));
+        }
+    });
+    let said = fs::read_to_string(errors).unwrap();
+    assert!(said.contains("2 of 2 objects, 1 s: shm:mpich_shar_tmp"), "{said}");
 }
 
 fn start_reaping() -> Child {

@@ -332,7 +332,7 @@ sys.stdin.read()
     named(&document, &semaphore, worker.pid());
     assert_eq!(verdict(&document, &arrays), ("unclaimed", "family-alive"), "{document:#}");
     known(&document, &arrays, "creator-dead");
-    stays(&semaphore);
+    stays_by_default(&semaphore);
     stays_by_default(&arrays);
 
     let tracker = "import sys; print('up', flush=True); sys.stdin.read()\n\

@@ -212,6 +212,7 @@ fn mount_of_a_part_of_a_tmpfs() {
     drop(bound);
 
     // By whichever of its paths.
+    private_directory();
     for place in [path(DIRECTORY), part.join(DIRECTORY)] {
         let inside = hold("own-mounts:mount-point", place.join("below"));
         judged(DIRECTORY, "held", "mounted");

@@ -6,13 +6,15 @@ use std::os::unix::ffi::OsStrExt;
 
 use serde_json::json;
 
-use super::{Done, Planned, ReapArgs};
+use super::planning::{Planned, absent_rows};
+use super::{Done, ReapArgs};
 use crate::commands::error::CommandError;
 use crate::commands::render::{self, Row, columns, document, table};
 use crate::commands::surveying::{Look, sort};
 use crate::commands::ui::{Ui, not_written};
 use crate::commands::values::{plural, show_size};
 use crate::tracker::plan::Step;
+use crate::tracker::plan::document::{Plan, SCHEMA};
 use crate::tracker::reap::{Leftover, Outcome, Report, Settled};
 use crate::tracker::resource::{Name, escape};
 use crate::tracker::verdict::Verdict;
@@ -53,7 +55,7 @@ pub(super) fn confirm(
 ) -> Result<bool, CommandError> {
     let removals = planned.steps.iter().filter(|(_, step)| matches!(step, Step::Remove(..)));
     let rows: Vec<Row<'_>> =
-        removals.filter_map(|(index, _)| super::planned_row(found, *index)).collect();
+        removals.filter_map(|(index, _)| render::row(&found.host, &found.survey, *index)).collect();
     let shown = rows.get(..rows.len().min(MOST_SHOWN)).unwrap_or_default();
     let mut text = Vec::new();
     let width = table::terminal_width();
@@ -64,14 +66,8 @@ pub(super) fn confirm(
     if rows.len() > shown.len() {
         writeln!(err, "... and {} more", rows.len() - shown.len())?;
     }
-    for row in rows.iter().filter(|row| planned.forced.contains(&row.index)) {
-        let Row { object, judgement, .. } = row;
-        if judgement.verdict != Verdict::Orphaned {
-            let (verdict, says) = (judgement.verdict, judgement.explained());
-            writeln!(err, "{}: forced, although it is {verdict}: {says}", object.shown_id())?;
-        }
-    }
     drop(err);
+    say_forced(ui, found, planned);
     say_leftovers(leftovers, ui);
     let (count, bytes) = document::count(rows.iter());
     let mut question =
@@ -88,10 +84,24 @@ pub(super) fn confirm(
     Ok(matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
+/// Says what the operator overrides.
+pub(super) fn say_forced(ui: &Ui, found: &Look, planned: &Planned) {
+    for row in planned.rows(found).iter().filter(|row| row.forced && row.report.is_none()) {
+        let Row { object, judgement, .. } = row;
+        if judgement.verdict != Verdict::Orphaned && judgement.verdict != Verdict::Held {
+            let (verdict, says) = (judgement.verdict, judgement.explained());
+            ui.line(format_args!(
+                "{}: forced, although it is {verdict}: {says}",
+                object.shown_id()
+            ));
+        }
+    }
+}
+
 /// Says what interrupted reaps left behind, and what becomes of it.
 pub(super) fn say_leftovers(leftovers: &[Leftover], ui: &Ui) {
-    for Leftover { directory, files, fate } in leftovers {
-        for file in files {
+    for Leftover { directory, files } in leftovers {
+        for (file, fate) in files {
             ui.line(format_args!("{directory}: {file}: left by an interrupted reap; it {fate}"));
         }
         if files.is_empty() {
@@ -126,8 +136,7 @@ pub(super) fn begin(
         ui.write(|out| out.write_all(b"{")).map_err(not_written)?;
         return Ok(Begun::Document);
     }
-    let rows = planned.steps.iter().filter_map(|(index, _)| super::planned_row(found, *index));
-    let frame = table::Frame::new(&rows.collect::<Vec<_>>(), columns_of(&REPORTED), look(ui));
+    let frame = table::Frame::new(&planned.rows(found), columns_of(&REPORTED), look(ui));
     ui.write(|out| frame.head(out)).map_err(not_written)?;
     Ok(Begun::Table(frame))
 }
@@ -141,19 +150,29 @@ pub(super) fn finish(
     ui: &Ui,
     found: &Look,
     done: &Done,
+    plan: Option<&Plan>,
     begun: Begun,
 ) -> Result<(), CommandError> {
     let mut rows = render::rows(&found.host, &found.survey);
     let mut reports: HashMap<usize, Report> = done.reports.iter().cloned().collect();
     for row in &mut rows {
         row.report = reports.remove(&row.index);
+        row.forced = done.forced.contains(&row.index);
     }
+    rows.retain(|row| {
+        let id = row.producer.map(|(id, _)| id);
+        row.report.is_some() || args.select.passes_producer(id)
+    });
+    let alone = alone(&rows);
     rows.retain(|row| row.report.is_some());
+    rows.extend(absent_rows(&done.absent, found));
     sort(&mut rows, args.select.sort, args.select.reverse);
 
     let written = ui.write(|out| {
         if args.json {
-            let mut head = found.head("rtrack.reap/1");
+            let mut head = found.head(SCHEMA);
+            head.insert("plan_id".into(), json!(plan_id(args, found, plan)));
+            head.insert("grace_s".into(), json!(found.survey.judging().grace.as_secs_f64()));
             let audit = done.audit.as_ref().map(|path| path.to_string_lossy());
             head.insert("audit".into(), json!(audit));
             head.insert("settled".into(), done.settled.iter().map(settled_value).collect());
@@ -178,7 +197,7 @@ pub(super) fn finish(
             }
         }
     }
-    summary(args, ui, &rows, done);
+    summary(args, ui, &rows, &alone, done);
     // Why something could not be recorded was said once, when it stopped the work.
     for row in rows.iter().filter(|row| !done.unrecorded.contains(&row.index)) {
         say_failed(row, ui);
@@ -190,29 +209,57 @@ pub(super) fn finish(
     }
 }
 
-fn summary(args: &ReapArgs, ui: &Ui, rows: &[Row<'_>], done: &Done) {
+/// What names the plan that was made, or carried out.
+fn plan_id(args: &ReapArgs, found: &Look, plan: Option<&Plan>) -> Option<String> {
+    if let Some(plan) = plan {
+        return plan.id.clone();
+    }
+    let random = found.host.read_proc("sys/kernel/random/uuid").ok().filter(|_| args.dry_run)?;
+    Some(String::from_utf8_lossy(&random).trim().to_owned())
+}
+
+/// What was selected and not planned, by its verdict: `2 held, 1 unclaimed`.
+fn alone(rows: &[Row<'_>]) -> String {
+    let alone = || rows.iter().filter(|row| row.report.is_none());
+    let count = |verdict| alone().filter(|row| row.judgement.verdict == verdict).count();
+    counts(Verdict::ALL.map(|verdict| (count(verdict), verdict.as_str())))
+}
+
+/// `2 held, 1 changed`, without what there is none of.
+fn counts<const N: usize>(all: [(usize, &str); N]) -> String {
+    let some = all.into_iter().filter(|(count, _)| *count > 0);
+    some.map(|(count, word)| format!("{count} {word}")).collect::<Vec<_>>().join(", ")
+}
+
+fn summary(args: &ReapArgs, ui: &Ui, rows: &[Row<'_>], alone: &str, done: &Done) {
     let count = |wanted: &dyn Fn(Outcome) -> bool| {
         document::count(
             rows.iter()
                 .filter(|row| row.report.as_ref().is_some_and(|report| wanted(report.outcome))),
         )
     };
-    if args.dry_run {
+    let left = Outcome::ALL.map(|outcome| {
+        let (left, _) = count(&|one| one == outcome && outcome.is_left());
+        (left, outcome.as_str())
+    });
+    let mut text = if args.dry_run {
         let (would, bytes) = count(&|outcome| outcome == Outcome::WouldReap);
         let objects = plural(would, "object", "objects");
-        ui.note(format_args!("would remove {objects} ({}); nothing was removed", show_size(bytes)));
-        return;
+        format!("would remove {objects} ({}); nothing was removed", show_size(bytes))
+    } else {
+        let (removed, bytes) = count(&Outcome::is_removed);
+        format!("removed {} ({})", plural(removed, "object", "objects"), show_size(bytes))
+    };
+    let total: usize = left.iter().map(|(count, _)| count).sum();
+    if total > 0 {
+        text.push_str(&format!("; left {total}: {}", counts(left)));
     }
-    let (removed, bytes) = count(&Outcome::is_removed);
-    let (left, _) = count(&Outcome::is_left);
-    let mut text =
-        format!("removed {} ({})", plural(removed, "object", "objects"), show_size(bytes));
-    if left > 0 {
-        text.push_str(&format!(", left {left}"));
+    if !alone.is_empty() {
+        text.push_str(&format!("; left alone: {alone}"));
     }
     let finished = done.settled.iter().any(|settled| !settled.finished.is_empty());
-    if let (Some(path), true) = (&done.audit, removed > 0 || finished) {
-        text.push_str(&format!(", recorded in {}", escape(path.as_os_str().as_bytes())));
+    if let (Some(path), true) = (&done.audit, count(&Outcome::is_removed).0 > 0 || finished) {
+        text.push_str(&format!("; recorded in {}", escape(path.as_os_str().as_bytes())));
     }
     ui.note(text);
 }

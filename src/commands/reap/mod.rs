@@ -1,6 +1,8 @@
 //! `rtrack reap`: removes what is proven to be orphaned.
 
 mod answer;
+mod planning;
+mod progress;
 pub(super) mod record;
 mod signals;
 mod worker;
@@ -10,18 +12,17 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
+use self::planning::Choice;
 use super::Status;
 use super::error::{CommandError, Kind as ErrorKind};
 use super::render::{self, Row};
 use super::selecting::SelectArgs;
-use super::surveying::{Chosen, Look, sort};
+use super::surveying::Look;
 use super::ui::Ui;
-use super::values;
-use crate::tracker::host::Host;
-use crate::tracker::inventory::posix::Object;
-use crate::tracker::plan::{self, Step};
+use crate::tracker::plan::Step;
+use crate::tracker::plan::document::Item;
 use crate::tracker::reap::{self, Outcome, Report, Settled};
-use crate::tracker::resource::{Kind, Name};
+use crate::tracker::resource::Name;
 use crate::tracker::select;
 use crate::tracker::verdict::Verdict;
 
@@ -46,9 +47,16 @@ pub struct ReapArgs {
     #[arg(long, value_name = "NAME")]
     force: Vec<OsString>,
 
-    /// Print what would be removed, and remove nothing
+    /// Print what would be removed, and remove nothing; with --json that is a plan
     #[arg(short = 'n', long)]
     dry_run: bool,
+
+    /// Carry out exactly this plan of an earlier --dry-run --json (- is stdin)
+    #[arg(long, value_name = "PLAN", conflicts_with_all = [
+        "names", "exact", "kind", "user", "producer", "older_than", "min_size", "grace",
+        "assume_complete", "verdict", "force",
+    ])]
+    from: Option<OsString>,
 
     /// Remove without asking
     #[arg(short, long)]
@@ -72,40 +80,41 @@ pub struct ReapArgs {
 /// The command line is wrong, /dev/shm cannot be read, or stdout or the record cannot be written.
 pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     check(args, ui)?;
-    let (mut forced, mut missing) = (HashSet::new(), Vec::new());
-    let mut found = Look::take(&args.select, args.select.judging(), |host, objects| {
-        choose(args, host, objects, &mut forced, &mut missing)
+    let plan = args.from.as_ref().map(|from| planning::read_plan(from)).transpose()?;
+    let mut choice = Choice::default();
+    let mut found = Look::take(&args.select, |host, objects| match &plan {
+        Some(text) => choice.follow(planning::check_plan(text, host)?, &args.select, objects),
+        None => choice.select(args, host, objects),
     })?;
     let leftovers = reap::leftovers(&found.host)?;
 
-    let planned = plan(args, &found, &forced);
+    let planned = choice.plan(args, &found);
     let troubled = found.say(args.strict, ui);
     // Said before anything can stop it from being said.
-    ui.errors(&missing);
-    if !found.survey.catalogue().broken().is_empty() && args.verdict.contains(&Verdict::Unclaimed) {
+    ui.errors(&choice.missing);
+    let unclaimed = |step: &Step| matches!(step, Step::Remove(_, Verdict::Unclaimed));
+    let unclaimed = planned
+        .steps
+        .iter()
+        .any(|(index, step)| unclaimed(step) && !planned.forced.contains(index));
+    if !found.survey.catalogue().broken().is_empty() && unclaimed {
         return Err(CommandError::new(
             ErrorKind::Failed,
             anyhow::anyhow!("what is unclaimed may be claimed by the catalogue that is broken"),
         )
         .hint("mend it first, or name single objects: --force NAME"));
     }
-    if planned.directories > 0 {
-        ui.note(format_args!(
-            "note: {} left: {}",
-            values::plural(planned.directories, "directory", "directories"),
-            plan::DIRECTORIES
-        ));
-    }
-
     let mut done = Done::default();
     let mut begun = answer::Begun::Nothing;
     let mut signals = None;
     if args.dry_run {
+        answer::say_forced(ui, &found, &planned);
         answer::say_leftovers(&leftovers, ui);
         done.reports.extend(planned.steps.iter().map(|(index, step)| {
-            let row = planned_row(&found, *index);
+            let row = render::row(&found.host, &found.survey, *index);
             (*index, foresee(step, row.as_ref()))
         }));
+        (done.forced, done.absent) = (planned.forced, planned.absent);
         done.settled = leftovers.iter().map(reap::foresee).collect();
     } else {
         let anything = planned.removals() > 0 || !leftovers.is_empty();
@@ -113,8 +122,14 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
             ui.line("nothing was removed");
             return Ok(ErrorKind::No.status());
         }
-        let mut record = record::Record::new(ui, &args.record, None, &found.host.proc);
-        if anything {
+        if args.yes {
+            answer::say_forced(ui, &found, &planned);
+        }
+        let _lock = worker::lock(&found.host)?;
+        let plan = choice.plan.as_ref().and_then(|plan| plan.id.clone());
+        let mut record = record::Record::new(ui, &args.record, plan, &found.host.proc);
+        // Of a plan that is given, also what cannot be carried out.
+        if anything || !planned.absent.is_empty() {
             record.open()?;
         }
         let held_back = signals.insert(signals::Signals::block()?);
@@ -122,10 +137,10 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
         begun = answer::begin(args, ui, &found, &planned)?;
         done = worker::carry_out(ui, &mut found, planned, held_back, record)?;
     }
-    answer::finish(args, ui, &found, &done, begun)?;
+    answer::finish(args, ui, &found, &done, choice.plan.as_ref(), begun)?;
     done.interrupted |= signals.is_some_and(|signals| signals.came());
 
-    Ok(done.status(troubled, args.dry_run, !missing.is_empty()))
+    Ok(done.status(troubled, args.dry_run, !choice.missing.is_empty()))
 }
 
 /// What was done, or would be.
@@ -133,6 +148,10 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
 struct Done {
     /// With each object, by its place in the survey.
     reports: Vec<(usize, Report)>,
+    /// Those of them that were forced.
+    forced: HashSet<usize>,
+    /// What a plan says of objects that were there no longer.
+    absent: Vec<(Item, Report)>,
     /// With what interrupted reaps left behind.
     settled: Vec<Settled>,
     /// Directories of this reap that could not be removed at its end, each with the reason.
@@ -152,7 +171,8 @@ impl Done {
         if self.interrupted {
             return ErrorKind::Interrupted.status();
         }
-        let outcomes = || self.reports.iter().map(|(_, report)| report.outcome);
+        let absent = || self.absent.iter().map(|(_, report)| report.outcome);
+        let outcomes = || self.reports.iter().map(|(_, report)| report.outcome).chain(absent());
         let failed = outcomes().any(|outcome| outcome == Outcome::Failed)
             || self.settled.iter().any(|settled| settled.trouble.is_some())
             || self.audit_failed;
@@ -186,90 +206,6 @@ fn check(args: &ReapArgs, ui: &Ui) -> Result<(), CommandError> {
             .hint("--yes removes without asking, --dry-run only says what would be removed"));
     }
     Ok(())
-}
-
-/// The objects that the names and options select, and those to force, whose names in the directory
-/// are added to `forced`; to `none`, the names that no object has.
-fn choose(
-    args: &ReapArgs,
-    host: &Host,
-    all: Vec<Object>,
-    forced: &mut HashSet<Name>,
-    none: &mut Vec<CommandError>,
-) -> Result<Chosen, CommandError> {
-    let mut chosen = Vec::new();
-    if !args.force.is_empty() {
-        let indices = args.select.indices(&all, &args.force)?;
-        chosen.extend(indices.iter().filter_map(|index| all.get(*index)).cloned());
-        forced.extend(chosen.iter().map(|object| object.file.clone()));
-        // A name to force selects nothing else.
-        if args.select.names.is_empty() {
-            return Ok(Chosen { objects: chosen, forced: forced.clone() });
-        }
-    }
-    let (selected, mut missing) = args.select.select(all, (host.clock.wall)())?;
-    chosen.extend(selected.into_iter().filter(|object| !forced.contains(&object.file)));
-    if chosen.is_empty() && !missing.is_empty() {
-        return Err(missing.remove(0));
-    }
-    none.extend(missing);
-    Ok(Chosen { objects: chosen, forced: forced.clone() })
-}
-
-/// What is to be done, in the order of `--sort`.
-struct Planned {
-    /// With each object, by its place in the survey; what was neither planned nor named is left out.
-    steps: Vec<(usize, Step)>,
-    /// Those of them that are forced.
-    forced: HashSet<usize>,
-    /// How many directories would go if this version removed any.
-    directories: usize,
-}
-
-impl Planned {
-    /// How many objects are to be removed.
-    fn removals(&self) -> usize {
-        self.steps.iter().filter(|(_, step)| matches!(step, Step::Remove(..))).count()
-    }
-}
-
-fn plan(args: &ReapArgs, found: &Look, forced: &HashSet<Name>) -> Planned {
-    let survey = &found.survey;
-    let mut rows = render::rows(&found.host, survey);
-    sort(&mut rows, args.select.sort, args.select.reverse);
-    let named = select::named(&survey.objects, &args.select.names);
-    let mut planned = Planned { steps: Vec::new(), forced: HashSet::new(), directories: 0 };
-    for row in rows {
-        let force = forced.contains(&row.object.file);
-        if force {
-            planned.forced.insert(row.index);
-        }
-        if !force && !args.select.passes_producer(row.producer.map(|(id, _)| id)) {
-            continue;
-        }
-        let Some(lease) = survey.leases.get(row.index) else { continue };
-        let verdict = row.judgement.verdict;
-        let directory = row.object.kind == Kind::Dir && verdict.reapability() > 0;
-        match plan::step(row.object.kind, *lease, &row.judgement, &args.verdict, force) {
-            // Somebody who names an object is told why it stays.
-            Step::Leave if named.contains(&row.index) => {
-                let why = if directory {
-                    plan::DIRECTORIES.to_owned()
-                } else {
-                    format!("{verdict}: {}", row.judgement.says())
-                };
-                planned.steps.push((row.index, Step::Refuse(verdict, why)));
-            }
-            Step::Leave if directory && args.verdict.contains(&verdict) => planned.directories += 1,
-            Step::Leave => {}
-            step => planned.steps.push((row.index, step)),
-        }
-    }
-    planned
-}
-
-fn planned_row(found: &Look, index: usize) -> Option<Row<'_>> {
-    render::row(&found.host, &found.survey, index)
 }
 
 fn foresee(step: &Step, row: Option<&Row<'_>>) -> Report {

@@ -1,12 +1,15 @@
 //! Carrying out a plan, object by object, until it is done or a signal comes.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::time::{Duration, Instant};
 
+use super::planning::Planned;
+use super::progress::Progress;
 use super::record::Record;
 use super::signals::Signals;
-use super::{Done, Planned, answer, refused, untouched};
-use crate::commands::error::CommandError;
+use super::{Done, answer, refused, untouched};
+use crate::commands::error::{CommandError, Kind as ErrorKind};
 use crate::commands::surveying::Look;
 use crate::commands::ui::Ui;
 use crate::tracker::audit::Why;
@@ -30,6 +33,23 @@ const TOO_OLD: &str = "the look at all processes is too old: what was seen may n
 /// How long another rtrack may keep this one from starting.
 const COURTESY: Duration = Duration::from_secs(2);
 
+/// Waits for others to be done: reapers work one at a time. A stranger's lock delays it, and is then passed
+/// over.
+///
+/// # Errors
+/// Another reaper of this user's is still at work: status 3.
+pub(super) fn lock(host: &Host) -> Result<Option<File>, CommandError> {
+    let lock = lease::courtesy_lock(host, COURTESY);
+    if lock.is_none()
+        && let Some(place) = reap::at_work(host)?
+    {
+        let error = anyhow::anyhow!("another reap is at work: it has {place} locked");
+        return Err(CommandError::new(ErrorKind::Failed, error)
+            .hint("nothing was removed; try again when it has ended"));
+    }
+    Ok(lock)
+}
+
 /// Settles what interrupted reaps left behind, then does what is planned.
 ///
 /// # Errors
@@ -43,12 +63,18 @@ pub(super) fn carry_out(
 ) -> Result<Done, CommandError> {
     signals.working(true);
     let Look { host, survey, .. } = found;
-    let lock = lease::courtesy_lock(host, COURTESY);
-    let mut done = Done { settled: reap::settle(host, &mut record)?, ..Done::default() };
+    let assume_complete = survey.judging().assume_complete;
+    let settled = reap::settle(host, assume_complete, &mut record)?;
+    let mut done = Done { settled, ..Done::default() };
     for settled in &done.settled {
         answer::say_settled(settled, ui);
     }
-    let reaper = Reaper::new(host);
+    let mut reaper = Reaper::new(host, assume_complete);
+    let removals = planned.removals();
+    if removals > 0 {
+        reaper.prepare();
+    }
+    let progress = Progress::new(ui, removals);
     let changed_by_us = HashMap::new();
     let unrecorded = HashSet::new();
     let mut worker =
@@ -59,9 +85,18 @@ pub(super) fn carry_out(
             done.reports.push((index, untouched("interrupted before its turn")));
             continue;
         }
+        if let (Step::Remove(..), Some(object)) = (&step, worker.survey.objects.get(index)) {
+            progress.next(object.shown_id());
+        }
         let force = planned.forced.contains(&index);
         done.reports.push((index, worker.carry_out(index, step, force)));
     }
+    drop(progress);
+    for (item, report) in &planned.absent {
+        let why = Why { judgement: Some(&item.judgement), forced: item.force, ..Why::default() };
+        worker.record.end(&item.object, &item.user, why, report);
+    }
+    (done.forced, done.absent) = (planned.forced, planned.absent);
     done.left = worker.reaper.finish(&mut worker.record);
     done.audit = worker.record.path().map(Into::into);
     done.audit_failed = worker.record.stops().is_some();
@@ -69,7 +104,6 @@ pub(super) fn carry_out(
     for (name, why) in &done.left {
         ui.line(format_args!("warning: {}/{name}: {why}", host.shm_path.display()));
     }
-    drop(lock);
     signals.working(false);
     Ok(done)
 }
@@ -145,6 +179,8 @@ impl Worker<'_> {
             identity: object.identity(),
             manner,
             may_go_directly: planned == Verdict::Orphaned,
+            tree: object.directory.as_ref(),
+            force,
         };
         // The removal of another name is a change of the inode too, and was this run's own.
         let inode = (seen.dev, seen.ino);

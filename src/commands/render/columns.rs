@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Row;
-use crate::commands::values::{show_age, show_size, show_time};
+use crate::commands::values::{show_age, show_exact_time, show_size};
 use crate::tracker::resource::escape;
 use crate::tracker::verdict::CreatorState;
 
@@ -176,6 +176,13 @@ pub static COLUMNS: &[Column] = &[
         |r| json!(r.object.directory.as_ref().map(|t| t.entries)),
     )),
     optional(column(
+        "content_changed_at",
+        "CONTENT CHANGED",
+        "of a directory: when anything in it changed last",
+        |r| time(content_changed(r)).unwrap_or_default(),
+        |r| json!(time(content_changed(r))),
+    )),
+    optional(column(
         "truncated",
         "TRUNCATED",
         "of a directory: not everything in it was counted",
@@ -242,6 +249,13 @@ pub static OUTCOME: &[Column] = &[
         |r| json!(r.report.as_ref().map(|report| &report.says)),
     ),
     optional(column(
+        "forced",
+        "FORCED",
+        "whether the operator forced it",
+        |_| String::new(),
+        |r| json!(r.forced.then_some(true)),
+    )),
+    optional(column(
         "errno",
         "ERRNO",
         "of a failure",
@@ -287,13 +301,18 @@ fn mode(row: &Row<'_>) -> String {
     format!("{:04o}", row.object.stat.mode & 0o7777)
 }
 
+/// To the nanosecond: a plan knows by it what it was made for.
 fn time(nanoseconds: Option<i128>) -> Option<String> {
-    show_time(nanoseconds?)
+    show_exact_time(nanoseconds?)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "milliseconds of an age fit into 53 bits")]
 fn seconds(nanoseconds: i128) -> f64 {
     (nanoseconds / 1_000_000) as f64 / 1000.0
+}
+
+fn content_changed(row: &Row<'_>) -> Option<i128> {
+    row.object.directory.as_ref().map(|tree| tree.changed).filter(|changed| *changed != 0)
 }
 
 /// A size that is only a part of it, because not everything could be counted, says so.

@@ -33,6 +33,8 @@ pub struct Row<'a> {
     pub now: i128,
     /// What `reap` did with it.
     pub report: Option<Report>,
+    /// Whether the operator forces `reap` to remove it.
+    pub forced: bool,
 }
 
 impl Row<'_> {
@@ -96,5 +98,6 @@ pub fn row<'a>(host: &Host, survey: &'a Survey, index: usize) -> Option<Row<'a>>
         user: survey.owner(object.stat.uid),
         now: survey.taken_at,
         report: None,
+        forced: false,
     })
 }

@@ -18,7 +18,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-use super::host::{Clock, host_name, show_time};
+use super::host::{Clock, host_name, show_exact_time, show_time};
 use super::inventory::posix::Object;
 use super::resource::{Name, harmless};
 use super::survey::owner_name;
@@ -175,7 +175,7 @@ pub fn object(object: &Object, user: &str) -> Value {
     map.insert("file".into(), json!(object.file));
     map.insert("dev".into(), json!(format!("{}:{}", libc::major(stat.dev), libc::minor(stat.dev))));
     map.insert("ino".into(), json!(stat.ino));
-    map.insert("born_at".into(), json!(stat.born.and_then(exact_time)));
+    map.insert("born_at".into(), json!(stat.born.and_then(show_exact_time)));
     map.insert("mode".into(), json!(format!("{:04o}", stat.mode & 0o7777)));
     map.insert("uid".into(), json!(stat.uid));
     map.insert("user".into(), json!(user));
@@ -202,12 +202,6 @@ fn insert_name(map: &mut Map<String, Value>, name: &[u8]) {
     if std::str::from_utf8(name).is_err() {
         map.insert("name_base64".into(), json!(STANDARD.encode(name)));
     }
-}
-
-/// Births tell apart what has had the same inode number: to the nanosecond.
-fn exact_time(nanoseconds: Nanoseconds) -> Option<String> {
-    let time = jiff::Timestamp::from_nanosecond(nanoseconds).ok()?;
-    Some(format!("{time:.9}"))
 }
 
 /// Who runs this process.

@@ -10,3 +10,4 @@ pub mod namespaces;
 pub mod processes;
 pub mod producers;
 pub mod sight;
+pub mod usage;

@@ -45,7 +45,7 @@ pub struct Object {
 }
 
 /// What a directory holds.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tree {
     /// Entries, at all levels.
     pub entries: usize,
@@ -198,15 +198,8 @@ pub fn read_one(host: &Host, file: &Name) -> io::Result<Object> {
     };
     let stat = sys::stat(&path, c"")?;
     let mut object = Object::of(file, stat);
-    object.directory = (object.kind == Kind::Dir).then(|| {
-        let mut tree = Tree::default();
-        tree.inodes.insert((stat.dev, stat.ino));
-        match open_directory(path.as_fd()) {
-            Ok(dir) => walk(&dir, stat.dev, &mut tree, 0, &mut |_, _, _| {}),
-            Err(_) => tree.truncated = true,
-        }
-        tree
-    });
+    object.directory =
+        (object.kind == Kind::Dir).then(|| count(path.as_fd(), &stat, &mut |_, _, _| {}));
     Ok(object)
 }
 
@@ -294,33 +287,50 @@ pub fn entries(dir: BorrowedFd<'_>) -> io::Result<Vec<Name>> {
     Ok(names)
 }
 
-/// Calls `visit` with the directory, the name and the state of each regular file in the directory
-/// `object`, at all levels, as far as they are counted; not at all if another one has its name now.
+/// What each regular file in a directory is given to: its directory, its name and its state.
+pub type Visit<'a> = dyn FnMut(BorrowedFd<'_>, &Name, &Stat) + 'a;
+
+/// Calls `visit` for each regular file in the directory `object`, at all levels, as far as they are
+/// counted; not at all if another one has its name now.
 ///
 /// # Errors
-/// The errno of opening the directory.
-pub fn files_in(
-    host: &Host,
-    object: &Object,
-    visit: &mut dyn FnMut(BorrowedFd<'_>, &Name, &Stat),
-) -> io::Result<()> {
-    let Entry::Here(path) = entry(host.shm(), &object.file, object.stat.dev)? else {
-        return Ok(());
-    };
-    if sys::stat(&path, c"")?.ino == object.stat.ino {
-        let dir = open_directory(path.as_fd())?;
-        walk(&dir, object.stat.dev, &mut Tree::default(), 0, visit);
-    }
-    Ok(())
+/// The errno of looking at it.
+pub fn files_in(host: &Host, object: &Object, visit: &mut Visit<'_>) -> io::Result<()> {
+    tree_of(host.shm(), &object.file, &object.identity(), visit).map(drop)
 }
 
-fn walk(
-    dir: &Dir,
-    dev: u64,
-    tree: &mut Tree,
-    level: usize,
-    visit: &mut dyn FnMut(BorrowedFd<'_>, &Name, &Stat),
-) {
+/// What the directory `name` in `dir` is and holds, if it is the `expected` one; `visit` is called for each
+/// regular file in it.
+///
+/// # Errors
+/// The errno of openat(2) or statx(2).
+pub fn tree_of(
+    dir: BorrowedFd<'_>,
+    name: &Name,
+    expected: &Identity,
+    visit: &mut Visit<'_>,
+) -> io::Result<Option<(Stat, Tree)>> {
+    let Entry::Here(path) = entry(dir, name, expected.dev)? else { return Ok(None) };
+    let stat = sys::stat(&path, c"")?;
+    if !stat.is_dir() || !expected.is(&stat) {
+        return Ok(None);
+    }
+    let tree = count(path.as_fd(), &stat, visit);
+    Ok(Some((stat, tree)))
+}
+
+/// What is in the directory that an `O_PATH` descriptor refers to.
+fn count(path: BorrowedFd<'_>, stat: &Stat, visit: &mut Visit<'_>) -> Tree {
+    let mut tree = Tree::default();
+    tree.inodes.insert((stat.dev, stat.ino));
+    match open_directory(path) {
+        Ok(dir) => walk(&dir, stat.dev, &mut tree, 0, visit),
+        Err(_) => tree.truncated = true,
+    }
+    tree
+}
+
+fn walk(dir: &Dir, dev: u64, tree: &mut Tree, level: usize, visit: &mut Visit<'_>) {
     let Ok(names) = entries(dir.as_fd()) else {
         tree.truncated = true;
         return;

@@ -1,11 +1,14 @@
 //! What a reaper that was killed left behind: a private directory that nobody has locked.
 
+use std::collections::HashSet;
 use std::io;
 
+use super::directories::{self, look_inside};
 use super::quarantine::{For, Quarantine, others_may_rename};
 use crate::tracker::evidence::lease::{self, LeaseError, c_name};
+use crate::tracker::evidence::usage::{self, Usage};
 use crate::tracker::host::Host;
-use crate::tracker::inventory::posix::entries;
+use crate::tracker::inventory::posix::{entries, tree_of};
 use crate::tracker::resource::{Identity, Name};
 use crate::tracker::sys::{self, Stat};
 
@@ -14,10 +17,10 @@ use crate::tracker::sys::{self, Stat};
 pub struct Settled {
     /// The directory.
     pub directory: Name,
-    /// Objects that somebody holds, that cannot be asked about, or that were never judged: back under
+    /// Objects that somebody uses, that cannot be asked about, or that were never judged: back under
     /// their names.
     pub put_back: Vec<Name>,
-    /// Objects that nobody holds: removed, as had been begun.
+    /// Objects that nobody uses: removed, as had been begun.
     pub finished: Vec<Name>,
     /// Objects that stay in the directory, each with the reason.
     pub left: Vec<(Name, String)>,
@@ -43,10 +46,8 @@ impl Settled {
 pub struct Leftover {
     /// Its name.
     pub directory: Name,
-    /// The objects in it.
-    pub files: Vec<Name>,
-    /// What [`settle`] does with each of them.
-    pub fate: &'static str,
+    /// The objects in it, each with what [`settle`] does with it.
+    pub files: Vec<(Name, &'static str)>,
 }
 
 /// What became of an object that an interrupted reap left behind.
@@ -84,11 +85,15 @@ pub fn fate(host: &Host, directory: &Name) -> io::Result<Option<&'static str>> {
     let not_ours_alone = others_may_rename(host)?;
     Ok(For::of(directory).map(|purpose| match purpose {
         _ if not_ours_alone => "stays",
-        For::Removal => "goes back if somebody holds it, else it is removed",
-        For::Unlinked => "is removed unless somebody holds it",
-        For::Strangers => "goes back if its name is free, else it stays",
+        For::Removal => "goes back if somebody uses it, else it is removed",
+        For::Unlinked => "is removed unless somebody uses it",
+        For::Begun => "is removed, as far as nobody uses what is in it",
+        For::Strangers => GOES_BACK,
     }))
 }
+
+/// What becomes of what no reap may remove.
+const GOES_BACK: &str = "goes back if its name is free, else it stays";
 
 /// The leftovers that [`settle`] would settle now.
 ///
@@ -99,8 +104,12 @@ pub fn leftovers(host: &Host) -> io::Result<Vec<Leftover>> {
         let fate = fate(host, &directory).ok()??;
         // What goes wrong here goes wrong again when it is settled, and is said then.
         let quarantine = Quarantine::open(host, &directory).ok()??;
-        let files = entries(quarantine.fd()).unwrap_or_default();
-        Some(Leftover { directory, files, fate })
+        let files = entries(quarantine.fd()).unwrap_or_default().into_iter().map(|file| {
+            let stat = c_name(&file).and_then(|name| sys::stat(quarantine.fd(), &name));
+            let judged = stat.is_ok_and(|stat| stat.is_file() || stat.is_dir());
+            (file, if judged { fate } else { GOES_BACK })
+        });
+        Some(Leftover { files: files.collect(), directory })
     };
     Ok(entries(host.shm())?.into_iter().filter_map(leftover).collect())
 }
@@ -108,20 +117,27 @@ pub fn leftovers(host: &Host) -> io::Result<Vec<Leftover>> {
 /// What a dry run says of a leftover.
 #[must_use]
 pub fn foresee(leftover: &Leftover) -> Settled {
-    let Leftover { directory, files, fate } = leftover;
-    let left = files.iter().map(|file| (file.clone(), (*fate).to_owned())).collect();
+    let Leftover { directory, files } = leftover;
+    let left = files.iter().map(|(file, fate)| (file.clone(), (*fate).to_owned())).collect();
     Settled { left, ..Settled::nothing(directory) }
 }
 
-/// Settles every leftover of our own: what is held now goes back if its name is free, the rest is
+/// Settles every leftover of our own: what somebody uses now goes back if its name is free, the rest is
 /// finished; what counts as unlinked never goes back, and what was never judged is never removed.
 /// Directories of other users, of other modes, or that somebody has locked, are not touched.
 /// `witness` is told of each object.
 ///
+/// A directory goes back, too, if not everybody can be seen who may use it, but for one that is no longer
+/// whole. With `assume_complete` the operator asserts that nothing outside this PID namespace uses any.
+///
 /// # Errors
 /// The directory of the objects could not be read. What goes wrong with one leftover is in its
 /// [`Settled::trouble`].
-pub fn settle(host: &Host, witness: &mut dyn Witness) -> io::Result<Vec<Settled>> {
+pub fn settle(
+    host: &Host,
+    assume_complete: bool,
+    witness: &mut dyn Witness,
+) -> io::Result<Vec<Settled>> {
     let not_ours_alone = others_may_rename(host)?;
     let mut all = Vec::new();
     for name in entries(host.shm())? {
@@ -131,7 +147,7 @@ pub fn settle(host: &Host, witness: &mut dyn Witness) -> io::Result<Vec<Settled>
             Ok(None) => continue,
             Ok(Some(_)) if not_ours_alone => trouble(NOT_OURS_ALONE.into()),
             Ok(Some(quarantine)) => {
-                let mut settled = settle_all(host, &quarantine, purpose, witness);
+                let mut settled = settle_all(host, &quarantine, purpose, assume_complete, witness);
                 match quarantine.close(host) {
                     // Not empty: what is left in it is in the report.
                     Ok(()) | Err(nix::Error::ENOTEMPTY) => {}
@@ -150,6 +166,7 @@ pub(super) fn settle_all(
     host: &Host,
     quarantine: &Quarantine,
     purpose: For,
+    assume_complete: bool,
     witness: &mut dyn Witness,
 ) -> Settled {
     let mut settled = Settled::nothing(quarantine.name());
@@ -157,86 +174,163 @@ pub(super) fn settle_all(
         settled.trouble = Some(format!("read it: {error}"));
         Vec::new()
     });
-    for file in files {
-        match settle_witnessed(host, quarantine, purpose, &file, witness) {
+    let mut settling = Settling { host, quarantine, purpose, begun: None };
+    let usage = settling.usage(&files, assume_complete);
+    for (index, file) in files.into_iter().enumerate() {
+        let how = usage.by.get(index).cloned().flatten();
+        match settling.settle_witnessed(&file, how, &usage.blind, witness) {
             Fate::PutBack => settled.put_back.push(file),
             Fate::Finished => settled.finished.push(file),
             Fate::Left(why) => settled.left.push((file, why)),
         }
     }
+    if let Some(begun) = settling.begun {
+        match begun.close(host) {
+            Ok(()) | Err(nix::Error::ENOTEMPTY) => {}
+            Err(errno) => settled.trouble = Some(format!("remove the directory: {}", errno.desc())),
+        }
+    }
     settled
 }
 
-fn settle_witnessed(
-    host: &Host,
-    quarantine: &Quarantine,
+/// Settling what is in one quarantine.
+struct Settling<'a> {
+    host: &'a Host,
+    quarantine: &'a Quarantine,
     purpose: For,
-    file: &Name,
-    witness: &mut dyn Witness,
-) -> Fate {
-    let directory = quarantine.name();
-    let stat = match c_name(file).and_then(|name| sys::stat(quarantine.fd(), &name)) {
-        Ok(stat) => stat,
-        Err(error) => return Fate::Left(format!("statx: {error}")),
-    };
-    if let Err(why) = witness.before(directory, file, &stat) {
-        return Fate::Left(why);
-    }
-    let fate = settle_one(host, quarantine, purpose, file);
-    witness.after(directory, file, &stat, &fate);
-    fate
+    /// Where directories are taken apart.
+    begun: Option<Quarantine>,
 }
 
-fn settle_one(host: &Host, quarantine: &Quarantine, purpose: For, file: &Name) -> Fate {
-    let finished = match purpose {
-        For::Strangers => Err("it was moved by mistake".to_owned()),
-        For::Removal | For::Unlinked => {
-            finish(host, quarantine, file).map_err(|error| error.to_string())
+impl Settling<'_> {
+    /// Who uses what, by one look at all processes.
+    fn usage(&self, files: &[Name], assume_complete: bool) -> Usage {
+        if files.is_empty() || self.purpose == For::Strangers {
+            return Usage::default();
         }
-    };
-    let why = match finished {
-        Ok(()) => return Fate::Finished,
-        Err(why) if purpose == For::Unlinked => {
-            return Fate::Left(format!("{why}, and it counts as unlinked"));
-        }
-        Err(why) => why,
-    };
-    match quarantine.put_back(host, file) {
-        Ok(()) => Fate::PutBack,
-        // It must not return when that name is free again one day.
-        Err(nix::Error::EEXIST) if purpose == For::Removal => {
-            Fate::Left(match set_aside(host, quarantine, file) {
-                Ok(place) => format!("{why}, its name is taken, and it is in {place} now"),
-                Err(error) => format!("{why}, its name is taken, and moving it: {error}"),
-            })
-        }
-        Err(errno) => Fate::Left(format!("{why}, and cannot go back: {}", errno.desc())),
+        let inodes = files.iter().map(|file| {
+            let stat = self.stat(file).ok();
+            let mut inodes: HashSet<_> = stat.iter().map(|stat| (stat.dev, stat.ino)).collect();
+            let identity = stat.filter(Stat::is_dir).map(|stat| Identity::of(&stat));
+            let tree = identity
+                .and_then(|id| tree_of(self.quarantine.fd(), file, &id, &mut |_, _, _| {}).ok());
+            let tree = tree.flatten().map(|(_, tree)| tree.inodes);
+            let directory = tree.is_some();
+            inodes.extend(tree.unwrap_or_default());
+            (inodes, directory)
+        });
+        let inodes: Vec<_> = inodes.collect();
+        let within = self.quarantine.name();
+        let things = inodes.iter().map(|(inodes, directory)| usage::Thing {
+            inodes,
+            directory: *directory,
+            within,
+        });
+        usage::look(self.host, &things.collect::<Vec<_>>(), assume_complete)
     }
-}
 
-/// Moves an object to where it counts as unlinked; the directory's name.
-///
-/// # Errors
-/// The errno of making that directory or of the move.
-fn set_aside(host: &Host, quarantine: &Quarantine, file: &Name) -> io::Result<Name> {
-    let unlinked = Quarantine::make(host, For::Unlinked)?;
-    match unlinked.take_in(quarantine.fd(), file) {
-        Ok(()) => Ok(unlinked.name().clone()),
-        Err(errno) => {
-            // Empty, and no use to anybody.
-            unlinked.close(host).unwrap_or(());
-            Err(errno.into())
+    fn stat(&self, file: &Name) -> io::Result<Stat> {
+        sys::stat(self.quarantine.fd(), &c_name(file)?)
+    }
+
+    fn settle_witnessed(
+        &mut self,
+        file: &Name,
+        how: Option<String>,
+        blind: &[&str],
+        witness: &mut dyn Witness,
+    ) -> Fate {
+        let directory = self.quarantine.name();
+        let stat = match self.stat(file) {
+            Ok(stat) => stat,
+            Err(error) => return Fate::Left(format!("statx: {error}")),
+        };
+        if let Err(why) = witness.before(directory, file, &stat) {
+            return Fate::Left(why);
+        }
+        let fate = self.settle(file, how, blind);
+        witness.after(directory, file, &stat, &fate);
+        fate
+    }
+
+    fn settle(&mut self, file: &Name, how: Option<String>, blind: &[&str]) -> Fate {
+        let finished = match (self.purpose, how) {
+            (For::Strangers, _) => Err("it was moved by mistake".to_owned()),
+            (_, Some(how)) => Err(how),
+            _ => self.finish(file, blind),
+        };
+        let why = match finished {
+            Ok(()) => return Fate::Finished,
+            Err(why) if self.purpose == For::Unlinked => {
+                return Fate::Left(format!("{why}, and it counts as unlinked"));
+            }
+            Err(why) if self.purpose == For::Begun => {
+                return Fate::Left(format!("{why}, and it is no longer whole"));
+            }
+            Err(why) => why,
+        };
+        match self.quarantine.put_back(self.host, file) {
+            Ok(()) => Fate::PutBack,
+            // It must not return when that name is free again one day.
+            Err(nix::Error::EEXIST) if self.purpose == For::Removal => {
+                Fate::Left(match self.set_aside(file) {
+                    Ok(place) => format!("{why}, its name is taken, and it is in {place} now"),
+                    Err(error) => format!("{why}, its name is taken, and moving it: {error}"),
+                })
+            }
+            Err(errno) => Fate::Left(format!("{why}, and cannot go back: {}", errno.desc())),
         }
     }
-}
 
-/// Removes an object of the quarantine if nobody holds it.
-fn finish(host: &Host, quarantine: &Quarantine, file: &Name) -> Result<(), LeaseError> {
-    let stat = sys::stat(quarantine.fd(), &c_name(file)?)?;
-    let leased = lease::take(host, quarantine.fd(), file, &Identity::of(&stat))?;
-    if !leased.is_whole() {
-        return Err(LeaseError::Held);
+    /// Removes what nobody was seen to use.
+    fn finish(&mut self, file: &Name, blind: &[&str]) -> Result<(), String> {
+        let stat = self.stat(file).map_err(|error| error.to_string())?;
+        if stat.is_dir() {
+            return self.finish_directory(file, &stat, blind);
+        }
+        self.finish_file(file, &stat).map_err(|error| error.to_string())
     }
-    quarantine.unlink(file).map_err(io::Error::from)?;
-    Ok(())
+
+    fn finish_file(&self, file: &Name, stat: &Stat) -> Result<(), LeaseError> {
+        let leased = lease::take(self.host, self.quarantine.fd(), file, &Identity::of(stat))?;
+        if !leased.is_whole() {
+            return Err(LeaseError::Held);
+        }
+        self.quarantine.unlink(file).map_err(io::Error::from)?;
+        Ok(())
+    }
+
+    fn finish_directory(&mut self, file: &Name, stat: &Stat, blind: &[&str]) -> Result<(), String> {
+        let says = |error: io::Error| error.to_string();
+        if self.purpose != For::Begun && !blind.is_empty() {
+            return Err(format!("not everybody can be seen who may use it: {}", blind.join("; ")));
+        }
+        let inside = look_inside(self.host, self.quarantine.fd(), file, &Identity::of(stat));
+        let inside = inside.map_err(says)?.ok_or("it was replaced")?;
+        if let Some(held) = inside.held {
+            return Err(format!("somebody has {held} in it open or mapped"));
+        }
+        if self.purpose == For::Begun {
+            return directories::take_apart(self.quarantine.fd(), file).map_err(says);
+        }
+        if self.begun.is_none() {
+            self.begun = Some(Quarantine::make(self.host, For::Begun).map_err(says)?);
+        }
+        let Some(begun) = &self.begun else { return Err("no private directory".into()) };
+        begun.take_in(self.quarantine.fd(), file).map_err(|errno| says(errno.into()))?;
+        directories::take_apart(begun.fd(), file).map_err(says)
+    }
+
+    /// Moves an object to where it counts as unlinked; the directory's name.
+    fn set_aside(&self, file: &Name) -> io::Result<Name> {
+        let unlinked = Quarantine::make(self.host, For::Unlinked)?;
+        match unlinked.take_in(self.quarantine.fd(), file) {
+            Ok(()) => Ok(unlinked.name().clone()),
+            Err(errno) => {
+                // Empty, and no use to anybody.
+                unlinked.close(self.host).unwrap_or(());
+                Err(errno.into())
+            }
+        }
+    }
 }

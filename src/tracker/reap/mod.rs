@@ -6,6 +6,7 @@
 //! unconditionally, as the tracker protocol demands.
 #![allow(clippy::disallowed_methods)]
 
+mod directories;
 mod leftovers;
 mod objects;
 mod quarantine;
@@ -13,8 +14,8 @@ pub mod registered;
 
 pub use leftovers::{Fate, Leftover, Settled, Witness, fate, foresee, leftovers, settle};
 pub use objects::{Manner, Reaper, Steps, Target};
-pub use quarantine::is_our_leftover;
-pub(super) use quarantine::is_quarantine_name;
+pub use quarantine::is_quarantine_name;
+pub use quarantine::{at_work, is_our_leftover};
 
 use serde::Serialize;
 
@@ -46,6 +47,19 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// All.
+    pub const ALL: [Self; 9] = [
+        Self::Reaped,
+        Self::WouldReap,
+        Self::Held,
+        Self::Changed,
+        Self::OpenedMeanwhile,
+        Self::OpenedAtRemoval,
+        Self::Refused,
+        Self::Gone,
+        Self::Failed,
+    ];
+
     /// The word that tables and JSON use.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

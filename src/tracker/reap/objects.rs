@@ -1,15 +1,18 @@
 //! Removing objects that were judged.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::directories::{self, Inside};
 use super::quarantine::{For, Quarantine};
 use super::{Outcome, Report, Witness};
 use crate::tracker::evidence::lease::{self, LeaseError, Leased, c_name};
+use crate::tracker::evidence::usage;
 use crate::tracker::host::Host;
-use crate::tracker::inventory::posix::stat_here;
+use crate::tracker::inventory::posix::{Tree, stat_here};
 use crate::tracker::resource::{Identity, Name};
 use crate::tracker::sys::{self, Stat};
 
@@ -24,6 +27,8 @@ pub enum Manner {
     /// Without one, for what has none or where the kernel grants none: by complete holder sight,
     /// or because the operator forces it.
     Unleased,
+    /// A directory with all that is in it, by complete holder sight or because the operator forces it.
+    Directory,
 }
 
 /// One object to remove.
@@ -37,6 +42,10 @@ pub struct Target<'a> {
     pub manner: Manner,
     /// Whether it may go without the quarantine when the mount has no inode left for one.
     pub may_go_directly: bool,
+    /// What was in it, if it is a directory.
+    pub tree: Option<&'a Tree>,
+    /// Whether the operator forces it, whatever could not be seen.
+    pub force: bool,
 }
 
 /// What a removal asks and does on its way.
@@ -53,16 +62,21 @@ pub trait Steps {
 #[derive(Debug)]
 pub struct Reaper<'a> {
     host: &'a Host,
+    /// Nothing outside this PID namespace uses the mount: the operator asserts it.
+    assume_complete: bool,
     quarantine: Option<Quarantine>,
     unlinked: Option<Quarantine>,
     strangers: Option<Quarantine>,
+    begun: Option<Quarantine>,
 }
 
 impl<'a> Reaper<'a> {
-    /// A reaper of the host's objects.
+    /// A reaper of the host's objects; with `assume_complete` the operator asserts that nothing outside
+    /// this PID namespace uses the mount.
     #[must_use]
-    pub fn new(host: &'a Host) -> Self {
-        Self { host, quarantine: None, unlinked: None, strangers: None }
+    pub fn new(host: &'a Host, assume_complete: bool) -> Self {
+        let (quarantine, unlinked, strangers, begun) = (None, None, None, None);
+        Self { host, assume_complete, quarantine, unlinked, strangers, begun }
     }
 
     /// Removes one object, as [`Steps`] say.
@@ -72,6 +86,9 @@ impl<'a> Reaper<'a> {
         match target.manner {
             Manner::Leased => self.remove_leased(target, steps, made),
             Manner::Unleased => self.remove_unleased(target, steps, made),
+            Manner::Directory => {
+                self.remove_directory(target, steps, made).unwrap_or_else(|report| report)
+            }
         }
     }
 
@@ -85,7 +102,8 @@ impl<'a> Reaper<'a> {
             // Whoever was opening it had microseconds to go; waiting long for one that keeps it
             // would gain nothing.
             for _attempt in 0..10 {
-                super::leftovers::settle_all(self.host, &unlinked, For::Unlinked, witness);
+                let assume = self.assume_complete;
+                super::leftovers::settle_all(self.host, &unlinked, For::Unlinked, assume, witness);
                 match entries_left(&unlinked) {
                     Ok(0) | Err(_) => break,
                     Ok(_) => std::thread::sleep(Duration::from_millis(10)),
@@ -93,10 +111,17 @@ impl<'a> Reaper<'a> {
             }
             close(self.host, unlinked, &mut left);
         }
-        for quarantine in [self.strangers.take(), self.quarantine.take()].into_iter().flatten() {
+        let others = [self.strangers.take(), self.begun.take(), self.quarantine.take()];
+        for quarantine in others.into_iter().flatten() {
             close(self.host, quarantine, &mut left);
         }
         left
+    }
+
+    /// Makes the private directory at once, which shows others that a reaper is at work. What goes wrong
+    /// with it goes wrong again, and is told, with the first object.
+    pub fn prepare(&mut self) {
+        self.make_quarantine().unwrap_or(());
     }
 
     fn make_quarantine(&mut self) -> io::Result<()> {
@@ -211,6 +236,102 @@ impl<'a> Reaper<'a> {
             return self.put_back(target.file, Report::failed("unlink", &errno.into()));
         }
         removed(whole(), leased, &moved, looked)
+    }
+
+    /// Moves a directory away, makes sure that it is the right one, as it was, and that nobody is in it,
+    /// and only then takes it apart. Either way the answer is a report.
+    fn remove_directory(
+        &mut self,
+        target: &Target<'_>,
+        steps: &mut dyn Steps,
+        made: io::Result<()>,
+    ) -> Result<Report, Report> {
+        let inside = self.look_inside(self.host.shm(), target)?;
+        let refused = |why: String| Report::new(Outcome::Refused, why);
+        steps.judge(&inside.stat).map_err(refused)?;
+        made.map_err(|error| Report::failed("make a private directory", &error))?;
+        let Some(quarantine) = &self.quarantine else { return Err(gone()) };
+        match quarantine.take_in(self.host.shm(), target.file) {
+            Ok(()) => {}
+            Err(nix::Error::ENOENT) => return Err(gone()),
+            Err(errno) => return Err(Report::failed("move it away", &errno.into())),
+        }
+        if let Err(report) = self.look_again(quarantine, target, &inside.stat, steps) {
+            return Err(self.put_back(target.file, report));
+        }
+        self.take_apart(target.file)
+    }
+
+    /// Looks into a directory, which has to be as it was and in nobody's hands.
+    fn look_inside(&self, dir: BorrowedFd<'_>, target: &Target<'_>) -> Result<Inside, Report> {
+        let inside = match directories::look_inside(self.host, dir, target.file, &target.identity) {
+            Ok(inside) => inside.ok_or_else(changed)?,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Err(gone()),
+            Err(error) => return Err(Report::failed("look into it", &error)),
+        };
+        if let Some(file) = &inside.held {
+            let says = format!("somebody has {file} in it open or mapped");
+            return Err(Report::new(Outcome::Held, says));
+        }
+        // Of one that is too large or deep to be seen whole, as of one that nobody can look into, no two
+        // looks agree: the operator forces it.
+        if target.tree.is_none_or(|tree| *tree != inside.tree) && !target.force {
+            let says =
+                "something in it was made, written, changed or removed since it was looked at";
+            return Err(Report::new(Outcome::Refused, says));
+        }
+        Ok(inside)
+    }
+
+    /// Once its name is gone, nobody can come to a directory who is not there yet.
+    fn look_again(
+        &self,
+        quarantine: &Quarantine,
+        target: &Target<'_>,
+        judged: &Stat,
+        steps: &mut dyn Steps,
+    ) -> Result<(), Report> {
+        let inside = self.look_inside(quarantine.fd(), target)?;
+        // The move itself is a change of the inode.
+        let now = Stat { changed: judged.changed, ..inside.stat };
+        steps.judge(&now).map_err(|why| Report::new(Outcome::Refused, why))?;
+        let (inodes, within) = (&inside.tree.inodes, quarantine.name());
+        let thing = usage::Thing { inodes, directory: true, within };
+        let seen = usage::look(self.host, &[thing], self.assume_complete);
+        if let Some(how) = seen.by.into_iter().next().flatten() {
+            return Err(Report::new(Outcome::Held, how));
+        }
+        if !seen.blind.is_empty() && !target.force {
+            let says = format!("not all holders can be seen any more: {}", seen.blind.join("; "));
+            return Err(Report::new(Outcome::Refused, says));
+        }
+        // Somebody may have been on the way into it before it was moved.
+        self.look_inside(quarantine.fd(), target).map(drop)
+    }
+
+    /// Takes a directory of the quarantine apart, in a place where it never gets its name back.
+    fn take_apart(&mut self, file: &Name) -> Result<Report, Report> {
+        let failed = |step: &str, error: io::Error| Report::failed(step, &error);
+        if self.begun.is_none() {
+            match Quarantine::make(self.host, For::Begun) {
+                Ok(made) => self.begun = Some(made),
+                Err(error) => {
+                    let report = failed("make a private directory", error);
+                    return Err(self.put_back(file, report));
+                }
+            }
+        }
+        let (Some(quarantine), Some(begun)) = (&self.quarantine, &self.begun) else {
+            return Err(gone());
+        };
+        if let Err(errno) = begun.take_in(quarantine.fd(), file) {
+            let report = failed("move it to where it is taken apart", errno.into());
+            return Err(self.put_back(file, report));
+        }
+        directories::take_apart(begun.fd(), file).map_err(|error| {
+            failed(&format!("take it apart; what is left of it is in {}", begun.name()), error)
+        })?;
+        Ok(Report::new(Outcome::Reaped, "removed, with all that was in it"))
     }
 
     /// With no inode left for a directory: lease, identity and unlink follow each other directly.

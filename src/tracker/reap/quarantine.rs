@@ -10,7 +10,7 @@ use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::tracker::host::Host;
-use crate::tracker::inventory::posix::{Entry, Object, entry};
+use crate::tracker::inventory::posix::{Entry, Object, entries, entry};
 use crate::tracker::resource::Name;
 use crate::tracker::sys;
 
@@ -25,17 +25,21 @@ pub(super) enum For {
     /// What was put under the name of a judged object in the last moment, and lost that name to a
     /// third one before it could be put back. It was never judged.
     Strangers,
+    /// Directories that nobody used when they were moved here, and that are being taken apart: they are no
+    /// longer whole.
+    Begun,
 }
 
 impl For {
     /// All, the longer prefixes first.
-    const ALL: [Self; 3] = [Self::Unlinked, Self::Strangers, Self::Removal];
+    const ALL: [Self; 4] = [Self::Unlinked, Self::Strangers, Self::Begun, Self::Removal];
 
     const fn prefix(self) -> &'static str {
         match self {
             Self::Removal => ".rtrack.",
             Self::Unlinked => ".rtrack.unlinked.",
             Self::Strangers => ".rtrack.kept.",
+            Self::Begun => ".rtrack.begun.",
         }
     }
 
@@ -52,8 +56,27 @@ impl For {
 }
 
 /// Whether a directory of this name is, by its name, a quarantine.
-pub(in crate::tracker) fn is_quarantine_name(name: &Name) -> bool {
+#[must_use]
+pub fn is_quarantine_name(name: &Name) -> bool {
     For::of(name).is_some()
+}
+
+/// The private directory of another reaper of this user's that is at work now.
+///
+/// # Errors
+/// The directory of the objects could not be read.
+pub fn at_work(host: &Host) -> io::Result<Option<Name>> {
+    let locked = |name: &Name| -> io::Result<bool> {
+        let Entry::Here(path) = entry(host.shm(), name, host.shm_dev()?)? else { return Ok(false) };
+        if !is_ours(&sys::stat(&path, c"")?) {
+            return Ok(false);
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        sys::try_lock(&openat(&path, c".", flags, Mode::empty())?).map(|taken| !taken)
+    };
+    let mut names = entries(host.shm())?.into_iter();
+    // One that cannot be looked at is gone, or nobody's who cooperates.
+    Ok(names.find(|name| For::of(name) == Some(For::Removal) && locked(name).unwrap_or(false)))
 }
 
 /// Whether this is a directory that [`settle`](super::settle) would settle, unless a reaper that

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{Finish, evidence, identity, listed, path, rtrack, verdict};
+use super::{Finish, evidence, identity, listed, rtrack, verdict};
 
 /// The list, as somebody sees it who vouches that nothing outside uses the mount.
 #[track_caller]
@@ -58,12 +58,10 @@ pub(crate) fn stays_by_default(name: &str) {
     assert_eq!(identity(name), before, "{name}");
 }
 
-/// `name` is orphaned for this reason, and `reap` takes it. (Directories are not removed.)
+/// `name` is orphaned for this reason, and `reap` takes it.
 #[track_caller]
 pub(crate) fn goes(name: &str, reason: &str) {
     judged(name, "orphaned", reason);
     reap("orphaned");
-    if !path(name).is_dir() {
-        assert_eq!(identity(name), None, "{name}");
-    }
+    assert_eq!(identity(name), None, "{name}");
 }

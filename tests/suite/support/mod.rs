@@ -25,7 +25,7 @@ pub(crate) use sandbox::{
 };
 pub(crate) use schema::{faults, validate};
 pub(crate) use shm::{identity, names, object, path, sem_open, shm_open};
-pub(crate) use trace::stopped_before;
+pub(crate) use trace::{stopped_before, stopped_with_arguments};
 
 use std::io;
 

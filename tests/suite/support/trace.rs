@@ -13,6 +13,15 @@ pub(crate) fn stopped_before(
     command: &mut Command,
     mut meanwhile: impl FnMut(u32, u32),
 ) -> ExitStatus {
+    stopped_with_arguments(number, command, |stops, pid, _| meanwhile(stops, pid))
+}
+
+/// As [`stopped_before`]; `meanwhile` is given the arguments of the call as well.
+pub(crate) fn stopped_with_arguments(
+    number: libc::c_long,
+    command: &mut Command,
+    mut meanwhile: impl FnMut(u32, u32, [u64; 6]),
+) -> ExitStatus {
     // SAFETY: between fork and exec only system calls are made.
     unsafe {
         command.pre_exec(|| {
@@ -37,8 +46,10 @@ pub(crate) fn stopped_before(
         let signal = libc::WSTOPSIG(status);
         // SAFETY: the process is stopped, or was killed by `meanwhile`: then waiting tells.
         unsafe { libc::ptrace(libc::PTRACE_SETOPTIONS, pid, 0, libc::PTRACE_O_TRACESYSGOOD) };
-        if enters(pid) == Some(number) {
-            meanwhile(stops, child.id());
+        if let Some((entered, arguments)) = enters(pid)
+            && entered == number
+        {
+            meanwhile(stops, child.id(), arguments);
             stops += 1;
         }
         // Stops for exec and system calls are this tracer's own, other signals are passed on.
@@ -48,8 +59,8 @@ pub(crate) fn stopped_before(
     }
 }
 
-/// The system call that the stopped process is about to make, if it stopped for one.
-fn enters(pid: i32) -> Option<libc::c_long> {
+/// The system call that the stopped process is about to make, if it stopped for one, and its arguments.
+fn enters(pid: i32) -> Option<(libc::c_long, [u64; 6])> {
     // SAFETY: the structure is integers only, and the kernel writes at most its size.
     let info = unsafe {
         let mut info = std::mem::zeroed::<libc::ptrace_syscall_info>();
@@ -64,5 +75,6 @@ fn enters(pid: i32) -> Option<libc::c_long> {
         return None;
     }
     // SAFETY: the kernel says that this is the member it wrote.
-    Some(unsafe { info.u.entry.nr }.try_into().unwrap())
+    let entry = unsafe { info.u.entry };
+    Some((entry.nr.try_into().unwrap(), entry.args))
 }

@@ -1,0 +1,268 @@
+//! What is to be done with each object: by its verdict, or by a plan that was made before.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::io::Read;
+use std::path::Path;
+
+use super::ReapArgs;
+use crate::commands::error::{CommandError, Kind as ErrorKind};
+use crate::commands::render::{self, Row};
+use crate::commands::selecting::SelectArgs;
+use crate::commands::surveying::{Chosen, Look, sort};
+use crate::tracker::host::Host;
+use crate::tracker::inventory::posix::{Object, stat_here};
+use crate::tracker::plan::document::{self, Item, Plan};
+use crate::tracker::plan::{self, Step};
+use crate::tracker::reap::{self, Outcome, Report};
+use crate::tracker::resource::Name;
+use crate::tracker::select;
+use crate::tracker::survey::Judging;
+use crate::tracker::verdict::Verdict;
+
+/// What is to be done, in the order of `--sort`.
+#[derive(Debug, Default)]
+pub(super) struct Planned {
+    /// With each object, by its place in the survey; what was neither planned nor named is left out.
+    pub(super) steps: Vec<(usize, Step)>,
+    /// Those of them that are forced.
+    pub(super) forced: HashSet<usize>,
+    /// What a plan says of objects that are there no longer.
+    pub(super) absent: Vec<(Item, Report)>,
+}
+
+impl Planned {
+    /// How many objects are to be removed.
+    pub(super) fn removals(&self) -> usize {
+        self.steps.iter().filter(|(_, step)| matches!(step, Step::Remove(..))).count()
+    }
+
+    /// The rows of what is planned, and of what is there no longer.
+    pub(super) fn rows<'a>(&'a self, found: &'a Look) -> Vec<Row<'a>> {
+        let here = self.steps.iter().filter_map(|(index, _)| {
+            let row = render::row(&found.host, &found.survey, *index)?;
+            Some(Row { forced: self.forced.contains(index), ..row })
+        });
+        here.chain(absent_rows(&self.absent, found)).collect()
+    }
+}
+
+/// The rows of what is there no longer.
+pub(super) fn absent_rows<'a>(
+    absent: &'a [(Item, Report)],
+    found: &'a Look,
+) -> impl Iterator<Item = Row<'a>> {
+    absent.iter().map(|(item, report)| Row {
+        object: &item.object,
+        index: usize::MAX,
+        judgement: item.judgement.clone(),
+        holders: &[],
+        producer: item.producer.as_ref().map(|(id, software)| (id.as_str(), software.as_str())),
+        creator: None,
+        user: &item.user,
+        now: found.survey.taken_at,
+        report: Some(report.clone()),
+        forced: item.force,
+    })
+}
+
+/// What was chosen to be looked at, and how it is planned then.
+#[derive(Debug, Default)]
+pub(super) struct Choice {
+    /// The names, in the directory, of what is forced.
+    forced: HashSet<Name>,
+    /// For each name that no object has, the error.
+    pub(super) missing: Vec<CommandError>,
+    /// The plan to carry out.
+    pub(super) plan: Option<Plan>,
+}
+
+impl Choice {
+    /// The objects that the names and options select, and those to force.
+    pub(super) fn select(
+        &mut self,
+        args: &ReapArgs,
+        host: &Host,
+        all: Vec<Object>,
+    ) -> Result<Chosen, CommandError> {
+        let chosen = |objects, forced: &HashSet<Name>| {
+            let (forced, judging) = (forced.clone(), args.select.judging());
+            Chosen { objects, forced, judging, by_plan: false }
+        };
+        let mut objects = Vec::new();
+        if !args.force.is_empty() {
+            let indices = args.select.indices(&all, &args.force)?;
+            objects.extend(indices.iter().filter_map(|index| all.get(*index)).cloned());
+            self.forced.extend(objects.iter().map(|object| object.file.clone()));
+            // A name to force selects nothing else.
+            if args.select.names.is_empty() {
+                return Ok(chosen(objects, &self.forced));
+            }
+        }
+        let (selected, mut missing) = args.select.select(all, (host.clock.wall)())?;
+        objects.extend(selected.into_iter().filter(|object| !self.forced.contains(&object.file)));
+        if objects.is_empty() && !missing.is_empty() {
+            return Err(missing.remove(0));
+        }
+        self.missing = missing;
+        Ok(chosen(objects, &self.forced))
+    }
+
+    /// The objects of a plan that are still there.
+    pub(super) fn follow(
+        &mut self,
+        plan: Plan,
+        select: &SelectArgs,
+        all: Vec<Object>,
+    ) -> Result<Chosen, CommandError> {
+        let items = by_file(&plan.items);
+        let of_plan = |object: &Object| {
+            items.get(&object.file).is_some_and(|item| is_same(&item.object, object))
+        };
+        let grace = u64::try_from(plan.grace).unwrap_or(u64::MAX);
+        let judging = Judging {
+            grace: std::time::Duration::from_nanos(grace),
+            assume_complete: plan.assume_complete,
+            ..select.judging()
+        };
+        let objects = all.into_iter().filter(of_plan).collect();
+        drop(items);
+        self.plan = Some(plan);
+        Ok(Chosen { objects, forced: HashSet::new(), judging, by_plan: true })
+    }
+
+    /// What is to be done with what was found.
+    pub(super) fn plan(&mut self, args: &ReapArgs, found: &Look) -> Planned {
+        match &self.plan {
+            Some(plan) => by_plan(plan, args, found),
+            None => by_verdict(args, found, &self.forced),
+        }
+    }
+}
+
+/// The items of a plan by their names in the directory; no two have the same.
+fn by_file(items: &[Item]) -> HashMap<&Name, &Item> {
+    items.iter().map(|item| (&item.object.file, item)).collect()
+}
+
+fn is_same(planned: &Object, object: &Object) -> bool {
+    planned.kind == object.kind
+        && planned.file == object.file
+        && planned.identity() == object.identity()
+}
+
+/// Reads a plan; `-` is stdin.
+///
+/// # Errors
+/// It cannot be read, or does not fit: status 3, and it is refused whole.
+pub(super) fn read_plan(from: &OsStr) -> Result<Vec<u8>, CommandError> {
+    let mut text = Vec::new();
+    let read = if from == "-" {
+        std::io::stdin().lock().read_to_end(&mut text)
+    } else {
+        std::fs::File::open(Path::new(from)).and_then(|mut file| file.read_to_end(&mut text))
+    };
+    let context = format!("read the plan {}", Name::from(from.to_owned()));
+    read.map_err(|error| CommandError::from(anyhow::Error::new(error).context(context)))?;
+    Ok(text)
+}
+
+/// Checks a plan whole.
+///
+/// # Errors
+/// As [`read_plan`].
+pub(super) fn check_plan(text: &[u8], host: &Host) -> Result<Plan, CommandError> {
+    document::read(text, host).map_err(|error| {
+        let error = anyhow::Error::new(error).context("the plan is refused");
+        CommandError::new(ErrorKind::Failed, error)
+            .hint("nothing was removed; rtrack reap --dry-run --json makes a new one")
+    })
+}
+
+/// Why a directory of that name is no object to remove.
+const PRIVATE: &str = "it has the name of a private directory of a reap; one that an interrupted reap left is \
+                       settled before anything else is removed";
+
+fn by_verdict(args: &ReapArgs, found: &Look, forced: &HashSet<Name>) -> Planned {
+    let survey = &found.survey;
+    let mut rows = render::rows(&found.host, survey);
+    sort(&mut rows, args.select.sort, args.select.reverse);
+    let named = select::named(&survey.objects, &args.select.names);
+    let mut planned = Planned::default();
+    for row in rows {
+        let force = forced.contains(&row.object.file);
+        if force {
+            planned.forced.insert(row.index);
+        }
+        if !force && !args.select.passes_producer(row.producer.map(|(id, _)| id)) {
+            continue;
+        }
+        let verdict = row.judgement.verdict;
+        match step(found, &row, &args.verdict, force) {
+            // Somebody who names an object is told why it stays.
+            Step::Leave if force || named.contains(&row.index) => {
+                let why = if reap::is_quarantine_name(&row.object.file) {
+                    PRIVATE.to_owned()
+                } else {
+                    format!("{verdict}: {}", row.judgement.says())
+                };
+                planned.steps.push((row.index, Step::Refuse(verdict, why)));
+            }
+            Step::Leave => {}
+            step => planned.steps.push((row.index, step)),
+        }
+    }
+    planned
+}
+
+fn step(found: &Look, row: &Row<'_>, verdicts: &[Verdict], force: bool) -> Step {
+    match found.survey.leases.get(row.index) {
+        // A reaper's own, or of somebody who likes the name.
+        Some(_) if reap::is_quarantine_name(&row.object.file) => Step::Leave,
+        Some(lease) => plan::step(row.object.kind, *lease, &row.judgement, verdicts, force),
+        None => Step::Leave,
+    }
+}
+
+fn by_plan(plan: &Plan, args: &ReapArgs, found: &Look) -> Planned {
+    let mut rows = render::rows(&found.host, &found.survey);
+    sort(&mut rows, args.select.sort, args.select.reverse);
+    let mut planned = Planned::default();
+    let mut left = by_file(&plan.items);
+    for row in &rows {
+        let here = left.get(&row.object.file).filter(|item| is_same(&item.object, row.object));
+        let Some(item) = here.copied() else { continue };
+        left.remove(&row.object.file);
+        if item.force {
+            planned.forced.insert(row.index);
+        }
+        planned.steps.push((row.index, planned_step(found, row, item)));
+    }
+    for item in plan.items.iter().filter(|item| left.contains_key(&item.object.file)) {
+        let object = &item.object;
+        let report = match stat_here(found.host.shm(), &object.file, object.stat.dev) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                Report::new(Outcome::Gone, "it was gone already")
+            }
+            _ => Report::new(Outcome::Changed, "another object has its name now"),
+        };
+        planned.absent.push((item.clone(), report));
+    }
+    planned
+}
+
+/// A plan never does more than it says: what is not as it was stays.
+fn planned_step(found: &Look, row: &Row<'_>, item: &Item) -> Step {
+    let now = row.judgement.verdict;
+    if let Err(why) = plan::still_goes(item.judgement.verdict, &row.judgement, item.force) {
+        return Step::Refuse(now, why);
+    }
+    if let Err(why) = item.is_unchanged(row.object) {
+        return Step::Refuse(now, why.to_owned());
+    }
+    match step(found, row, &Verdict::ALL, item.force) {
+        Step::Remove(manner, _) => Step::Remove(manner, item.judgement.verdict),
+        Step::Leave => Step::Refuse(now, format!("{now}: {}", row.judgement.says())),
+        refused @ Step::Refuse(..) => refused,
+    }
+}

@@ -1,0 +1,319 @@
+//! Directories: removed whole or not at all, and nothing outside of them is touched.
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, symlink};
+use std::process::Command;
+
+use nix::mount::{MntFlags, umount2};
+use serde_json::Value;
+
+use crate::reaping::exactly;
+use crate::support::{
+    Case, Finish, Holder, Need, case, hold, identity, judged, listed, mount, object, path, rtrack,
+    scratch, somebody, stopped_before,
+};
+
+pub(crate) fn tests() -> Vec<Case> {
+    const ALONE: &[Need] = &[Need::PidNamespace];
+    const USERS: &[Need] = &[Need::PidNamespace, Need::RealRoot];
+    vec![
+        case("removed_with_all_that_is_in_it", removed_with_all_that_is_in_it).needs(ALONE),
+        case("deep_and_wide", deep_and_wide).needs(ALONE),
+        case("came_to_be_used_before_the_move", came_to_be_used_before_the_move).needs(ALONE),
+        case("came_to_be_used_after_the_move", came_to_be_used_after_the_move).needs(ALONE),
+        case("swapped_while_it_is_taken_apart", swapped_while_it_is_taken_apart).needs(ALONE),
+        case("mounted_while_it_is_taken_apart", mounted_while_it_is_taken_apart).needs(ALONE),
+        case("killed_before_and_after_it_is_decided", killed_before_and_after_it_is_decided)
+            .needs(ALONE),
+        case("leftover_that_somebody_uses", leftover_that_somebody_uses).needs(ALONE),
+        case("leftover_file_that_no_lease_shows", leftover_file_that_no_lease_shows).needs(ALONE),
+        case("private_directory_of_somebody_else", private_directory_of_somebody_else).needs(USERS),
+        case("without_sight_only_by_force", without_sight_only_by_force).needs(ALONE),
+    ]
+}
+
+/// A directory's name of which the proof needs sight of every process: joblib's, of a pid that no process has.
+const DIRECTORY: &str = "joblib_memmapping_folder_4194399_0123456789abcdef_0123456789abcdef";
+
+fn make(name: &str) {
+    DirBuilder::new().mode(0o700).create(path(name)).unwrap();
+    fs::create_dir_all(path(name).join("below/deeper")).unwrap();
+    for file in ["inside", "below/deep", "below/deeper/deepest"] {
+        object().make(format!("{name}/{file}"));
+    }
+}
+
+fn reap(more: &[&str]) -> Command {
+    let mut reap = rtrack(["reap", "--yes", "--json", "--grace", "0s", "--assume-complete"]);
+    reap.args(more);
+    reap
+}
+
+/// The report of a `reap` that is stopped before each system call `number`.
+fn reap_stopped_before(number: libc::c_long, mut meanwhile: impl FnMut(u32, u32)) -> Value {
+    let file = scratch().join("report");
+    let mut reap = reap(&[]);
+    reap.stdout(File::create(&file).unwrap());
+    stopped_before(number, &mut reap, &mut meanwhile);
+    serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
+}
+
+fn outcome(report: &Value) -> &str {
+    listed(report, DIRECTORY)["outcome"].as_str().unwrap()
+}
+
+fn removed_with_all_that_is_in_it() {
+    make(DIRECTORY);
+    let inside = path(DIRECTORY);
+    fs::write(scratch().join("kept"), "kept").unwrap();
+    fs::create_dir(scratch().join("directory")).unwrap();
+    fs::write(scratch().join("directory/kept"), "kept").unwrap();
+    symlink(scratch().join("kept"), inside.join("link")).unwrap();
+    symlink(scratch().join("directory"), inside.join("below/link")).unwrap();
+    symlink("..", inside.join("below/up")).unwrap();
+    nix::unistd::mkfifo(&inside.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    object().make(std::ffi::OsString::from(format!("{DIRECTORY}/\u{9b}31m\n")));
+    fs::set_permissions(inside.join("below/deeper"), Permissions::from_mode(0o000)).unwrap();
+    // Another name of a file in it goes on.
+    fs::hard_link(inside.join("inside"), path("another")).unwrap();
+    let report = reap(&[]).finish().expect(0).json();
+    assert_eq!(outcome(&report), "reaped", "{report:#}");
+    exactly(&["another"]);
+    for kept in ["kept", "directory/kept"] {
+        assert_eq!(fs::read(scratch().join(kept)).unwrap(), b"kept");
+    }
+}
+
+fn deep_and_wide() {
+    make("deep");
+    let mut below = path("deep");
+    // Far deeper than one could go with a descriptor for each level, or a path.
+    std::env::set_current_dir(&below).unwrap();
+    for _ in 0..3000 {
+        fs::create_dir("d").unwrap();
+        std::env::set_current_dir("d").unwrap();
+    }
+    fs::write("deepest", "").unwrap();
+    std::env::set_current_dir("/").unwrap();
+    below.push("wide");
+    fs::create_dir(&below).unwrap();
+    for number in 0..20_000 {
+        File::create(below.join(number.to_string())).unwrap();
+    }
+    // Not all of it is counted: who uses it is not known.
+    judged("deep", "unknown", "no-lease");
+    reap(&[]).finish().expect(0);
+    assert!(identity("deep").is_some());
+    reap(&["--force", "deep"]).finish().expect(0);
+    exactly(&[]);
+}
+
+/// Between the last look and the move.
+fn came_to_be_used_before_the_move() {
+    type Change = fn() -> Option<Holder>;
+    let changes: [(&str, Change); 5] = [
+        ("held", || Some(hold("working-directory", path(DIRECTORY).join("below")))),
+        ("held", || Some(hold("fd-o-path", path(DIRECTORY).join("below/deep")))),
+        ("held", || Some(hold("map-shared", path(DIRECTORY).join("below/deep")))),
+        ("refused", || {
+            fs::write(path(DIRECTORY).join("below/new"), "").unwrap();
+            None
+        }),
+        ("refused", || {
+            let file = path(DIRECTORY).join("below/deep");
+            fs::set_permissions(file, Permissions::from_mode(0o666)).unwrap();
+            None
+        }),
+    ];
+    for (expected, change) in changes {
+        make(DIRECTORY);
+        let before = identity(DIRECTORY);
+        let mut kept = None;
+        let report = reap_stopped_before(libc::SYS_renameat2, |turn, _| {
+            if turn == 0 {
+                kept = change();
+            }
+        });
+        assert_eq!(outcome(&report), expected, "{report:#}");
+        assert_eq!(identity(DIRECTORY), before);
+        exactly(&[DIRECTORY]);
+        for file in ["inside", "below/deep", "below/deeper/deepest"] {
+            assert!(path(DIRECTORY).join(file).exists(), "{file}");
+        }
+        drop(kept);
+        reap(&[]).finish().expect(0);
+        exactly(&[]);
+    }
+}
+
+/// Somebody is in it before it is moved, and somebody else takes its name before it can go back.
+fn came_to_be_used_after_the_move() {
+    make(DIRECTORY);
+    let before = identity(DIRECTORY).unwrap();
+    let mut holder = None;
+    let report = reap_stopped_before(libc::SYS_renameat2, |turn, _| match turn {
+        0 => holder = Some(hold("working-directory", path(DIRECTORY).join("below"))),
+        // The move is done, and this is the way back.
+        1 => fs::create_dir(path(DIRECTORY)).unwrap(),
+        _ => {}
+    });
+    assert_eq!(outcome(&report), "held", "{report:#}");
+    let new = identity(DIRECTORY).unwrap();
+    assert_ne!(new, before, "the new one has the name");
+    let place = report["left"][0]["directory"].as_str().unwrap().to_owned();
+    assert!(place.starts_with(".rtrack.unlinked."), "{place}");
+    assert_eq!(identity(format!("{place}/{DIRECTORY}")), Some(before));
+    // It stays as long as somebody is in it, and never comes back.
+    fs::remove_dir(path(DIRECTORY)).unwrap();
+    reap(&[]).finish().expect(1);
+    assert_eq!(identity(format!("{place}/{DIRECTORY}")), Some(before));
+    drop(holder);
+    reap(&[]).finish().expect(0);
+    exactly(&[]);
+}
+
+/// Whoever can still write in it puts a link where a directory was.
+fn swapped_while_it_is_taken_apart() {
+    make(DIRECTORY);
+    let outside = scratch().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("kept"), "kept").unwrap();
+    let mut swapped = false;
+    let report = reap_stopped_before(libc::SYS_openat2, |_, _| {
+        for private in begun() {
+            let below = private.join("below");
+            if !swapped && below.is_dir() {
+                fs::rename(&below, private.join("aside")).unwrap();
+                symlink(&outside, &below).unwrap();
+                swapped = true;
+            }
+        }
+    });
+    assert!(swapped);
+    assert_eq!(fs::read(outside.join("kept")).unwrap(), b"kept");
+    // Refused by the kernel, or gone with the rest.
+    let again = reap(&[]).finish();
+    assert!(matches!(outcome(&report), "failed" | "reaped"), "{report:#}");
+    assert_eq!(again.code, Some(0), "{again:?}");
+    exactly(&[]);
+    assert_eq!(fs::read(outside.join("kept")).unwrap(), b"kept");
+}
+
+/// The directory, where it is taken apart.
+fn begun() -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir("/dev/shm").unwrap().map(|entry| entry.unwrap());
+    entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(".rtrack.begun."))
+        .map(|entry| entry.path().join(DIRECTORY))
+        .collect()
+}
+
+/// A part of the same file system is mounted in it in the last moment: by its device it looks the same.
+fn mounted_while_it_is_taken_apart() {
+    make(DIRECTORY);
+    DirBuilder::new().mode(0o700).create(path("outside")).unwrap();
+    object().make("outside/kept");
+    let (mut point, mut opened) = (None, 0);
+    let report = reap_stopped_before(libc::SYS_openat2, |_, _| {
+        for private in begun() {
+            let below = private.join("below");
+            // First the whole is opened; and what is below only once it could not be removed.
+            opened += 1;
+            if opened == 2 && below.is_dir() {
+                let from = path("outside");
+                let (from, to) = (from.to_str().unwrap(), below.to_str().unwrap());
+                mount(from, to, "", libc::MS_BIND, "").unwrap();
+                point = Some(below);
+            }
+        }
+    });
+    assert_eq!(outcome(&report), "failed", "{report:#}");
+    assert!(identity("outside/kept").is_some());
+    let again = reap(&[]).finish().json();
+    assert_eq!(again["settled"][0]["finished"], serde_json::json!([]), "{again:#}");
+    assert!(identity("outside/kept").is_some());
+    umount2(&point.unwrap(), MntFlags::MNT_DETACH).unwrap();
+    reap(&["sem.*"]).finish().expect(0);
+    exactly(&["outside"]);
+    assert!(identity("outside/kept").is_some());
+}
+
+/// Killed at each renaming: before the first it has its name, then it is whole in a private directory, then
+/// it is being taken apart.
+fn killed_before_and_after_it_is_decided() {
+    for step in 0..4 {
+        make(DIRECTORY);
+        let mut kill_at = reap(&[]);
+        stopped_before(libc::SYS_renameat2, &mut kill_at, |turn, pid| {
+            if turn == step {
+                let pid = nix::unistd::Pid::from_raw(pid.try_into().unwrap());
+                nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+            }
+        });
+        reap(&[]).finish().expect(0);
+        exactly(&[]);
+    }
+}
+
+/// What is whole goes back to who uses it, or if not everybody can be seen.
+fn leftover_that_somebody_uses() {
+    const LEFTOVER: &str = ".rtrack.0123456789abcdef";
+    DirBuilder::new().mode(0o700).create(path(LEFTOVER)).unwrap();
+    make(&format!("{LEFTOVER}/{DIRECTORY}"));
+    let before = identity(format!("{LEFTOVER}/{DIRECTORY}"));
+    let holder = hold("working-directory", path(LEFTOVER).join(DIRECTORY).join("below"));
+    reap(&[]).finish().expect(0);
+    exactly(&[DIRECTORY]);
+    assert_eq!(identity(DIRECTORY), before);
+    drop(holder);
+
+    DirBuilder::new().mode(0o700).create(path(LEFTOVER)).unwrap();
+    fs::rename(path(DIRECTORY), path(LEFTOVER).join(DIRECTORY)).unwrap();
+    // Without the operator's word, who is outside is not known.
+    rtrack(["reap", "--yes", "--grace", "0s"]).finish().expect(0);
+    exactly(&[DIRECTORY]);
+    assert_eq!(identity(DIRECTORY), before);
+    reap(&[]).finish().expect(0);
+    exactly(&[]);
+}
+
+/// The look at all processes is for what no lease shows.
+fn leftover_file_that_no_lease_shows() {
+    const LEFTOVER: &str = ".rtrack.0123456789abcdef";
+    for kind in ["fd-o-path", "bind-mount"] {
+        DirBuilder::new().mode(0o700).create(path(LEFTOVER)).unwrap();
+        let before = object().make(format!("{LEFTOVER}/mpich_shar_tmpTrapA1"));
+        let holder = hold(kind, path(LEFTOVER).join("mpich_shar_tmpTrapA1"));
+        reap(&[]).finish().expect(0);
+        exactly(&["mpich_shar_tmpTrapA1"]);
+        assert_eq!(identity("mpich_shar_tmpTrapA1"), Some(before), "{kind}");
+        drop(holder);
+        reap(&[]).finish().expect(0);
+        exactly(&[]);
+    }
+}
+
+/// It has a private directory's name, and is another user's: it is listed, and not touched.
+fn private_directory_of_somebody_else() {
+    const PLANTED: &str = ".rtrack.0123456789abcdef";
+    make(PLANTED);
+    chown(path(PLANTED), Some(somebody()), Some(somebody())).unwrap();
+    listed(&crate::support::inventory(), PLANTED);
+    reap(&["--verdict", "orphaned,unclaimed"]).finish().expect(0);
+    let report = reap(&["--force", PLANTED]).finish().expect(1).json();
+    assert_eq!(listed(&report, PLANTED)["outcome"], "refused", "{report:#}");
+    assert!(identity(format!("{PLANTED}/below/deep")).is_some());
+}
+
+fn without_sight_only_by_force() {
+    make(DIRECTORY);
+    let mut reap = rtrack(["reap", "--yes", "--grace", "0s", "--verdict", "orphaned,unclaimed"]);
+    reap.finish().expect(0);
+    exactly(&[DIRECTORY]);
+    let holder = hold("working-directory", path(DIRECTORY).join("below"));
+    rtrack(["reap", "--yes", "--grace", "0s", "--force", DIRECTORY]).finish().expect(1);
+    exactly(&[DIRECTORY]);
+    drop(holder);
+    rtrack(["reap", "--yes", "--grace", "0s", "--force", DIRECTORY]).finish().expect(0);
+    exactly(&[]);
+}
