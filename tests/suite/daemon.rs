@@ -606,6 +606,10 @@ fn several_share_a_record() {
         assert!(status.code() == Some(2) && !said.contains("audit"), "{said}");
     }
     let text = fs::read_to_string("audit").unwrap();
-    let whole = text.lines().filter(|line| serde_json::from_str::<Value>(line).is_ok()).count();
-    assert_eq!((whole, text.lines().count()), (DAEMONS * NAMES, DAEMONS * NAMES));
+    // An empty line is what a look at the file in the middle of somebody's write can cost.
+    let lines = || text.lines().filter(|line| !line.is_empty());
+    let whole = lines().filter(|line| serde_json::from_str::<Value>(line).is_ok()).count();
+    assert_eq!((whole, lines().count()), (DAEMONS * NAMES, DAEMONS * NAMES));
+    let log = rtrack(["log", "--json", "--file", "audit"]).finish().expect(0).json();
+    assert_eq!(log["not_understood"]["lines"], 0);
 }

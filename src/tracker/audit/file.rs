@@ -173,14 +173,28 @@ fn again(file: &OwnedFd) -> io::Result<File> {
     File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// Whether the last line has no end. That cannot be read: it may have none.
+/// Whether the last line has no end, and nobody is writing it. That cannot be read: it may have none.
 fn is_torn(file: &File) -> bool {
-    let mut last = [0];
-    match file.metadata().map(|meta| meta.len().checked_sub(1)) {
-        Ok(None) => false,
-        Ok(Some(end)) => file.read_exact_at(&mut last, end).is_err() || last != *b"\n",
-        Err(_) => true,
+    let mut before = None;
+    for _attempt in 0..10 {
+        let mut last = [0];
+        let length = match file.metadata().map(|meta| meta.len()) {
+            Ok(0) => return false,
+            Ok(length) => length,
+            Err(_) => return true,
+        };
+        if file.read_exact_at(&mut last, length - 1).is_ok() && last == *b"\n" {
+            return false;
+        }
+        // A file grows page by page while another process writes a line. To be wrong about it costs
+        // an empty line.
+        if before == Some(length) {
+            return true;
+        }
+        before = Some(length);
+        std::thread::sleep(Duration::from_millis(1));
     }
+    true
 }
 
 /// One write, as soon as whoever reads a pipe has made room for it.
