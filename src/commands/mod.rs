@@ -4,6 +4,7 @@ pub mod completions;
 pub mod daemon;
 pub mod error;
 pub mod list;
+pub mod log;
 pub mod probe;
 pub mod producers;
 pub mod reap;
@@ -57,6 +58,8 @@ enum Command {
     Reap(reap::ReapArgs),
     /// Put back what reap --archive saved
     Restore(restore::RestoreArgs),
+    /// Show what was reaped: when, by whom and why
+    Log(log::LogArgs),
     /// List the known producers, explain a name, or check a catalogue file
     Producers(producers::ProducersArgs),
     /// Print completions for a shell
@@ -82,6 +85,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Show(args) => show::run(&args, &ui),
         Command::Reap(args) => reap::run(&args, &ui),
         Command::Restore(args) => restore::run(&args, &ui),
+        Command::Log(args) => log::run(&args, &ui),
         Command::Producers(args) => producers::run(&args, &ui),
         Command::Completions(args) => completions::run(&args, &ui),
     };

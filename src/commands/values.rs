@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+pub use crate::tracker::host::{show_exact_time, show_time};
+
 /// A duration: `60`, `60s`, `2h30m`, `1d`.
 ///
 /// # Errors
@@ -80,20 +82,6 @@ pub fn show_age(nanoseconds: i128) -> String {
 #[must_use]
 pub fn plural(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
-}
-
-/// A moment in nanoseconds since 1970 as RFC 3339 in UTC, to the millisecond.
-#[must_use]
-pub fn show_time(nanoseconds: i128) -> Option<String> {
-    let time = jiff::Timestamp::from_nanosecond(nanoseconds).ok()?;
-    Some(format!("{time:.3}"))
-}
-
-/// The same to the nanosecond.
-#[must_use]
-pub fn show_exact_time(nanoseconds: i128) -> Option<String> {
-    let time = jiff::Timestamp::from_nanosecond(nanoseconds).ok()?;
-    Some(format!("{time:.9}"))
 }
 
 #[cfg(test)]

@@ -71,6 +71,20 @@ fn read_clock(id: nix::time::ClockId) -> Nanoseconds {
         .map_or(0, |t| i128::from(t.tv_sec()) * 1_000_000_000 + i128::from(t.tv_nsec()))
 }
 
+/// A moment in nanoseconds since 1970 as RFC 3339 in UTC, to the millisecond.
+#[must_use]
+pub fn show_time(nanoseconds: Nanoseconds) -> Option<String> {
+    let time = jiff::Timestamp::from_nanosecond(nanoseconds).ok()?;
+    Some(format!("{time:.3}"))
+}
+
+/// The same to the nanosecond.
+#[must_use]
+pub fn show_exact_time(nanoseconds: Nanoseconds) -> Option<String> {
+    let time = jiff::Timestamp::from_nanosecond(nanoseconds).ok()?;
+    Some(format!("{time:.9}"))
+}
+
 impl Host {
     /// The machine as it is: `/proc` and `/dev/shm`.
     ///
@@ -152,9 +166,15 @@ impl Host {
     /// The host name.
     #[must_use]
     pub fn name(&self) -> String {
-        nix::unistd::gethostname()
-            .map_or_else(|_| String::new(), |name| super::resource::Name::from(name).to_lossy())
+        host_name()
     }
+}
+
+/// The host name; empty when there is none.
+#[must_use]
+pub fn host_name() -> String {
+    nix::unistd::gethostname()
+        .map_or_else(|_| String::new(), |name| super::resource::Name::from(name).to_lossy())
 }
 
 /// The first PID namespace (`PROC_PID_INIT_INO` of linux/proc_ns.h).

@@ -1,6 +1,7 @@
 //! The engine: what exists, what is known about it, what follows, and the only place that deletes.
 
 pub mod archive;
+pub mod audit;
 pub mod deadline;
 pub mod evidence;
 pub mod host;

@@ -174,9 +174,37 @@ pub fn is_invisible(c: char) -> bool {
         | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
+/// JSON in which what a terminal would obey, or not show, is written as `\u009b`. Such characters are
+/// in strings only.
+#[must_use]
+pub fn harmless(json: &str) -> std::borrow::Cow<'_, str> {
+    if json.is_ascii() && !json.contains('\x7f') {
+        return json.into();
+    }
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c == '\x7f' || is_invisible(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                text.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            text.push(c);
+        }
+    }
+    text.into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_is_the_same_and_harmless() {
+        let value = serde_json::json!({ "a": "b\u{9b}31m \u{202e}\u{e0001}\x7fgröße" });
+        let text = harmless(&value.to_string()).into_owned();
+        assert!(text.contains("\\u009b31m \\u202e\\udb40\\udc01\\u007fgröße"), "{text}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+    }
 
     #[test]
     fn escapes_what_a_terminal_would_obey() {

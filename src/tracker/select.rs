@@ -223,27 +223,73 @@ pub fn bare_name(name: &OsStr) -> (Option<Kind>, Vec<u8>) {
 }
 
 fn by_glob(objects: &[Object], text: &[u8]) -> Result<Vec<usize>, SelectError> {
-    let (by_file, kind, pattern) = match text.strip_prefix(MOUNT) {
-        Some(file) => (true, None, file),
-        None => {
-            let (kind, pattern) = split(text);
-            (false, kind, pattern)
-        }
-    };
-    let refuse = |what: String| SelectError::Glob { name: escape(text), what };
-    let pattern =
-        std::str::from_utf8(pattern).map_err(|_| refuse("a glob has to be UTF-8".into()))?;
-    let glob: GlobMatcher = GlobBuilder::new(pattern)
-        .literal_separator(false)
-        .build()
-        .map_err(|error| refuse(error.kind().to_string()))?
-        .compile_matcher();
-    let matches = |object: &Object| {
-        kind.is_none_or(|kind| kind == object.kind)
-            && (glob.is_match(object.file.as_os_str())
-                || !by_file && glob.is_match(object.name.as_os_str()))
-    };
-    Ok(objects.iter().enumerate().filter(|(_, object)| matches(object)).map(|(i, _)| i).collect())
+    let glob = Glob::new(text)?;
+    Ok(objects.iter().enumerate().filter(|(_, object)| glob.fits(object)).map(|(i, _)| i).collect())
+}
+
+/// A pattern of names.
+#[derive(Debug, Clone)]
+struct Glob {
+    by_file: bool,
+    kind: Option<Kind>,
+    glob: GlobMatcher,
+}
+
+impl Glob {
+    fn new(text: &[u8]) -> Result<Self, SelectError> {
+        let (by_file, kind, pattern) = match text.strip_prefix(MOUNT) {
+            Some(file) => (true, None, file),
+            None => {
+                let (kind, pattern) = split(text);
+                (false, kind, pattern)
+            }
+        };
+        let refuse = |what: String| SelectError::Glob { name: escape(text), what };
+        let pattern =
+            std::str::from_utf8(pattern).map_err(|_| refuse("a glob has to be UTF-8".into()))?;
+        let glob = GlobBuilder::new(pattern)
+            .literal_separator(false)
+            .build()
+            .map_err(|error| refuse(error.kind().to_string()))?
+            .compile_matcher();
+        Ok(Self { by_file, kind, glob })
+    }
+
+    fn fits(&self, object: &Object) -> bool {
+        self.kind.is_none_or(|kind| kind == object.kind)
+            && (self.glob.is_match(object.file.as_os_str())
+                || !self.by_file && self.glob.is_match(object.name.as_os_str()))
+    }
+}
+
+/// Names that objects are asked for one by one, when it is not known what else there is.
+#[derive(Debug, Clone, Default)]
+pub struct Names(Vec<(Vec<u8>, Option<Glob>)>);
+
+impl Names {
+    /// The names, read as [`by_names`] reads them.
+    ///
+    /// # Errors
+    /// [`SelectError::Glob`].
+    pub fn new<N: AsRef<OsStr>>(names: &[N]) -> Result<Self, SelectError> {
+        let read = |name: &N| {
+            let text = name.as_ref().as_bytes();
+            let glob = is_glob(name.as_ref()).then(|| Glob::new(text)).transpose()?;
+            Ok((text.to_vec(), glob))
+        };
+        names.iter().map(read).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whether one of them means this object, or there are none.
+    #[must_use]
+    pub fn mean(&self, object: &Object) -> bool {
+        let Self(names) = self;
+        let means = |(text, glob): &(Vec<u8>, Option<Glob>)| {
+            glob.as_ref().is_some_and(|glob| glob.fits(object))
+                || !exactly(std::slice::from_ref(object), text).is_empty()
+        };
+        names.is_empty() || names.iter().any(means)
+    }
 }
 
 fn nearest(objects: &[Object], text: &[u8]) -> Vec<String> {
@@ -357,6 +403,20 @@ mod tests {
             let found = ids(id);
             assert!(found.indices.is_empty() && found.missing.len() == 1, "{id}");
         }
+    }
+
+    #[test]
+    fn names_asked_one_by_one() {
+        let world = world();
+        let mean = |names: &[&str]| -> Vec<usize> {
+            let names = Names::new(names).unwrap();
+            (0..world.len()).filter(|index| names.mean(&world[*index])).collect()
+        };
+        assert_eq!(mean(&[]).len(), world.len());
+        assert_eq!(mean(&["psm_1", "sem:*"]), [0, 1]);
+        assert_eq!(mean(&["/dev/shm/*x"]), [1, 2, 3]);
+        assert_eq!(mean(&["shm:a\\nb\\xff", "nothing"]), [4]);
+        assert!(Names::new(&["a[*"]).is_err());
     }
 
     #[test]

@@ -8,9 +8,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::support::{
-    Case, Finish, Inherit, Need, Python, case, check, identity, names, note, object, pythons,
-    rtrack, scratch, sem_open, shm_open, skip, wait_for,
+    Case, Finish, Inherit, Need, Python, case, check, fuse, identity, names, note, object, path,
+    pythons, rtrack, scratch, sem_open, shm_open, skip, validate, wait_for,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -30,6 +32,10 @@ pub(crate) fn tests() -> Vec<Case> {
         case("lines_of_any_length", lines_of_any_length),
         case("memory_is_what_is_registered", memory_is_what_is_registered),
         case("many_writers", many_writers),
+        case("records_what_it_removes", records_what_it_removes),
+        case("goes_on_without_its_record", goes_on_without_its_record),
+        case("several_share_a_record", several_share_a_record),
+        case("record_that_never_answers", record_that_never_answers).needs(&[Need::Fuse]),
         case("in_place_of_pythons_tracker", in_place_of_pythons_tracker).needs(&[Need::Python]),
     ]
 }
@@ -472,4 +478,138 @@ fn one_python(python: &Python, script: &std::path::Path, killed: bool) {
     assert_eq!(complains, killed, "{python}:\n{said}");
     assert!(!said.contains("Traceback"), "{python}:\n{said}");
     assert!(!lock.is_empty());
+}
+
+/// Starts a daemon that records in `file`.
+fn recording(file: &str) -> Daemon {
+    Daemon::start_with(|command| {
+        command.args(["--audit", file]);
+    })
+}
+
+fn records_what_it_removes() {
+    drop(shm_open("/psm_1", 64));
+    drop(sem_open("/mp-1", 1));
+    fs::create_dir(path("folder")).unwrap();
+    let mut daemon = recording("audit");
+    daemon.tell("REGISTER:/psm_1:shared_memory\nREGISTER:/mp-1:semaphore\n");
+    daemon.tell("REGISTER:/gone:shared_memory\nREGISTER:x:dummy\nREGISTER:folder:shared_memory\n");
+    // Nothing is recorded before the end.
+    daemon.told("REGISTER:/psm_2:shared_memory\nUNREGISTER:/psm_2:shared_memory\n");
+    assert_eq!(fs::read("audit").unwrap(), b"");
+    let pid = daemon.child.id();
+    let (status, said) = daemon.end();
+    assert_eq!(status.code(), Some(2));
+    assert!(!said.contains("audit"), "{said}");
+    let lines: Vec<Value> = fs::read_to_string("audit")
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .inspect(validate)
+        .collect();
+    let word = |value: &Value| value.as_str().unwrap().to_owned();
+    let told: Vec<_> = lines
+        .iter()
+        .map(|line| (word(&line["object"]["id"]), word(&line["outcome"]), &line["errno"]))
+        .collect();
+    let (none, missing) = (&Value::Null, &Value::from(libc::ENOENT));
+    let is_directory = &Value::from(libc::EISDIR);
+    let expected = [
+        ("sem:mp-1", "reaped", none),
+        ("shm:gone", "gone", missing),
+        ("shm:psm_1", "reaped", none),
+        ("shm:folder", "failed", is_directory),
+    ];
+    let expected = expected.map(|(id, outcome, errno)| (id.to_owned(), outcome.to_owned(), errno));
+    assert_eq!(told, expected);
+    for line in &lines {
+        assert_eq!((&line["event"], &line["action"]), (&"outcome".into(), &"clean".into()));
+        assert_eq!((&line["who"]["pid"], &line["who"]["euid"]), (&pid.into(), &0.into()));
+        assert_eq!((&line["verdict"], &line["freed"]), (none, none));
+    }
+    let run = rtrack(["log", "--file", "audit", "sem:*", "gone"]).finish().expect(0);
+    assert_eq!(run.text().lines().count(), 3, "{run:?}");
+    assert!(run.text().contains("registered and never taken back"), "{run:?}");
+}
+
+/// Whatever becomes of the record: what was registered goes, and the exit status is what it would be.
+fn goes_on_without_its_record() {
+    nix::unistd::mkfifo("unread", nix::sys::stat::Mode::S_IRWXU).unwrap();
+    nix::unistd::mkfifo("full", nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let reader = OpenOptions::new().read(true).write(true).open("full").unwrap();
+    for (file, warning) in [
+        ("/dev/full", "write: No space left on device (os error 28): not everything that was"),
+        ("missing/audit", "open: No such file or directory (os error 2): nothing is recorded"),
+        (".", "open: Is a directory"),
+        ("unread", "open: No such device or address"),
+        ("full", "not everything that was removed is recorded"),
+    ] {
+        drop(shm_open("/psm_1", 64));
+        let mut daemon = recording(file);
+        if file == "full" {
+            for number in 0..200 {
+                drop(shm_open(&format!("/psm_1{number}"), 64));
+                daemon.tell(&format!("REGISTER:/psm_1{number}:shared_memory\n"));
+            }
+        }
+        daemon.told("REGISTER:/psm_1:shared_memory\n").signal(libc::SIGTERM);
+        let (status, said) = daemon.end();
+        assert_eq!(status.code(), Some(1), "{said}");
+        assert!(names().is_empty(), "{file}: {:?}", names());
+        assert_eq!(said.matches(&format!("UserWarning: audit {file}: ")).count(), 1, "{said}");
+        assert!(said.contains(warning), "{said}");
+    }
+    drop(reader);
+    // Nothing was left: nothing is written, and nothing is said of it.
+    let (status, said) = recording("/dev/full").end();
+    assert_eq!((status.code(), &*said), (Some(0), ""));
+    // A client's descriptors are closed all the same, and the record is not what is read.
+    let mut daemon = Daemon::start_with(|command| {
+        command.args(["--audit", "audit"]).inherit(File::create("inherited").unwrap(), 9);
+    });
+    daemon.told("REGISTER:/psm_1:shared_memory\n");
+    let open = fs::read_dir(format!("/proc/{}/fd", daemon.child.id())).unwrap();
+    let open: Vec<_> = open.flat_map(|fd| fs::read_link(fd.unwrap().path())).collect();
+    // For appending, and to see how it ends.
+    assert_eq!(open.iter().filter(|link| link.ends_with("audit")).count(), 2, "{open:?}");
+    assert!(!open.iter().any(|link| link.ends_with("inherited")), "{open:?}");
+    assert_eq!(daemon.end().0.code(), Some(2));
+}
+
+/// A record on a server that is gone keeps nobody waiting.
+fn record_that_never_answers() {
+    let silent = scratch().join("silent");
+    let server = fuse::never_opens(&silent);
+    drop(shm_open("/psm_1", 64));
+    let mut daemon = recording(silent.to_str().unwrap());
+    daemon.told("REGISTER:/psm_1:shared_memory\n").signal(libc::SIGTERM);
+    let (status, said) = daemon.end();
+    assert_eq!((status.code(), names().len()), (Some(1), 0), "{said}");
+    assert_eq!(said.matches("no answer in time: nothing is recorded").count(), 1, "{said}");
+    drop(server);
+}
+
+/// Whoever appends at the same time as others adds whole lines.
+fn several_share_a_record() {
+    const DAEMONS: usize = 6;
+    const NAMES: usize = 300;
+    let mut daemons: Vec<_> = (0..DAEMONS).map(|_| recording("audit")).collect();
+    for daemon in &mut daemons {
+        for number in 0..NAMES {
+            daemon.tell(&format!("REGISTER:/gone-{number}:shared_memory\n"));
+        }
+        daemon.told("REGISTER:x:dummy\n");
+    }
+    let ends = daemons.into_iter().map(|daemon| thread::spawn(|| daemon.end()));
+    for end in ends.collect::<Vec<_>>() {
+        let (status, said) = end.join().unwrap();
+        assert!(status.code() == Some(2) && !said.contains("audit"), "{said}");
+    }
+    let text = fs::read_to_string("audit").unwrap();
+    // An empty line is what a look at the file in the middle of somebody's write can cost.
+    let lines = || text.lines().filter(|line| !line.is_empty());
+    let whole = lines().filter(|line| serde_json::from_str::<Value>(line).is_ok()).count();
+    assert_eq!((whole, lines().count()), (DAEMONS * NAMES, DAEMONS * NAMES));
+    let log = rtrack(["log", "--json", "--file", "audit"]).finish().expect(0).json();
+    assert_eq!(log["not_understood"]["lines"], 0);
 }

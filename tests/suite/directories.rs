@@ -28,6 +28,8 @@ pub(crate) fn tests() -> Vec<Case> {
         case("leftover_that_somebody_uses", leftover_that_somebody_uses).needs(ALONE),
         case("leftover_file_that_no_lease_shows", leftover_file_that_no_lease_shows).needs(ALONE),
         case("private_directory_of_somebody_else", private_directory_of_somebody_else).needs(USERS),
+        case("saved_and_put_back", saved_and_put_back).needs(ALONE),
+        case("came_to_be_used_while_it_was_saved", came_to_be_used_while_it_was_saved).needs(ALONE),
         case("without_sight_only_by_force", without_sight_only_by_force).needs(ALONE),
     ]
 }
@@ -302,6 +304,55 @@ fn private_directory_of_somebody_else() {
     let report = reap(&["--force", PLANTED]).finish().expect(1).json();
     assert_eq!(listed(&report, PLANTED)["outcome"], "refused", "{report:#}");
     assert!(identity(format!("{PLANTED}/below/deep")).is_some());
+}
+
+/// With all that is in it, and whatever that is called.
+fn saved_and_put_back() {
+    make(DIRECTORY);
+    let odd = path(DIRECTORY).join("below/\u{9b}31m\n ");
+    fs::write(&odd, "odd").unwrap();
+    symlink("../inside", path(DIRECTORY).join("below/link")).unwrap();
+    let sparse = File::create(path(DIRECTORY).join("sparse")).unwrap();
+    sparse.set_len(1 << 40).unwrap();
+    drop(sparse);
+    let content = fs::read(path(DIRECTORY).join("below/deeper/deepest")).unwrap();
+    let archive = scratch().join("archive");
+    let archive = archive.to_str().unwrap();
+    let report = reap(&["--archive", archive]).finish().expect(0).json();
+    assert_eq!(outcome(&report), "reaped", "{report:#}");
+    assert!(listed(&report, DIRECTORY)["archived"].is_string(), "{report:#}");
+    exactly(&[]);
+    rtrack(["restore", archive]).finish().expect(0);
+    exactly(&[DIRECTORY]);
+    assert_eq!(fs::read(path(DIRECTORY).join("below/deeper/deepest")).unwrap(), content);
+    assert_eq!(fs::read(odd).unwrap(), b"odd");
+    let link = fs::read_link(path(DIRECTORY).join("below/link")).unwrap();
+    assert_eq!(link, std::path::Path::new("../inside"));
+    let sparse = fs::metadata(path(DIRECTORY).join("sparse")).unwrap();
+    assert_eq!((sparse.len(), std::os::unix::fs::MetadataExt::blocks(&sparse)), (1 << 40, 0));
+    let mode = fs::metadata(path(DIRECTORY)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o700);
+}
+
+/// Nothing is left in the archive of what did not go.
+fn came_to_be_used_while_it_was_saved() {
+    make(DIRECTORY);
+    let before = identity(DIRECTORY);
+    let archive = scratch().join("archive");
+    let file = scratch().join("report");
+    let mut reap = reap(&["--archive", archive.to_str().unwrap()]);
+    reap.stdout(File::create(&file).unwrap());
+    let mut holder = None;
+    stopped_before(libc::SYS_fsync, &mut reap, |turn, _| {
+        if turn == 0 {
+            holder = Some(hold("working-directory", path(DIRECTORY).join("below")));
+        }
+    });
+    let report: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    assert_eq!(outcome(&report), "held", "{report:#}");
+    assert!(listed(&report, DIRECTORY)["archived"].is_null(), "{report:#}");
+    assert_eq!(identity(DIRECTORY), before);
+    assert_eq!(fs::read_dir(&archive).unwrap().count(), 0);
 }
 
 fn without_sight_only_by_force() {

@@ -9,6 +9,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 
 mod archiving;
+mod auditing;
 mod clocks;
 mod daemon;
 mod directories;
@@ -48,6 +49,7 @@ type Module = (&'static str, fn() -> Vec<Case>);
 /// Every module with tests: one that is not named here is found by `harness::every_file_is_listed`.
 const MODULES: &[Module] = &[
     ("archiving", archiving::tests),
+    ("auditing", auditing::tests),
     ("clocks", clocks::tests),
     ("daemon", daemon::tests),
     ("directories", directories::tests),

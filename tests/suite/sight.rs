@@ -157,7 +157,8 @@ fn list(places: &[&str]) -> Value {
 
 #[track_caller]
 fn reap(places: &[&str]) {
-    let both = ["reap", "--yes", "--grace", "0s", "--verdict", "orphaned,unclaimed"];
+    // Some of the places are those of a root who may write nowhere.
+    let both = ["reap", "--yes", "--no-audit", "--grace", "0s", "--verdict", "orphaned,unclaimed"];
     let run = looking(places, &both).finish();
     assert!(matches!(run.code, Some(0 | 1)), "{run:?}");
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, Write};
+use std::os::unix::ffi::OsStrExt;
 
 use serde_json::json;
 
@@ -15,7 +16,7 @@ use crate::commands::values::{plural, show_size};
 use crate::tracker::plan::Step;
 use crate::tracker::plan::document::{Plan, SCHEMA};
 use crate::tracker::reap::{Leftover, Outcome, Report, Settled};
-use crate::tracker::resource::Name;
+use crate::tracker::resource::{Name, escape};
 use crate::tracker::verdict::Verdict;
 
 /// So many objects are shown before the question.
@@ -172,6 +173,8 @@ pub(super) fn finish(
             let mut head = found.head(SCHEMA);
             head.insert("plan_id".into(), json!(plan_id(args, found, plan)));
             head.insert("grace_s".into(), json!(found.survey.judging().grace.as_secs_f64()));
+            let audit = done.audit.as_ref().map(|path| path.to_string_lossy());
+            head.insert("audit".into(), json!(audit));
             head.insert("settled".into(), done.settled.iter().map(settled_value).collect());
             let left =
                 done.left.iter().map(|(name, why)| json!({ "directory": name, "says": why }));
@@ -194,8 +197,9 @@ pub(super) fn finish(
             }
         }
     }
-    summary(args, ui, &rows, &alone);
-    for row in &rows {
+    summary(args, ui, &rows, &alone, done);
+    // Why something could not be recorded was said once, when it stopped the work.
+    for row in rows.iter().filter(|row| !done.unrecorded.contains(&row.index)) {
         say_failed(row, ui);
     }
     match written {
@@ -227,7 +231,7 @@ fn counts<const N: usize>(all: [(usize, &str); N]) -> String {
     some.map(|(count, word)| format!("{count} {word}")).collect::<Vec<_>>().join(", ")
 }
 
-fn summary(args: &ReapArgs, ui: &Ui, rows: &[Row<'_>], alone: &str) {
+fn summary(args: &ReapArgs, ui: &Ui, rows: &[Row<'_>], alone: &str, done: &Done) {
     let count = |wanted: &dyn Fn(Outcome) -> bool| {
         document::count(
             rows.iter()
@@ -252,6 +256,10 @@ fn summary(args: &ReapArgs, ui: &Ui, rows: &[Row<'_>], alone: &str) {
     }
     if !alone.is_empty() {
         text.push_str(&format!("; left alone: {alone}"));
+    }
+    let finished = done.settled.iter().any(|settled| !settled.finished.is_empty());
+    if let (Some(path), true) = (&done.audit, count(&Outcome::is_removed).0 > 0 || finished) {
+        text.push_str(&format!("; recorded in {}", escape(path.as_os_str().as_bytes())));
     }
     ui.note(text);
 }

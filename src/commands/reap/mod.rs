@@ -3,6 +3,7 @@
 mod answer;
 mod planning;
 mod progress;
+pub(super) mod record;
 mod signals;
 mod worker;
 
@@ -74,12 +75,15 @@ pub struct ReapArgs {
     /// Exit with status 3 if not everything could be seen; what is orphaned goes all the same
     #[arg(long)]
     strict: bool,
+
+    #[command(flatten)]
+    record: record::AuditArgs,
 }
 
 /// Removes, or with `--dry-run` says what would be removed.
 ///
 /// # Errors
-/// The command line is wrong, /dev/shm cannot be read, or stdout cannot be written.
+/// The command line is wrong, /dev/shm cannot be read, or stdout or the record cannot be written.
 pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     check(args, ui)?;
     let archive = open_archive(args)?;
@@ -129,10 +133,16 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
             answer::say_forced(ui, &found, &planned);
         }
         let _lock = worker::lock(&found.host)?;
+        let plan = choice.plan.as_ref().and_then(|plan| plan.id.clone());
+        let mut record = record::Record::new(ui, &args.record, plan, &found.host.proc);
+        // Of a plan that is given, also what cannot be carried out.
+        if anything || !planned.absent.is_empty() {
+            record.open()?;
+        }
         let held_back = signals.insert(signals::Signals::block()?);
         // Whoever cannot be answered must not find out afterwards.
         begun = answer::begin(args, ui, &found, &planned)?;
-        done = worker::carry_out(ui, &mut found, planned, archive.as_ref(), held_back)?;
+        done = worker::carry_out(ui, &mut found, planned, archive.as_ref(), held_back, record)?;
     }
     answer::finish(args, ui, &found, &done, choice.plan.as_ref(), begun)?;
     done.interrupted |= signals.is_some_and(|signals| signals.came());
@@ -155,6 +165,11 @@ struct Done {
     left: Vec<(Name, String)>,
     /// Whether a signal came.
     interrupted: bool,
+    /// The file in which it is recorded.
+    audit: Option<PathBuf>,
+    /// Whether something could not be recorded, and what was not begun for it.
+    audit_failed: bool,
+    unrecorded: HashSet<usize>,
 }
 
 impl Done {
@@ -166,7 +181,8 @@ impl Done {
         let absent = || self.absent.iter().map(|(_, report)| report.outcome);
         let outcomes = || self.reports.iter().map(|(_, report)| report.outcome).chain(absent());
         let failed = outcomes().any(|outcome| outcome == Outcome::Failed)
-            || self.settled.iter().any(|settled| settled.trouble.is_some());
+            || self.settled.iter().any(|settled| settled.trouble.is_some())
+            || self.audit_failed;
         if failed || troubled {
             return ErrorKind::Failed.status();
         }

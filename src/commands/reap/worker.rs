@@ -1,18 +1,20 @@
 //! Carrying out a plan, object by object, until it is done or a signal comes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use super::planning::Planned;
 use super::progress::Progress;
+use super::record::Record;
 use super::signals::Signals;
 use super::{Done, answer, refused, untouched};
 use crate::commands::error::{CommandError, Kind as ErrorKind};
 use crate::commands::surveying::Look;
 use crate::commands::ui::Ui;
 use crate::tracker::archive::{Archive, SaveError, Subject};
+use crate::tracker::audit::Why;
 use crate::tracker::evidence::lease;
 use crate::tracker::host::Host;
 use crate::tracker::inventory::posix::{Object, stat_here};
@@ -21,7 +23,7 @@ use crate::tracker::reap::{self, Manner, Reaper, Report, Steps, Target};
 use crate::tracker::resource::Kind;
 use crate::tracker::survey::Survey;
 use crate::tracker::sys::{Nanoseconds, Stat};
-use crate::tracker::verdict::{Facts, Verdict, judge};
+use crate::tracker::verdict::{Facts, Judgement, Verdict, judge};
 
 /// After so long the processes are looked at again.
 const FRESH: Duration = Duration::from_secs(3);
@@ -62,11 +64,13 @@ pub(super) fn carry_out(
     planned: Planned,
     archive: Option<&Archive>,
     signals: &Signals,
+    mut record: Record<'_>,
 ) -> Result<Done, CommandError> {
     signals.working(true);
     let Look { host, survey, .. } = found;
     let assume_complete = survey.judging().assume_complete;
-    let mut done = Done { settled: reap::settle(host, assume_complete)?, ..Done::default() };
+    let settled = reap::settle(host, assume_complete, &mut record)?;
+    let mut done = Done { settled, ..Done::default() };
     for settled in &done.settled {
         answer::say_settled(settled, ui);
     }
@@ -77,7 +81,17 @@ pub(super) fn carry_out(
     }
     let progress = Progress::new(ui, removals);
     let changed_by_us = HashMap::new();
-    let mut worker = Worker { host, survey, reaper, archive, changed_by_us, too_slow: false };
+    let unrecorded = HashSet::new();
+    let mut worker = Worker {
+        host,
+        survey,
+        reaper,
+        archive,
+        record,
+        changed_by_us,
+        too_slow: false,
+        unrecorded,
+    };
     for (index, step) in planned.steps {
         if done.interrupted || signals.came() {
             done.interrupted = true;
@@ -91,8 +105,15 @@ pub(super) fn carry_out(
         done.reports.push((index, worker.carry_out(index, step, force)));
     }
     drop(progress);
+    for (item, report) in &planned.absent {
+        let why = Why { judgement: Some(&item.judgement), forced: item.force, ..Why::default() };
+        worker.record.end(&item.object, &item.user, why, report);
+    }
     (done.forced, done.absent) = (planned.forced, planned.absent);
-    done.left = worker.reaper.finish();
+    done.left = worker.reaper.finish(&mut worker.record);
+    done.audit = worker.record.path().map(Into::into);
+    done.audit_failed = worker.record.stops().is_some();
+    done.unrecorded = worker.unrecorded;
     for (name, why) in &done.left {
         ui.line(format_args!("warning: {}/{name}: {why}", host.shm_path.display()));
     }
@@ -106,20 +127,45 @@ struct Worker<'a> {
     reaper: Reaper<'a>,
     /// Where objects are saved before they go.
     archive: Option<&'a Archive>,
+    record: Record<'a>,
     /// When each inode, by device and number, changed last, of which this run has removed a name.
     changed_by_us: HashMap<(u64, u64), Nanoseconds>,
     /// A look at the processes takes so long that another one is of no use.
     too_slow: bool,
+    /// What was not begun, because it could not be recorded.
+    unrecorded: HashSet<usize>,
 }
 
 impl Worker<'_> {
     fn carry_out(&mut self, index: usize, step: Step, force: bool) -> Report {
+        let report = self.attempt(index, step, force);
+        if let Some(object) = self.survey.objects.get(index) {
+            let begun = self.record.is_begun();
+            let judgement = if begun { None } else { self.survey.judge(self.host, index) };
+            let why = self.why(judgement.as_ref(), force);
+            let user = self.survey.owner(object.stat.uid);
+            self.record.end(object, user, why, &report);
+        }
+        report
+    }
+
+    /// Why an object may go, or not.
+    fn why<'b>(&self, judgement: Option<&'b Judgement>, forced: bool) -> Why<'b> {
+        let assumed_complete = self.survey.snapshot.sight.assumed_complete;
+        Why { judgement, forced, assumed_complete, directory: None }
+    }
+
+    fn attempt(&mut self, index: usize, step: Step, force: bool) -> Report {
         // The verdict that the operator was shown: what weaker one a newer look gives is no plan.
         let (manner, planned) = match step {
             Step::Remove(manner, planned) => (manner, planned),
             Step::Refuse(verdict, why) => return refused(verdict, why),
             Step::Leave => return untouched("not planned"),
         };
+        if let Some(report) = self.record.stops() {
+            self.unrecorded.insert(index);
+            return report;
+        }
         if self.survey.age() > FRESH && !self.too_slow {
             self.survey.refresh(self.host);
             self.too_slow = self.survey.age() > OLD;
@@ -135,6 +181,12 @@ impl Worker<'_> {
         let now = judge(&facts);
         if let Err(why) = plan::still_goes(planned, &now, force) {
             return refused(now.verdict, why);
+        }
+        // Before any lease, which holds openers up.
+        let why = self.why(Some(&now), force);
+        if let Err(report) = self.record.begin(&object, self.survey.owner(object.stat.uid), why) {
+            self.unrecorded.insert(index);
+            return report;
         }
         let (seen, began) = (object.stat, self.survey.snapshot.began);
         let target = Target {

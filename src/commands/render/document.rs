@@ -11,7 +11,7 @@ use crate::commands::values::show_time;
 use crate::tracker::evidence::sight::{Blind, Sight};
 use crate::tracker::host::{Host, Usage};
 use crate::tracker::reap::Outcome;
-use crate::tracker::resource::is_invisible;
+use crate::tracker::resource::harmless;
 use crate::tracker::survey::Survey;
 use crate::tracker::verdict::Verdict;
 
@@ -162,36 +162,4 @@ pub fn write(out: &mut dyn Write, document: &Value) -> io::Result<()> {
 /// Whatever writing failed with.
 pub fn write_line(out: &mut dyn Write, value: &Value) -> io::Result<()> {
     writeln!(out, "{}", harmless(&value.to_string()))
-}
-
-/// JSON in which what a terminal would obey, or not show, is written as `\u009b`. Such characters are
-/// in strings only.
-fn harmless(json: &str) -> std::borrow::Cow<'_, str> {
-    if json.is_ascii() && !json.contains('\x7f') {
-        return json.into();
-    }
-    let mut text = String::with_capacity(json.len());
-    for c in json.chars() {
-        if c == '\x7f' || is_invisible(c) {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                text.push_str(&format!("\\u{unit:04x}"));
-            }
-        } else {
-            text.push(c);
-        }
-    }
-    text.into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn json_is_the_same_and_harmless() {
-        let value = json!({ "a": "b\u{9b}31m \u{202e}\u{e0001}\x7fgröße" });
-        let text = harmless(&value.to_string()).into_owned();
-        assert!(text.contains("\\u009b31m \\u202e\\udb40\\udc01\\u007fgröße"), "{text}");
-        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
-    }
 }

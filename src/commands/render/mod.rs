@@ -2,6 +2,7 @@
 
 pub mod columns;
 pub mod document;
+pub mod records;
 pub mod table;
 
 use crate::tracker::evidence::holders::Holder;

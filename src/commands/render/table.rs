@@ -25,13 +25,13 @@ const WIDEST_NAME: usize = 72;
 const WIDEST_OUTCOME: usize = 16;
 
 /// Between columns.
-const GAP: usize = 2;
+pub(super) const GAP: usize = 2;
 
 /// The column of what became of an object, which shrinks too.
 const SAYS: &str = "says";
 
 /// What is left of REASON on the narrowest terminal.
-const NARROWEST: usize = 16;
+pub(super) const NARROWEST: usize = 16;
 
 /// How the table is to look.
 #[derive(Debug, Clone, Copy)]
@@ -268,7 +268,7 @@ fn align(cell: Cell, column: &Column) -> Cell {
 }
 
 /// `text` in at most `width` columns of the terminal.
-fn cut(text: &str, width: usize) -> String {
+pub(super) fn cut(text: &str, width: usize) -> String {
     if text.width() <= width {
         return text.to_owned();
     }

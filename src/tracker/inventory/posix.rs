@@ -71,6 +71,14 @@ pub struct Semaphore {
 }
 
 impl Object {
+    /// What `stat` says of `file`: neither what is in a directory nor the value of a semaphore.
+    #[must_use]
+    pub fn of(file: &Name, stat: Stat) -> Self {
+        let (kind, name, file_type) = classify(file, stat.file_type());
+        let file = file.clone();
+        Self { kind, name, file, stat, file_type, directory: None, semaphore: None }
+    }
+
     /// `kind:name`, with bytes that are not UTF-8 as `\xff` and a backslash doubled, so that no two
     /// objects have the same.
     #[must_use]
@@ -180,9 +188,10 @@ pub fn read_one(host: &Host, file: &Name) -> io::Result<Object> {
         return Ok(mount_point(file, (host.clock.wall)()));
     };
     let stat = sys::stat(&path, c"")?;
-    let (kind, name, file_type) = classify(file, stat.file_type());
-    let directory = (kind == Kind::Dir).then(|| count(path.as_fd(), &stat, &mut |_, _, _| {}));
-    Ok(Object { kind, name, file: file.clone(), stat, file_type, directory, semaphore: None })
+    let mut object = Object::of(file, stat);
+    object.directory =
+        (object.kind == Kind::Dir).then(|| count(path.as_fd(), &stat, &mut |_, _, _| {}));
+    Ok(object)
 }
 
 /// The kind of what is called `file` and has this file type (`S_IFMT`), its name as its users know it,

@@ -50,6 +50,29 @@ pub struct Leftover {
     pub files: Vec<(Name, &'static str)>,
 }
 
+/// What became of an object that an interrupted reap left behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// It is back under its name.
+    PutBack,
+    /// It is removed.
+    Finished,
+    /// It stays in the directory: why.
+    Left(String),
+}
+
+/// Who is told of each object in a leftover.
+pub trait Witness {
+    /// Before it is touched, with the name of the directory; never under a lease.
+    ///
+    /// # Errors
+    /// Why it must stay as it is.
+    fn before(&mut self, directory: &Name, file: &Name, stat: &Stat) -> Result<(), String>;
+
+    /// When it is known what became of it.
+    fn after(&mut self, directory: &Name, file: &Name, stat: &Stat, fate: &Fate);
+}
+
 /// Why nothing is settled where others may have given a directory of ours its name.
 const NOT_OURS_ALONE: &str = "others may rename what is in /dev/shm, because it has no sticky bit or \
                               is somebody else's: nothing shows that a reap left this directory";
@@ -104,6 +127,7 @@ pub fn foresee(leftover: &Leftover) -> Settled {
 /// finished; what counts as unlinked never goes back, and what was never judged, because it is younger than
 /// the private directory or was moved by mistake, is never removed.
 /// Directories of other users, of other modes, or that somebody has locked, are not touched.
+/// `witness` is told of each object.
 ///
 /// A directory goes back, too, if not everybody can be seen who may use it, but for one that is no longer
 /// whole. With `assume_complete` the operator asserts that nothing outside this PID namespace uses any.
@@ -111,7 +135,11 @@ pub fn foresee(leftover: &Leftover) -> Settled {
 /// # Errors
 /// The directory of the objects could not be read. What goes wrong with one leftover is in its
 /// [`Settled::trouble`].
-pub fn settle(host: &Host, assume_complete: bool) -> io::Result<Vec<Settled>> {
+pub fn settle(
+    host: &Host,
+    assume_complete: bool,
+    witness: &mut dyn Witness,
+) -> io::Result<Vec<Settled>> {
     let not_ours_alone = others_may_rename(host)?;
     let mut all = Vec::new();
     for name in entries(host.shm())? {
@@ -121,7 +149,7 @@ pub fn settle(host: &Host, assume_complete: bool) -> io::Result<Vec<Settled>> {
             Ok(None) => continue,
             Ok(Some(_)) if not_ours_alone => trouble(NOT_OURS_ALONE.into()),
             Ok(Some(quarantine)) => {
-                let mut settled = settle_all(host, &quarantine, purpose, assume_complete);
+                let mut settled = settle_all(host, &quarantine, purpose, assume_complete, witness);
                 match quarantine.close(host) {
                     // Not empty: what is left in it is in the report.
                     Ok(()) | Err(nix::Error::ENOTEMPTY) => {}
@@ -135,19 +163,13 @@ pub fn settle(host: &Host, assume_complete: bool) -> io::Result<Vec<Settled>> {
     Ok(all)
 }
 
-/// What became of an object in a quarantine.
-enum Fate {
-    PutBack,
-    Finished,
-    Left(String),
-}
-
 /// Settles everything in a quarantine.
 pub(super) fn settle_all(
     host: &Host,
     quarantine: &Quarantine,
     purpose: For,
     assume_complete: bool,
+    witness: &mut dyn Witness,
 ) -> Settled {
     let mut settled = Settled::nothing(quarantine.name());
     let files = entries(quarantine.fd()).unwrap_or_else(|error| {
@@ -158,7 +180,7 @@ pub(super) fn settle_all(
     let usage = settling.usage(&files, assume_complete);
     for (index, file) in files.into_iter().enumerate() {
         let how = usage.by.get(index).cloned().flatten();
-        match settling.settle(&file, how, &usage.blind) {
+        match settling.settle_witnessed(&file, how, &usage.blind, witness) {
             Fate::PutBack => settled.put_back.push(file),
             Fate::Finished => settled.finished.push(file),
             Fate::Left(why) => settled.left.push((file, why)),
@@ -221,6 +243,26 @@ impl Settling<'_> {
 
     fn stat(&self, file: &Name) -> io::Result<Stat> {
         sys::stat(self.quarantine.fd(), &c_name(file)?)
+    }
+
+    fn settle_witnessed(
+        &mut self,
+        file: &Name,
+        how: Option<String>,
+        blind: &[&str],
+        witness: &mut dyn Witness,
+    ) -> Fate {
+        let directory = self.quarantine.name();
+        let stat = match self.stat(file) {
+            Ok(stat) => stat,
+            Err(error) => return Fate::Left(format!("statx: {error}")),
+        };
+        if let Err(why) = witness.before(directory, file, &stat) {
+            return Fate::Left(why);
+        }
+        let fate = self.settle(file, how, blind);
+        witness.after(directory, file, &stat, &fate);
+        fate
     }
 
     fn settle(&mut self, file: &Name, how: Option<String>, blind: &[&str]) -> Fate {

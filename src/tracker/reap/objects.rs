@@ -8,7 +8,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::quarantine::{For, Quarantine};
 use super::saving::{save_leased, save_unleased};
-use super::{Outcome, Report};
+use super::{Outcome, Report, Witness};
 use crate::tracker::archive::SaveError;
 use crate::tracker::evidence::lease::{self, LeaseError, Leased, c_name};
 use crate::tracker::host::Host;
@@ -120,16 +120,17 @@ impl<'a> Reaper<'a> {
     }
 
     /// Finishes what counts as unlinked and nobody holds any more, and removes the private
-    /// directories. Those that stay are returned, each with the reason.
+    /// directories. Those that stay are returned, each with the reason. `witness` is told of each
+    /// object at each attempt.
     #[must_use]
-    pub fn finish(mut self) -> Vec<(Name, String)> {
+    pub fn finish(mut self, witness: &mut dyn Witness) -> Vec<(Name, String)> {
         let mut left = Vec::new();
         if let Some(unlinked) = self.unlinked.take() {
             // Whoever was opening it had microseconds to go; waiting long for one that keeps it
             // would gain nothing.
             for _attempt in 0..10 {
                 let assume = self.assume_complete;
-                super::leftovers::settle_all(self.host, &unlinked, For::Unlinked, assume);
+                super::leftovers::settle_all(self.host, &unlinked, For::Unlinked, assume, witness);
                 match entries_left(&unlinked) {
                     Ok(0) | Err(_) => break,
                     Ok(_) => std::thread::sleep(Duration::from_millis(10)),

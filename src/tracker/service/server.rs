@@ -57,19 +57,40 @@ fn asked() -> SigSet {
     set
 }
 
+/// What became of something that was registered and never taken back.
+#[derive(Debug)]
+pub struct Removal {
+    /// Its type.
+    pub rtype: Rtype,
+    /// Its name, as it was registered.
+    pub name: Vec<u8>,
+    /// Why it could not be removed.
+    pub error: Option<RemoveError>,
+}
+
 /// Runs until the last writer of `channel` is gone, cleans, and answers with the exit status.
 ///
 /// Complaints about lines go to `complaints`, what is said of the end to `last_words`; errors of both
 /// are ignored. Whether and for how long they may block is the caller's choice, but the removals
 /// come before anything is said about them, so that nobody who does not listen can hold them up.
-pub fn run(channel: &Channel, complaints: &mut dyn Write, last_words: &mut dyn Write) -> Status {
+/// So does what `record`, if there is one, is told of all of them; what it answers is said as a
+/// warning.
+pub fn run(
+    channel: &Channel,
+    complaints: &mut dyn Write,
+    last_words: &mut dyn Write,
+    record: Option<Recorder<'_>>,
+) -> Status {
     let (registry, status) = (Registry::new(), Status::default());
     let mut tracker = Tracker { registry, status, line: 0, messages: complaints };
     tracker.read(channel);
     tracker.messages = last_words;
-    tracker.clean();
+    tracker.clean(record);
     tracker.status
 }
+
+/// Is told of all removals once they are done; answers with what has to be said of that.
+pub type Recorder<'a> = &'a mut dyn FnMut(Vec<Removal>) -> Option<String>;
 
 struct Tracker<'a> {
     registry: Registry,
@@ -186,18 +207,24 @@ impl Tracker<'_> {
     }
 
     /// Removes what is left, then says what was and what could not be removed.
-    fn clean(&mut self) {
+    fn clean(&mut self, record: Option<Recorder<'_>>) {
         let registry = std::mem::take(&mut self.registry);
-        let mut failures: Vec<(Rtype, &[u8], RemoveError)> = Vec::new();
+        let mut removals = Vec::new();
+        let mut failures: Vec<(Rtype, &[u8], String)> = Vec::new();
         for (rtype, names) in registry.iter().filter(|(_, names)| !names.is_empty()) {
             self.status.leftovers();
             for name in names {
-                if let Err(error) = registered::remove(rtype, name) {
+                let error = registered::remove(rtype, name).err();
+                if let Some(error) = &error {
                     self.status.failed_removal();
-                    failures.push((rtype, name, error));
+                    failures.push((rtype, name, error.to_string()));
+                }
+                if record.is_some() {
+                    removals.push(Removal { rtype, name: name.to_vec(), error });
                 }
             }
         }
+        let warning = record.and_then(|record| record(removals));
         let mut failures = failures.into_iter().peekable();
         for (rtype, names) in registry.iter() {
             if let Some(warning) = LeakWarning::new(rtype, names) {
@@ -207,12 +234,14 @@ impl Tracker<'_> {
                 self.warn(format_args!("resource_tracker: {}: {error}", ReprStr(name)));
             }
         }
+        if let Some(warning) = warning {
+            self.warn(format_args!("{warning}"));
+        }
         self.flush();
     }
 
-    /// A warning as Python prints it: where from, the category, the text.
     fn warn(&mut self, text: std::fmt::Arguments<'_>) {
-        self.say(format_args!("rtrack:{}: UserWarning: {text}\n", std::process::id()));
+        warning(self.messages, text);
     }
 
     fn say(&mut self, text: std::fmt::Arguments<'_>) {
@@ -223,4 +252,18 @@ impl Tracker<'_> {
     fn flush(&mut self) {
         self.messages.flush().unwrap_or(());
     }
+}
+
+/// A warning as Python prints it: where from, the category, the text.
+fn warning(messages: &mut dyn Write, text: std::fmt::Arguments<'_>) {
+    // Whoever closed stderr does not want to know.
+    messages
+        .write_fmt(format_args!("rtrack:{}: UserWarning: {text}\n", std::process::id()))
+        .unwrap_or(());
+}
+
+/// The same, written at once: what has to be said before the loop begins.
+pub fn warn(messages: &mut dyn Write, text: std::fmt::Arguments<'_>) {
+    warning(messages, text);
+    messages.flush().unwrap_or(());
 }

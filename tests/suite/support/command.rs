@@ -73,7 +73,7 @@ impl Finish for Command {
     }
 
     fn as_user(&mut self, uid: u32) -> &mut Self {
-        self.uid(uid).gid(uid)
+        self.uid(uid).gid(uid).env("XDG_STATE_HOME", sandbox::state_of(uid))
     }
 }
 

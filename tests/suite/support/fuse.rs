@@ -39,6 +39,16 @@ impl SilentFile {
     }
 }
 
+/// Mounts a file whose server never answers anything, over `path`; as long as what is returned is
+/// open, even to open it takes for ever.
+pub(crate) fn never_opens(path: &Path) -> File {
+    fs::write(path, "").unwrap();
+    let server = OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
+    let options = format!("fd={},rootmode=100000,user_id=0,group_id=0", server.as_raw_fd());
+    mount("silent", path.to_str().unwrap(), "fuse", 0, &options).unwrap();
+    server
+}
+
 impl Drop for SilentFile {
     fn drop(&mut self) {
         let path = CString::new(self.path.to_str().unwrap()).unwrap();

@@ -24,11 +24,13 @@ pub(crate) use namespaces::check;
 pub(crate) use place::inside;
 pub(crate) use python::{Python, pythons};
 pub(crate) use sandbox::{
-    binary, is_real_root, mount, run_directory, scratch, somebody, supervise,
+    binary, is_real_root, mount, run_directory, scratch, somebody, state_of, supervise,
 };
 pub(crate) use schema::{faults, validate};
 pub(crate) use shm::{identity, leave, names, object, path, sem_open, shm_open};
-pub(crate) use trace::{Call, stopped_before, stopped_before_any, stopped_before_each};
+pub(crate) use trace::{
+    Call, stopped_before, stopped_before_any, stopped_before_each, stopped_with_arguments,
+};
 
 /// Kills a process (`SIGKILL`) that this case started and that has not been waited for.
 pub(crate) fn kill(pid: u32) {

@@ -161,6 +161,8 @@ fn become_user(uid: u32) {
     nix::unistd::setgroups(&[]).unwrap();
     nix::unistd::setgid(uid.into()).unwrap();
     nix::unistd::setuid(uid.into()).unwrap();
+    // SAFETY: this process has a single thread.
+    unsafe { std::env::set_var("XDG_STATE_HOME", sandbox::state_of(uid)) };
     // With other uids the request is forgotten, and the files in /proc are root's.
     end_with_parent();
     nix::sys::prctl::set_dumpable(true).unwrap();

@@ -87,6 +87,12 @@ pub(crate) fn scratch() -> PathBuf {
     run_directory().join("scratch")
 }
 
+/// The directory in which programs of a user keep their state: users share the rest of what the
+/// environment says.
+pub(crate) fn state_of(uid: u32) -> PathBuf {
+    scratch().join(format!("state-{uid}"))
+}
+
 /// Whether this process is root of the first user namespace.
 pub(crate) fn is_real_root() -> bool {
     // SAFETY: the call reads the process's own credentials.
@@ -269,6 +275,8 @@ fn be_init(case: i32) -> i32 {
 
 fn mounts(own_pids: bool) -> io::Result<()> {
     private_mounts(own_pids)?;
+    // Where root's reaps are recorded. Of other users see `state_of`.
+    mount("tmpfs", "/var/log", "tmpfs", 0, "mode=755,size=256M")?;
     mount("tmpfs", scratch().to_str().unwrap(), "tmpfs", 0, "mode=1777,size=256M")?;
     std::env::set_current_dir(scratch())
 }

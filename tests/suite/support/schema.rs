@@ -5,8 +5,10 @@ use serde_json::Value;
 /// Every published schema, by what documents call it.
 const SCHEMAS: &[(&str, &str)] = &[
     ("rtrack.archive/1", include_str!("../../../schema/archive.schema.json")),
+    ("rtrack.audit/1", include_str!("../../../schema/audit.schema.json")),
     ("rtrack.groups/1", include_str!("../../../schema/groups.schema.json")),
     ("rtrack.inventory/1", include_str!("../../../schema/inventory.schema.json")),
+    ("rtrack.log/1", include_str!("../../../schema/log.schema.json")),
     ("rtrack.probe/1", include_str!("../../../schema/probe.schema.json")),
     ("rtrack.producers/1", include_str!("../../../schema/producers.schema.json")),
     ("rtrack.reap/1", include_str!("../../../schema/reap.schema.json")),

@@ -42,6 +42,23 @@ pub(crate) fn stopped_before_any(
     status
 }
 
+/// As [`stopped_before`]; `meanwhile` is given the arguments of the call as well.
+pub(crate) fn stopped_with_arguments(
+    number: libc::c_long,
+    command: &mut Command,
+    mut meanwhile: impl FnMut(u32, u32, [u64; 6]),
+) -> ExitStatus {
+    let mut stops = 0;
+    let status = stopped_before_each(command, |call, pid| {
+        if call.number == number {
+            meanwhile(stops, pid, call.arguments);
+            stops += 1;
+        }
+    });
+    assert!(stops > 0, "{command:?} never made system call {number}");
+    status
+}
+
 /// Runs `command` and calls `meanwhile` before every system call of its first thread, with its
 /// pid; it goes on when `meanwhile` returns, unless that has killed it.
 pub(crate) fn stopped_before_each(

@@ -1,15 +1,18 @@
 //! `rtrack daemon`: the resource tracker.
 
+mod record;
+
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::Status;
-use super::error::{CommandError, Kind};
-use super::ui::Ui;
+use crate::commands::Status;
+use crate::commands::error::{CommandError, Kind};
+use crate::commands::ui::Ui;
 use crate::tracker::service::channel::{self, TakeError};
 use crate::tracker::service::server;
 use crate::tracker::sys;
@@ -32,6 +35,11 @@ pub struct DaemonArgs {
     /// The descriptor to read, usually the read end of a pipe
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
     fd: i32,
+
+    /// Record what is removed at the end in this file, a JSON object a line; if that fails, it is
+    /// warned of
+    #[arg(long, value_name = "FILE")]
+    audit: Option<PathBuf>,
 }
 
 /// Runs the tracker to its end.
@@ -48,7 +56,22 @@ pub fn run(args: &DaemonArgs, _ui: &Ui) -> Result<Status, CommandError> {
     })?;
     // That nobody listened for a while is no reason not to say what has leaked.
     let (mut complaints, mut last_words) = (PatientStderr::new(), PatientStderr::new());
-    Ok(server::run(&channel, &mut complaints, &mut last_words).code())
+    // Only now: everything that was open before is closed.
+    let mut record = args.audit.as_deref().map(|path| {
+        let (record, warning) = record::Record::open(path);
+        if let Some(warning) = warning {
+            server::warn(&mut complaints, format_args!("{warning}"));
+        }
+        record
+    });
+    let status = match &mut record {
+        Some(record) => {
+            let mut write = |removals| record.write(removals);
+            server::run(&channel, &mut complaints, &mut last_words, Some(&mut write))
+        }
+        None => server::run(&channel, &mut complaints, &mut last_words, None),
+    };
+    Ok(status.code())
 }
 
 fn hint(error: &TakeError, fd: i32) -> String {
