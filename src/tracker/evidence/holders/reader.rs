@@ -9,8 +9,16 @@ use std::path::{Path, PathBuf};
 use super::{Detail, How, MOST_DETAILS, NameFilter, Targets};
 use crate::tracker::evidence::mounts::{Mounts, number};
 use crate::tracker::evidence::namespaces::Namespaces;
-use crate::tracker::evidence::processes::{gone, words};
+use crate::tracker::evidence::processes::{self, words};
 use crate::tracker::sys;
+
+/// Whether something of the process or thread, whose directory in /proc is given, cannot be read because
+/// that is gone: a link of a task that has exited meanwhile answers with `EACCES`.
+fn gone(task: &Path, error: &io::Error) -> bool {
+    processes::gone(error)
+        || error.raw_os_error() == Some(libc::EACCES)
+            && std::fs::symlink_metadata(task).is_err_and(|error| processes::gone(&error))
+}
 
 /// What one process showed.
 #[derive(Default)]
@@ -47,19 +55,19 @@ impl Reader<'_> {
         if threads {
             match std::fs::read_dir(own.join("task")) {
                 Ok(tasks) => roots.extend(tasks.flatten().map(|task| task.path())),
-                Err(error) if gone(&error) => {}
+                Err(error) if gone(&own, &error) => {}
                 Err(_) => found.incomplete = true,
             }
         }
         let look = |root: &PathBuf| namespaces.of(self.root, root, pid, self.targets.dev);
         let mut looked = look(&own);
-        if looked.as_ref().is_err_and(gone) {
+        if looked.as_ref().is_err_and(|error| gone(&own, error)) {
             // A first thread that has exited has no namespaces any more; those that go on have.
             let others = roots.iter().skip(1).find_map(|root| look(root).ok());
             looked = others.map_or(looked, Ok);
         }
         // Else there may be mounts of an object that nobody could look for.
-        found.incomplete |= looked.as_ref().is_err_and(|error| !gone(error));
+        found.incomplete |= looked.as_ref().is_err_and(|error| !gone(&own, error));
         let namespace = looked.ok();
         let mounts = namespace.as_ref().map(|(namespace, _)| &namespace.mounts);
         // What a jail does not show may still be in its reach.
@@ -82,7 +90,7 @@ impl Reader<'_> {
         let text = match std::fs::read(root.join("maps")) {
             Ok(text) => text,
             // A process that is gone maps nothing; what it was is known by its executable.
-            Err(error) if gone(&error) => Vec::new(),
+            Err(error) if gone(root, &error) => Vec::new(),
             Err(_) => {
                 found.incomplete = true;
                 return;
@@ -108,7 +116,7 @@ impl Reader<'_> {
     fn descriptors(&self, root: &Path, mounts: Option<&Mounts>, found: &mut Found) {
         let entries = match std::fs::read_dir(root.join("fd")) {
             Ok(entries) => entries,
-            Err(error) if gone(&error) => return,
+            Err(error) if gone(root, &error) => return,
             Err(_) => {
                 found.incomplete = true;
                 return;
@@ -123,7 +131,7 @@ impl Reader<'_> {
             match std::fs::read_link(entry.path()) {
                 Ok(link) if !link.as_os_str().as_bytes().starts_with(b"/") => continue,
                 Ok(_) => {}
-                Err(error) if gone(&error) => continue,
+                Err(error) if gone(root, &error) => continue,
                 Err(_) => {
                     found.incomplete = true;
                     continue;
@@ -135,7 +143,7 @@ impl Reader<'_> {
                         found.note(*target, detail.clone());
                     }
                 }
-                Err(error) if gone(&error) => {}
+                Err(error) if gone(root, &error) => {}
                 Err(_) => found.incomplete = true,
             }
         }
@@ -214,7 +222,7 @@ impl Reader<'_> {
                         found.note(*target, detail.clone());
                     }
                 }
-                Err(error) => found.incomplete |= !gone(&error),
+                Err(error) => found.incomplete |= !gone(root, &error),
             }
         }
     }
