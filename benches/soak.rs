@@ -25,9 +25,10 @@ struct Args {
     #[arg(long, value_name = "COUNT", default_value_t = 50_000)]
     opens: u64,
 
-    /// How many objects are removed at least
-    #[arg(long, value_name = "COUNT", default_value_t = 1000)]
-    removals: u64,
+    /// How many objects are removed at least; 1000 if not said, but for archive-after-rename, which goes on
+    /// until its fault shows
+    #[arg(long, value_name = "COUNT")]
+    removals: Option<u64>,
 
     /// After so long it ends, whatever was reached
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
@@ -57,7 +58,10 @@ fn main() -> ExitCode {
     in_namespaces(|| {
         let limits = Limits {
             opens: args.opens,
-            removals: args.removals,
+            removals: args.removals.unwrap_or(match args.reaper {
+                Kind::ArchiveAfterRename => u64::MAX,
+                _ => 1000,
+            }),
             time: Duration::from_secs(args.seconds),
             openers: args.openers,
         };

@@ -151,7 +151,8 @@ fn say_troubles(survey: &Survey, strict: bool, ui: &Ui) -> bool {
             "hint: until it is mended, nothing is orphaned by what the catalogue of producers says",
         );
     }
-    let partial = !survey.snapshot.sight.reasons().is_empty() || !survey.lease_works;
+    let partial =
+        !survey.snapshot.sight.reasons().is_empty() || !survey.lease_works || survey.reaper_at_work;
     !survey.troubles.is_empty() || !broken.is_empty() || (strict && partial)
 }
 
@@ -162,6 +163,9 @@ fn say_what_was_not_seen(survey: &Survey, ui: &Ui) {
         ui.note(
             "note: leases do not work on this mount, so holders are known only as far as processes can be seen",
         );
+    }
+    if survey.reaper_at_work {
+        ui.note("note: another reap is at work: the kernel was not asked who uses what");
     }
     if sight.assumed_complete {
         ui.note("note: assuming that nothing outside this PID namespace uses /dev/shm");

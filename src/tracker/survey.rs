@@ -21,7 +21,7 @@ use super::evidence::lease::{self, Lease, Look};
 use super::evidence::producers::{Broken, Catalogue, Match, operator_directories};
 use super::host::Host;
 use super::inventory::posix::{self, Object, Semaphore};
-use super::reap::is_quarantine_name;
+use super::reap::{at_work, is_quarantine_name};
 use super::resource::{Identity, Kind};
 use super::sys::Nanoseconds;
 use super::verdict::{
@@ -68,6 +68,8 @@ pub struct Survey {
     pub lease_works: bool,
     /// When the objects were read.
     pub taken_at: Nanoseconds,
+    /// Another reaper of this user's is at work, whose leases asking would break: so nothing was asked.
+    pub reaper_at_work: bool,
     /// Objects that could not be looked at, each with the reason.
     pub troubles: Vec<(String, io::Error)>,
     judging: Judging,
@@ -106,6 +108,7 @@ impl Survey {
             snapshot: Snapshot::default(),
             objects,
             lease_works,
+            reaper_at_work: false,
             taken_at,
             troubles: troubles.into_iter().map(|(name, error)| (name.to_string(), error)).collect(),
             judging,
@@ -195,6 +198,8 @@ impl Survey {
 
     fn probe_all(&mut self, host: &Host, wanted: &dyn Fn(&Object, &Object) -> bool) {
         let lock = lease::courtesy_lock(host, COURTESY);
+        // What cannot be found out here is found out again by whoever relies on it.
+        self.reaper_at_work = lock.is_none() && matches!(at_work(host), Ok(Some(_)));
         let mut gone = HashSet::new();
         for index in 0..self.objects.len() {
             if !self.probe(host, index, wanted) {
@@ -224,7 +229,9 @@ impl Survey {
             // What would be claimed anyway is left in peace: a lease is felt by who opens.
             let young = self.quiet(host, object) < nanoseconds(self.judging.grace);
             let persistent = self.producer(object).is_some_and(|m| m.producer.persistent_by_design);
-            let ask = self.lease_works && (self.judging.thorough || !young && !persistent);
+            let ask = self.lease_works
+                && !self.reaper_at_work
+                && (self.judging.thorough || !young && !persistent);
             if object.kind == Kind::Dir {
                 let lease = if ask { lease_inside(host, object) } else { Lease::NotAsked };
                 self.set(index, lease, None);
@@ -343,6 +350,9 @@ impl Survey {
             snapshot.sight.holders.iter().map(|blind| blind.says()).collect();
         if object.directory.as_ref().is_some_and(|tree| tree.truncated) {
             holder_blind.push("not everything in the directory could be read");
+        }
+        if object.directory.as_ref().is_some_and(|tree| tree.special) {
+            holder_blind.push("who waits at a FIFO, a socket or a device in it is not known");
         }
         Some(Facts {
             known_kind: object.kind != Kind::Other,

@@ -273,6 +273,31 @@ pub fn mount_id(fd: impl AsFd) -> io::Result<u64> {
     Ok(raw.stx_mnt_id)
 }
 
+/// The names of the extended attributes (xattr(7)) of what `fd` refers to, access control lists included; it
+/// may be an `O_PATH` descriptor.
+///
+/// # Errors
+/// The errno of listxattr(2).
+pub fn attribute_names(fd: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
+    let fd = fd.as_fd().as_raw_fd();
+    let mut names = vec![0_u8; 1 << 16];
+    let (at, size) = (names.as_mut_ptr().cast(), names.len());
+    // SAFETY: the kernel writes at most `size` bytes to the buffer.
+    let mut length = unsafe { libc::flistxattr(fd, at, size) };
+    if length == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::EBADF) {
+        let link = std::ffi::CString::new(format!("/proc/self/fd/{fd}"))?;
+        // SAFETY: as above, and the path is NUL-terminated.
+        length = unsafe { libc::listxattr(link.as_ptr(), at, size) };
+    }
+    let Ok(length) = usize::try_from(length) else {
+        let error = io::Error::last_os_error();
+        let none = error.raw_os_error() == Some(libc::EOPNOTSUPP);
+        return if none { Ok(Vec::new()) } else { Err(error) };
+    };
+    names.truncate(length);
+    Ok(names.split(|b| *b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
+}
+
 /// Ignores `signal`, as `signal(2)` with `SIG_IGN` does.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::reaping::exactly;
 use crate::support::{
     Case, Finish, Holder, Need, case, hold, identity, judged, leave, listed, mount, object, path,
-    rtrack, scratch, somebody, stopped_before,
+    rtrack, scratch, somebody, stays, stopped_before,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -19,6 +19,8 @@ pub(crate) fn tests() -> Vec<Case> {
     vec![
         case("removed_with_all_that_is_in_it", removed_with_all_that_is_in_it).needs(ALONE),
         case("deep_and_wide", deep_and_wide).needs(ALONE),
+        case("somebody_may_wait_in_it", somebody_may_wait_in_it).needs(ALONE),
+        case("mounted_by_one_thread", mounted_by_one_thread).needs(ALONE),
         case("came_to_be_used_before_the_move", came_to_be_used_before_the_move).needs(ALONE),
         case("came_to_be_used_after_the_move", came_to_be_used_after_the_move).needs(ALONE),
         case("swapped_while_it_is_taken_apart", swapped_while_it_is_taken_apart).needs(ALONE),
@@ -30,6 +32,10 @@ pub(crate) fn tests() -> Vec<Case> {
         case("private_directory_of_somebody_else", private_directory_of_somebody_else).needs(USERS),
         case("saved_and_put_back", saved_and_put_back).needs(ALONE),
         case("came_to_be_used_while_it_was_saved", came_to_be_used_while_it_was_saved).needs(ALONE),
+        case("written_through_a_mapping_while_it_was_saved", written_through_a_mapping)
+            .needs(ALONE),
+        case("leftover_that_was_not_saved", leftover_that_was_not_saved).needs(ALONE),
+        case("leftover_of_a_restoration", leftover_of_a_restoration).needs(ALONE),
         case("without_sight_only_by_force", without_sight_only_by_force).needs(ALONE),
     ]
 }
@@ -73,7 +79,6 @@ fn removed_with_all_that_is_in_it() {
     symlink(scratch().join("kept"), inside.join("link")).unwrap();
     symlink(scratch().join("directory"), inside.join("below/link")).unwrap();
     symlink("..", inside.join("below/up")).unwrap();
-    nix::unistd::mkfifo(&inside.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     object().make(std::ffi::OsString::from(format!("{DIRECTORY}/\u{9b}31m\n")));
     fs::set_permissions(inside.join("below/deeper"), Permissions::from_mode(0o000)).unwrap();
     // Another name of a file in it goes on.
@@ -89,25 +94,54 @@ fn removed_with_all_that_is_in_it() {
 fn deep_and_wide() {
     make("deep");
     let mut below = path("deep");
-    // Far deeper than one could go with a descriptor for each level, or a path.
-    std::env::set_current_dir(&below).unwrap();
+    for _ in 0..60 {
+        below.push("d");
+    }
+    fs::create_dir_all(&below).unwrap();
+    fs::write(below.join("deepest"), "").unwrap();
+    for number in 0..20_000 {
+        File::create(below.join(number.to_string())).unwrap();
+    }
+    // Of what is deeper, nobody knows who uses it: not even force takes that.
+    DirBuilder::new().mode(0o700).create(path("deeper")).unwrap();
+    std::env::set_current_dir(path("deeper")).unwrap();
     for _ in 0..3000 {
         fs::create_dir("d").unwrap();
         std::env::set_current_dir("d").unwrap();
     }
-    fs::write("deepest", "").unwrap();
     std::env::set_current_dir("/").unwrap();
-    below.push("wide");
-    fs::create_dir(&below).unwrap();
-    for number in 0..20_000 {
-        File::create(below.join(number.to_string())).unwrap();
-    }
-    // Not all of it is counted: who uses it is not known.
-    judged("deep", "unknown", "no-lease");
-    reap(&[]).finish().expect(0);
-    assert!(identity("deep").is_some());
-    reap(&["--force", "deep"]).finish().expect(0);
+    judged("deeper", "unknown", "no-lease");
+    reap(&["--verdict", "orphaned,unclaimed"]).finish().expect(0);
+    exactly(&["deeper"]);
+    let report = reap(&["--force", "deeper"]).finish().expect(1).json();
+    assert_eq!(listed(&report, "deeper")["outcome"], "refused", "{report:#}");
+    exactly(&["deeper"]);
+}
+
+/// Who waits at a FIFO or a socket holds nothing that anybody could see.
+fn somebody_may_wait_in_it() {
+    make(DIRECTORY);
+    judged(DIRECTORY, "orphaned", "no-family");
+    let fifo = path(DIRECTORY).join("below/fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    judged(DIRECTORY, "unknown", "no-lease");
+    fs::remove_file(fifo).unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind(path(DIRECTORY).join("socket")).unwrap();
+    judged(DIRECTORY, "unknown", "no-lease");
+    stays(DIRECTORY);
+    reap(&["--force", DIRECTORY]).finish().expect(0);
     exactly(&[]);
+}
+
+/// A thread alone has it mounted, in a mount namespace of its own.
+fn mounted_by_one_thread() {
+    make(DIRECTORY);
+    judged(DIRECTORY, "orphaned", "no-family");
+    let holder = hold("thread-mount", path(DIRECTORY));
+    judged(DIRECTORY, "held", "mounted");
+    stays(DIRECTORY);
+    drop(holder);
+    judged(DIRECTORY, "orphaned", "no-family");
 }
 
 /// Between the last look and the move.
@@ -353,6 +387,84 @@ fn came_to_be_used_while_it_was_saved() {
     assert!(listed(&report, DIRECTORY)["archived"].is_null(), "{report:#}");
     assert_eq!(identity(DIRECTORY), before);
     assert_eq!(fs::read_dir(&archive).unwrap().count(), 0);
+}
+
+/// A write through a mapping that was read first leaves no time behind.
+fn written_through_a_mapping() {
+    make(DIRECTORY);
+    let file = path(DIRECTORY).join("below/deep");
+    let archive = scratch().join("archive");
+    let report = scratch().join("report");
+    let mut reap = reap(&["--archive", archive.to_str().unwrap()]);
+    reap.stdout(File::create(&report).unwrap());
+    // The directory is moved when it is saved.
+    stopped_before(libc::SYS_renameat2, &mut reap, |_, _| {
+        if archive.is_dir() && fs::read_dir(&archive).unwrap().count() > 1 && file.exists() {
+            write_by_mapping(&file);
+        }
+    });
+    let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    assert_eq!(outcome(&report), "opened-meanwhile", "{report:#}");
+    assert_eq!(fs::read(&file).unwrap().first(), Some(&b'!'));
+    assert_eq!(fs::read_dir(&archive).unwrap().count(), 0);
+}
+
+fn write_by_mapping(path: &std::path::Path) {
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let length = std::num::NonZeroUsize::new(4096).unwrap();
+    let protection = nix::sys::mman::ProtFlags::PROT_READ | nix::sys::mman::ProtFlags::PROT_WRITE;
+    let shared = nix::sys::mman::MapFlags::MAP_SHARED;
+    // SAFETY: a mapping of 4096 bytes at an address of the kernel's choice, which nobody else uses.
+    unsafe {
+        let memory = nix::sys::mman::mmap(None, length, protection, shared, &file, 0).unwrap();
+        let first: *mut u8 = memory.as_ptr().cast();
+        std::hint::black_box(first.read_volatile());
+        first.write_volatile(b'!');
+        nix::sys::mman::munmap(memory, 4096).unwrap();
+    }
+}
+
+/// What is to be saved, or is not in the plan, goes back instead.
+fn leftover_that_was_not_saved() {
+    const LEFTOVER: &str = ".rtrack.0123456789abcdef";
+    make(DIRECTORY);
+    let before = identity(DIRECTORY);
+    let plan = scratch().join("plan.json");
+    let mut made = rtrack(["reap", "--dry-run", "--json", "--grace", "0s", "sem.*"]);
+    fs::write(&plan, made.finish().expect(0).stdout).unwrap();
+    leave(LEFTOVER, 0o700, &[DIRECTORY]);
+    rtrack(["reap", "--yes", "--from", plan.to_str().unwrap()]).finish().expect(0);
+    exactly(&[DIRECTORY]);
+    leave(LEFTOVER, 0o700, &[DIRECTORY]);
+    let archive = scratch().join("archive");
+    let archive = archive.to_str().unwrap();
+    reap(&["--archive", archive]).finish().expect(0);
+    exactly(&[DIRECTORY]);
+    assert_eq!(identity(DIRECTORY), before);
+    reap(&["--archive", archive]).finish().expect(0);
+    exactly(&[]);
+    rtrack(["restore", archive]).finish().expect(0);
+    exactly(&[DIRECTORY]);
+}
+
+/// What was never whole never gets a name.
+fn leftover_of_a_restoration() {
+    make(DIRECTORY);
+    let archive = scratch().join("archive");
+    let archive = archive.to_str().unwrap();
+    reap(&["--archive", archive]).finish().expect(0);
+    let mut restore = rtrack(["restore", archive]);
+    stopped_before(libc::SYS_fchownat, &mut restore, |turn, pid| {
+        if turn == 1 {
+            let pid = nix::unistd::Pid::from_raw(pid.try_into().unwrap());
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+    });
+    assert!(identity(DIRECTORY).is_none());
+    rtrack(["reap", "--yes"]).finish().expect(0);
+    exactly(&[]);
+    rtrack(["restore", archive]).finish().expect(0);
+    exactly(&[DIRECTORY]);
 }
 
 fn without_sight_only_by_force() {

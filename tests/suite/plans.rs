@@ -184,6 +184,7 @@ fn that_makes_no_sense() {
         ("evidence", json!([])),
         ("evidence", json!("none")),
         ("outcome", json!("gone-for-good")),
+        ("outcome", json!("reaped")),
         ("forced", json!("yes")),
     ] {
         let mut other = plan.clone();

@@ -38,7 +38,7 @@ fn save(go_on: &mut dyn FnMut() -> bool) -> Result<String, SaveError> {
     let subject = Subject { object: &object, judgement: &judgement, forced: false };
     let dir = File::open(path(TREE)).unwrap();
     let archive = Archive::open(&host, &archive(), true).unwrap().unwrap();
-    archive.save_tree(&host, &subject, dir.as_fd(), go_on)
+    archive.save_tree(&host, &subject, dir.as_fd(), go_on).map(|(entry, _)| entry)
 }
 
 /// Everything below `top`: type and mode, owner, times, content.

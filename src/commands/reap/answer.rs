@@ -159,6 +159,10 @@ pub(super) fn finish(
         row.report = reports.remove(&row.index);
         row.forced = done.forced.contains(&row.index);
     }
+    // What was settled meanwhile is told of by itself.
+    let settled = |row: &Row<'_>| done.settled.iter().any(|one| one.directory == row.object.file);
+    let settled = |row: &Row<'_>| !args.dry_run && settled(row);
+    rows.retain(|row| row.report.is_some() || !settled(row));
     rows.retain(|row| {
         let id = row.producer.map(|(id, _)| id);
         row.report.is_some() || args.select.passes_producer(id)
@@ -253,6 +257,11 @@ fn summary(args: &ReapArgs, ui: &Ui, rows: &[Row<'_>], alone: &str, done: &Done)
     let total: usize = left.iter().map(|(count, _)| count).sum();
     if total > 0 {
         text.push_str(&format!("; left {total}: {}", counts(left)));
+    }
+    let finished: usize = done.settled.iter().map(|settled| settled.finished.len()).sum();
+    if finished > 0 && !args.dry_run {
+        let objects = plural(finished, "object", "objects");
+        text.push_str(&format!("; finished {objects} of interrupted reaps"));
     }
     if !alone.is_empty() {
         text.push_str(&format!("; left alone: {alone}"));

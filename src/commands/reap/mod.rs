@@ -88,12 +88,19 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     check(args, ui)?;
     let archive = open_archive(args)?;
     let plan = args.from.as_ref().map(|from| planning::read_plan(from)).transpose()?;
+    if !args.dry_run {
+        // What another one has in hand cannot be judged.
+        drop(worker::lock(&Host::real()?)?);
+    }
     let mut choice = Choice::default();
     let mut found = Look::take(&args.select, |host, objects| match &plan {
         Some(text) => choice.follow(planning::check_plan(text, host)?, &args.select, objects),
         None => choice.select(args, host, objects),
     })?;
-    let leftovers = reap::leftovers(&found.host)?;
+    // What a plan does not name, or was not saved, goes back instead.
+    let finish = plan.is_none() && archive.is_none();
+    let how = reap::How { assume_complete: found.survey.judging().assume_complete, finish };
+    let leftovers = reap::leftovers(&found.host, how)?;
 
     let planned = choice.plan(args, &found);
     let troubled = found.say(args.strict, ui);
@@ -142,7 +149,15 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
         let held_back = signals.insert(signals::Signals::block()?);
         // Whoever cannot be answered must not find out afterwards.
         begun = answer::begin(args, ui, &found, &planned)?;
-        done = worker::carry_out(ui, &mut found, planned, archive.as_ref(), held_back, record)?;
+        done = worker::carry_out(
+            ui,
+            &mut found,
+            planned,
+            archive.as_ref(),
+            finish,
+            held_back,
+            record,
+        )?;
     }
     answer::finish(args, ui, &found, &done, choice.plan.as_ref(), begun)?;
     done.interrupted |= signals.is_some_and(|signals| signals.came());

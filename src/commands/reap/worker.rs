@@ -63,13 +63,15 @@ pub(super) fn carry_out(
     found: &mut Look,
     planned: Planned,
     archive: Option<&Archive>,
+    finish: bool,
     signals: &Signals,
     mut record: Record<'_>,
 ) -> Result<Done, CommandError> {
     signals.working(true);
     let Look { host, survey, .. } = found;
     let assume_complete = survey.judging().assume_complete;
-    let settled = reap::settle(host, assume_complete, &mut record)?;
+    let how = reap::How { assume_complete, finish };
+    let settled = reap::settle(host, how, &mut record)?;
     let mut done = Done { settled, ..Done::default() };
     for settled in &done.settled {
         answer::say_settled(settled, ui);
@@ -209,6 +211,7 @@ impl Worker<'_> {
             survey: self.survey,
             index,
             saved: None,
+            digest: None,
         });
         let mut steps =
             Removal { planned, force, facts, seen, changed, began, object: &object, saving };
@@ -248,6 +251,8 @@ struct Saving<'a> {
     index: usize,
     /// The entry that was made.
     saved: Option<String>,
+    /// What it has of a directory.
+    digest: Option<String>,
 }
 
 impl Saving<'_> {
@@ -300,10 +305,20 @@ impl Steps for Removal<'_> {
         let subject = Subject { object: self.object, judgement: &judgement, forced: self.force };
         let (archive, host) = (saving.archive, saving.host);
         saving.saved = Some(match self.object.kind {
-            Kind::Dir => archive.save_tree(host, &subject, file, is_whole)?,
+            Kind::Dir => {
+                let (entry, digest) = archive.save_tree(host, &subject, file, is_whole)?;
+                saving.digest = Some(digest);
+                entry
+            }
             _ => archive.save_file(&subject, file, is_whole)?,
         });
         Ok(())
+    }
+
+    fn is_saved(&mut self, dir: BorrowedFd<'_>) -> Result<bool, SaveError> {
+        let Some(saving) = &self.saving else { return Ok(true) };
+        let now = saving.archive.digest_tree(saving.host, dir)?;
+        Ok(saving.digest.as_ref() == Some(&now))
     }
 
     fn is_old(&self) -> bool {

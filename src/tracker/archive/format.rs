@@ -160,6 +160,9 @@ pub struct Entry {
     pub mtime: Moment,
     /// When it was read last, before it was saved.
     pub atime: Moment,
+    /// Names of extended attributes that it had, access control lists included: they are not saved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attributes: Vec<String>,
     /// Apparent size in bytes; 0 for what is no file.
     pub size: u64,
     /// The file in the archive that has the content.

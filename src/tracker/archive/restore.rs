@@ -15,7 +15,7 @@ use super::read::{Archived, Contents, DataError};
 use crate::tracker::evidence::lease::c_name;
 use crate::tracker::host::Host;
 use crate::tracker::reap::Building;
-use crate::tracker::resource::Name;
+use crate::tracker::resource::{Name, escape};
 use crate::tracker::sys;
 
 /// What became of one entry.
@@ -241,6 +241,10 @@ impl Restorer<'_> {
                 lose(lost, "group", says);
             }
         }
+        // The group's permissions were then the mask of what the list gave whom.
+        if entry.attributes.iter().any(|name| name == "system.posix_acl_access") {
+            mode &= !0o070;
+        }
         foresee(entry, lost);
         // The link leads to what is open, and no further.
         let link = self.link_to(fd);
@@ -356,6 +360,15 @@ fn foresee(entry: &Entry, lost: &mut Vec<Lost>) {
     if entry.nlink > 1 && entry.kind != Type::Directory {
         let says = format!("{what} had {} names, and is a file by itself now", entry.nlink);
         lose(lost, "hard-links", says);
+    }
+    if entry.attributes.iter().any(|name| name.starts_with("system.posix_acl")) {
+        let says = format!("{what} had an access control list; its group gets no access instead");
+        lose(lost, "acl", says);
+    }
+    let others = entry.attributes.iter().filter(|name| !name.starts_with("system.posix_acl"));
+    let others: Vec<String> = others.map(|name| escape(name.as_bytes())).collect();
+    if !others.is_empty() {
+        lose(lost, "attributes", format!("{what} had the attributes {}", others.join(", ")));
     }
     if matches!(entry.kind, Type::Socket | Type::Device) {
         lose(lost, "special-file", format!("{what} is a socket or a device"));

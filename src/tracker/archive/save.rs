@@ -10,9 +10,10 @@ use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::syncfs;
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
 use super::content::{CopyError, copy};
-use super::format::{Document, Entry, Moment, SCHEMA, Type, Verdict, to_text};
+use super::format::{Document, Entry, Moment, SCHEMA, Type, Verdict, finish, to_text};
 use super::{ArchiveError, Trust, open_directory};
 use crate::tracker::evidence::lease::{self, LeaseError};
 use crate::tracker::host::Host;
@@ -101,7 +102,8 @@ impl Archive {
 
     /// Saves the directory that is open as `dir`, and all that is in it, by descriptor: no link is
     /// followed, no mount is crossed. A file with several names in it is saved once for each. `go_on`
-    /// is asked before each entry and at least every 8 MiB of files.
+    /// is asked before each entry and at least every 8 MiB of files. The second answer is a digest of all
+    /// content.
     ///
     /// # Errors
     /// [`SaveError`]; `Unfit` when something in it is on another mount, or it has too many levels.
@@ -111,17 +113,25 @@ impl Archive {
         subject: &Subject<'_>,
         dir: BorrowedFd<'_>,
         go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<String, SaveError> {
-        let looked = || Ok((sys::stat(dir, c"")?, sys::mount_id(dir)?));
-        let (stat, mount) = looked().map_err(|source| failed("look at it", source))?;
-        if !stat.is_dir() {
-            return Err(SaveError::Unfit("it is no directory".into()));
-        }
-        let place = Place { host, dev: stat.dev, mount };
-        self.save(subject, |draft| {
-            draft.other(&[], dir)?;
-            draft.tree(&place, &[], dir, 0, go_on)
-        })
+    ) -> Result<(String, String), SaveError> {
+        let mut digest = String::new();
+        let unique = self.save(subject, |draft| {
+            draft.whole(host, dir, go_on)?;
+            digest = content_of(&draft.entries);
+            Ok(())
+        })?;
+        Ok((unique, digest))
+    }
+
+    /// The digest of what is in the directory that is open as `dir` now, as [`Archive::save_tree`] answers with it.
+    ///
+    /// # Errors
+    /// [`SaveError`].
+    pub fn digest_tree(&self, host: &Host, dir: BorrowedFd<'_>) -> Result<String, SaveError> {
+        let mut draft =
+            Draft { archive: self, unique: "", entries: Vec::new(), files: 0, keeps: false };
+        draft.whole(host, dir, &mut || true)?;
+        Ok(content_of(&draft.entries))
     }
 
     /// Takes an entry away again, whole or not.
@@ -147,16 +157,23 @@ impl Archive {
         // The standard library seeds its hashes by the kernel's random numbers.
         let random = RandomState::new().hash_one(std::process::id());
         let unique = format!("{}-{random:016x}", now.strftime("%Y%m%dT%H%M%S.%3fZ"));
-        let mut draft = Draft { archive: self, unique: &unique, entries: Vec::new(), files: 0 };
-        let saved = fill(&mut draft).and_then(|()| {
+        let mut draft =
+            Draft { archive: self, unique: &unique, entries: Vec::new(), files: 0, keeps: true };
+        let filled = fill(&mut draft);
+        let files = draft.files;
+        let saved = filled.and_then(|()| {
             let document = self.document(subject, now, draft.entries);
-            self.finish(&unique, &document, draft.files)
+            self.finish(&unique, &document, files)
         });
         match saved {
             Ok(()) => Ok(unique),
             Err(error) => {
                 // The first error is the one to tell; what stays is known for incomplete.
-                self.forget(&unique).unwrap_or(());
+                let data = (0..files).map(|number| format!("{unique}.{number}.data"));
+                let documents = ["json", "json.tmp"].map(|end| format!("{unique}.{end}"));
+                for name in documents.into_iter().chain(data) {
+                    discard(self.dir.as_fd(), &Name::new(name)).unwrap_or(());
+                }
                 Err(error)
             }
         }
@@ -248,9 +265,28 @@ struct Draft<'a> {
     entries: Vec<Entry>,
     /// How many data files there are.
     files: usize,
+    /// Whether content is saved, and not only read.
+    keeps: bool,
 }
 
 impl Draft<'_> {
+    /// Saves the directory that is open as `dir`, and all that is in it.
+    fn whole(
+        &mut self,
+        host: &Host,
+        dir: BorrowedFd<'_>,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<(), SaveError> {
+        let looked = || Ok((sys::stat(dir, c"")?, sys::mount_id(dir)?));
+        let (stat, mount) = looked().map_err(|source| failed("look at it", source))?;
+        if !stat.is_dir() {
+            return Err(SaveError::Unfit("it is no directory".into()));
+        }
+        let place = Place { host, dev: stat.dev, mount };
+        self.other(&[], dir)?;
+        self.tree(&place, &[], dir, 0, go_on)
+    }
+
     /// Saves the regular file that is open as `file`.
     fn file(
         &mut self,
@@ -263,16 +299,22 @@ impl Draft<'_> {
             return Err(SaveError::Unfit("it is no regular file".into()));
         }
         let name = format!("{}.{}.data", self.unique, self.files);
-        let data = self.archive.create(&name)?;
+        let data = self.keeps.then(|| self.archive.create(&name)).transpose()?;
         self.files += 1;
-        let sha256 = copy(file, Some(data.as_fd()), before.size, go_on).map_err(|e| match e {
-            CopyError::Stopped => SaveError::Opened,
-            CopyError::Read(e) if e.kind() == io::ErrorKind::UnexpectedEof => SaveError::Changed,
-            CopyError::Read(error) => failed("read it", error),
-            CopyError::Write(error) => self.archive.failed("write", &name, error),
-        })?;
+        let sha256 = copy(file, data.as_ref().map(AsFd::as_fd), before.size, go_on).map_err(
+            |e| match e {
+                CopyError::Stopped => SaveError::Opened,
+                CopyError::Read(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                    SaveError::Changed
+                }
+                CopyError::Read(error) => failed("read it", error),
+                CopyError::Write(error) => self.archive.failed("write", &name, error),
+            },
+        )?;
         // Of many files all are sent to the disk together.
-        if path.is_empty() {
+        if path.is_empty()
+            && let Some(data) = data
+        {
             data.sync_all().map_err(|error| self.archive.failed("sync", &name, error))?;
         }
         let after = sys::stat(file, c"").map_err(|error| failed("look at it", error))?;
@@ -349,6 +391,19 @@ impl Draft<'_> {
     }
 }
 
+/// A digest of the names, kinds and contents of a tree, in whatever order it was read.
+fn content_of(entries: &[Entry]) -> String {
+    let one = |entry: &Entry| {
+        let Entry { path, path_base64, kind, size, sha256, target, target_base64, .. } = entry;
+        json!([path, path_base64, kind, size, sha256, target, target_base64]).to_string()
+    };
+    let mut lines: Vec<String> = entries.iter().map(one).collect();
+    lines.sort_unstable();
+    let mut hash = Sha256::new_with_prefix(b"rtrack.tree/1\0");
+    lines.iter().for_each(|line| hash.update(line));
+    finish(hash)
+}
+
 /// Why a file in a directory was not opened.
 fn not_opened(step: String, refused: LeaseError) -> SaveError {
     match refused {
@@ -365,7 +420,12 @@ fn describe(path: &[u8], fd: BorrowedFd<'_>) -> Result<(Stat, Entry), SaveError>
     let times = fstat(fd).map_err(|errno| failed("look at it", errno.into()))?;
     let stat = sys::stat(fd, c"").map_err(|error| failed("look at it", error))?;
     let (text, path_base64) = to_text(path);
+    let names =
+        sys::attribute_names(fd).map_err(|error| failed("look at its attributes", error))?;
+    // What the system's policy gives every file, it gives a restored one as well.
+    let names = names.iter().filter(|name| !name.starts_with(b"security."));
     let entry = Entry {
+        attributes: names.map(|name| Name::new(name.as_slice()).to_lossy()).collect(),
         path: text,
         path_base64,
         kind: Type::of(stat.file_type()),

@@ -57,6 +57,8 @@ pub struct Tree {
     pub changed: Nanoseconds,
     /// Not all of it was counted: too many entries or levels, unreadable, or on another mount.
     pub truncated: bool,
+    /// There is a FIFO, a socket or a device in it: who waits at one, nothing tells.
+    pub special: bool,
     /// Device and inode of the directory and everything counted in it.
     pub inodes: HashSet<(u64, u64)>,
 }
@@ -378,6 +380,8 @@ fn walk(dir: &Dir, dev: u64, tree: &mut Tree, level: usize, visit: &mut Visit<'_
             }
         } else if stat.is_file() {
             visit(dir.as_fd(), &name, &stat);
+        } else if stat.file_type() != libc::S_IFLNK {
+            tree.special = true;
         }
     }
 }

@@ -218,7 +218,11 @@ fn show_dev(dev: u64) -> String {
 }
 
 fn item(at: &At<'_>, dev: u64) -> Result<(Item, Outcome), PlanError> {
-    let outcome = at.get("outcome")?.word(&Outcome::ALL, Outcome::as_str)?;
+    let outcome_at = at.get("outcome")?;
+    let outcome = outcome_at.word(&Outcome::ALL, Outcome::as_str)?;
+    if outcome.is_removed() || outcome == Outcome::OpenedMeanwhile || outcome == Outcome::Failed {
+        return Err(outcome_at.wrong("is no answer of a dry run"));
+    }
     let object = object(at, dev)?;
     let judgement = judgement(at)?;
     let force = at.optional("forced").map_or(Ok(false), |forced| forced.flag())?;

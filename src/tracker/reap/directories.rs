@@ -8,11 +8,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat};
+use nix::unistd::{UnlinkatFlags, fchown, unlinkat};
 
 use super::objects::{Reaper, Steps, Target, changed, gone};
 use super::quarantine::{For, Quarantine};
-use super::saving::save_directory;
+use super::saving::{check_directory, save_directory};
 use super::{Outcome, Report};
 use crate::tracker::evidence::lease::{self, Lease, Look};
 use crate::tracker::evidence::usage;
@@ -29,6 +30,17 @@ pub(super) struct Inside {
     /// A file in it that somebody holds.
     pub(super) held: Option<Name>,
 }
+
+impl Inside {
+    /// Whether not all of it could be looked at.
+    pub(super) fn is_truncated(&self) -> bool {
+        self.tree.truncated
+    }
+}
+
+/// Why such a directory stays, even by force: who has what is not known may hold it.
+pub(super) const TOO_LARGE: &str = "not all of it can be looked at: there are too many entries or levels, or \
+                                    something in it may not be read or is a mount";
 
 /// Looks into the directory `name` in `dir`, if it is the `expected` one, and asks the kernel about each
 /// file in it.
@@ -96,6 +108,9 @@ impl Reaper<'_> {
             let says = format!("somebody has {file} in it open or mapped");
             return Err(Report::new(Outcome::Held, says));
         }
+        if inside.is_truncated() {
+            return Err(Report::new(Outcome::Refused, TOO_LARGE));
+        }
         // Of one that is too large or deep to be seen whole, as of one that nobody can look into, no two
         // looks agree: the operator forces it.
         if target.tree.is_none_or(|tree| *tree != inside.tree) && !target.force {
@@ -129,7 +144,8 @@ impl Reaper<'_> {
             return Err(Report::new(Outcome::Refused, says));
         }
         // Somebody may have been on the way into it before it was moved.
-        self.look_inside(quarantine.fd(), target).map(drop)
+        self.look_inside(quarantine.fd(), target)?;
+        if steps.saves() { check_directory(quarantine.fd(), target, steps) } else { Ok(()) }
     }
 
     /// Takes a directory of the quarantine apart, in a place where it never gets its name back.
@@ -169,7 +185,7 @@ const MOST_PASSES: usize = 100_000;
 /// `EBUSY` or `EXDEV`: something is mounted in it. Else the errno of unlinkat(2), openat2(2) or
 /// renameat2(2). What could be removed until then is.
 pub(super) fn take_apart(dir: BorrowedFd<'_>, name: &Name) -> io::Result<()> {
-    let top = open_here(dir, name.as_os_str())?;
+    let top = open_alone(dir, name.as_os_str())?;
     let mut moved = 0_u64;
     for _pass in 0..MOST_PASSES {
         let names = entries(top.as_fd())?;
@@ -180,7 +196,7 @@ pub(super) fn take_apart(dir: BorrowedFd<'_>, name: &Name) -> io::Result<()> {
             if removed(top.as_fd(), &name)? {
                 continue;
             }
-            let below = open_here(top.as_fd(), name.as_os_str())?;
+            let below = open_alone(top.as_fd(), name.as_os_str())?;
             for inner in entries(below.as_fd())? {
                 while !removed(below.as_fd(), &inner)? {
                     let up = format!("{moved}");
@@ -212,6 +228,22 @@ fn removed(dir: BorrowedFd<'_>, name: &Name) -> nix::Result<bool> {
         Err(nix::Error::ENOTEMPTY) => Ok(false),
         Err(errno) => Err(errno),
     }
+}
+
+/// As [`open_here`], and nobody else may make anything in it any more: whoever has it open still could.
+fn open_alone(dir: BorrowedFd<'_>, name: &OsStr) -> nix::Result<OwnedFd> {
+    let opened = match open_here(dir, name) {
+        // Its owner may have no right to read it; root needs none.
+        Err(nix::Error::EACCES) => {
+            fchmodat(dir, name, Mode::S_IRWXU, FchmodatFlags::NoFollowSymlink)?;
+            open_here(dir, name)
+        }
+        opened => opened,
+    }?;
+    // Where that is not ours to do, it is taken apart as far as it goes.
+    fchown(&opened, Some(nix::unistd::geteuid()), None).unwrap_or(());
+    fchmod(&opened, Mode::S_IRWXU).unwrap_or(());
+    Ok(opened)
 }
 
 /// Opens the directory `name` in `dir`, unless it is a link or on another mount.

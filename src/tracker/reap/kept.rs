@@ -33,7 +33,7 @@ pub(in crate::tracker) fn publish(
 }
 
 /// A private directory beside the objects in which something is put together before it has its name.
-/// If that is interrupted, it is a leftover like any other, and the next reap settles it.
+/// If that is interrupted, it is a leftover that the next reap removes: it never was whole.
 #[derive(Debug)]
 pub(in crate::tracker) struct Building {
     quarantine: Quarantine,
@@ -45,7 +45,7 @@ impl Building {
     /// # Errors
     /// The errno of mkdirat(2).
     pub(in crate::tracker) fn make(host: &Host) -> std::io::Result<Self> {
-        Ok(Self { quarantine: Quarantine::make(host, For::Removal)? })
+        Ok(Self { quarantine: Quarantine::make(host, For::Building)? })
     }
 
     /// The directory.

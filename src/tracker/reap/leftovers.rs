@@ -89,26 +89,37 @@ pub fn fate(host: &Host, directory: &Name) -> io::Result<Option<&'static str>> {
         For::Unlinked => "is removed unless somebody uses it",
         For::Begun => "is removed, as far as nobody uses what is in it",
         For::Strangers => GOES_BACK,
+        For::Building => "is removed: it was never whole",
     }))
 }
 
 /// What becomes of what no reap may remove.
 const GOES_BACK: &str = "goes back if its name is free, else it stays";
 
+/// How leftovers are settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct How {
+    /// The operator asserts that nothing outside this PID namespace uses the mount.
+    pub assume_complete: bool,
+    /// Whether what was moved away to be removed is, if nobody uses it. Else it goes back, and is an object
+    /// like any other.
+    pub finish: bool,
+}
+
 /// The leftovers that [`settle`] would settle now.
 ///
 /// # Errors
 /// The directory of the objects could not be read.
-pub fn leftovers(host: &Host) -> io::Result<Vec<Leftover>> {
+pub fn leftovers(host: &Host, how: How) -> io::Result<Vec<Leftover>> {
     let leftover = |directory: Name| {
         let (purpose, fate) = (For::of(&directory)?, fate(host, &directory).ok()??);
         // What goes wrong here goes wrong again when it is settled, and is said then.
         let quarantine = Quarantine::open(host, &directory).ok()??;
         let files = entries(quarantine.fd()).unwrap_or_default().into_iter().map(|file| {
             let stat = c_name(&file).and_then(|name| sys::stat(quarantine.fd(), &name));
-            let judged = stat.is_ok_and(|stat| stat.is_file() || stat.is_dir())
-                && !(purpose == For::Removal && is_younger(&quarantine, &file));
-            (file, if judged { fate } else { GOES_BACK })
+            let goes = stat.is_ok_and(|stat| stat.is_file() || stat.is_dir())
+                && !(purpose == For::Removal && (!how.finish || is_younger(&quarantine, &file)));
+            (file, if goes { fate } else { GOES_BACK })
         });
         Some(Leftover { files: files.collect(), directory })
     };
@@ -130,16 +141,12 @@ pub fn foresee(leftover: &Leftover) -> Settled {
 /// `witness` is told of each object.
 ///
 /// A directory goes back, too, if not everybody can be seen who may use it, but for one that is no longer
-/// whole. With `assume_complete` the operator asserts that nothing outside this PID namespace uses any.
+/// whole.
 ///
 /// # Errors
 /// The directory of the objects could not be read. What goes wrong with one leftover is in its
 /// [`Settled::trouble`].
-pub fn settle(
-    host: &Host,
-    assume_complete: bool,
-    witness: &mut dyn Witness,
-) -> io::Result<Vec<Settled>> {
+pub fn settle(host: &Host, how: How, witness: &mut dyn Witness) -> io::Result<Vec<Settled>> {
     let not_ours_alone = others_may_rename(host)?;
     let mut all = Vec::new();
     for name in entries(host.shm())? {
@@ -149,7 +156,7 @@ pub fn settle(
             Ok(None) => continue,
             Ok(Some(_)) if not_ours_alone => trouble(NOT_OURS_ALONE.into()),
             Ok(Some(quarantine)) => {
-                let mut settled = settle_all(host, &quarantine, purpose, assume_complete, witness);
+                let mut settled = settle_all(host, &quarantine, purpose, how, witness);
                 match quarantine.close(host) {
                     // Not empty: what is left in it is in the report.
                     Ok(()) | Err(nix::Error::ENOTEMPTY) => {}
@@ -168,7 +175,7 @@ pub(super) fn settle_all(
     host: &Host,
     quarantine: &Quarantine,
     purpose: For,
-    assume_complete: bool,
+    how: How,
     witness: &mut dyn Witness,
 ) -> Settled {
     let mut settled = Settled::nothing(quarantine.name());
@@ -176,8 +183,8 @@ pub(super) fn settle_all(
         settled.trouble = Some(format!("read it: {error}"));
         Vec::new()
     });
-    let mut settling = Settling { host, quarantine, purpose, begun: None };
-    let usage = settling.usage(&files, assume_complete);
+    let mut settling = Settling { host, quarantine, purpose, finish: how.finish, begun: None };
+    let usage = settling.usage(&files, how.assume_complete);
     for (index, file) in files.into_iter().enumerate() {
         let how = usage.by.get(index).cloned().flatten();
         match settling.settle_witnessed(&file, how, &usage.blind, witness) {
@@ -210,6 +217,7 @@ struct Settling<'a> {
     host: &'a Host,
     quarantine: &'a Quarantine,
     purpose: For,
+    finish: bool,
     /// Where directories are taken apart.
     begun: Option<Quarantine>,
 }
@@ -217,7 +225,7 @@ struct Settling<'a> {
 impl Settling<'_> {
     /// Who uses what, by one look at all processes.
     fn usage(&self, files: &[Name], assume_complete: bool) -> Usage {
-        if files.is_empty() || self.purpose == For::Strangers {
+        if files.is_empty() || matches!(self.purpose, For::Strangers | For::Building) {
             return Usage::default();
         }
         let inodes = files.iter().map(|file| {
@@ -273,6 +281,8 @@ impl Settling<'_> {
         };
         let finished = match (purpose, how) {
             (For::Strangers, _) => Err("it was moved by mistake".to_owned()),
+            (For::Building, _) => self.clear(file).map_err(|error| error.to_string()),
+            (For::Removal, _) if !self.finish => Err("it is to be judged anew".to_owned()),
             (_, Some(how)) => Err(how),
             _ => self.finish(file, blind),
         };
@@ -284,6 +294,7 @@ impl Settling<'_> {
             Err(why) if purpose == For::Begun => {
                 return Fate::Left(format!("{why}, and it is no longer whole"));
             }
+            Err(why) if purpose == For::Building => return Fate::Left(why),
             Err(why) => why,
         };
         match self.quarantine.put_back(self.host, file) {
@@ -308,6 +319,14 @@ impl Settling<'_> {
         self.finish_file(file, &stat).map_err(|error| error.to_string())
     }
 
+    /// Removes what never was whole.
+    fn clear(&self, file: &Name) -> io::Result<()> {
+        if self.stat(file)?.is_dir() {
+            return directories::take_apart(self.quarantine.fd(), file);
+        }
+        Ok(self.quarantine.unlink(file)?)
+    }
+
     fn finish_file(&self, file: &Name, stat: &Stat) -> Result<(), LeaseError> {
         let leased = lease::take(self.host, self.quarantine.fd(), file, &Identity::of(stat))?;
         if !leased.is_whole() {
@@ -326,6 +345,9 @@ impl Settling<'_> {
         let inside = inside.map_err(says)?.ok_or("it was replaced")?;
         if let Some(held) = inside.held {
             return Err(format!("somebody has {held} in it open or mapped"));
+        }
+        if inside.is_truncated() && self.purpose != For::Begun {
+            return Err(directories::TOO_LARGE.into());
         }
         if self.purpose == For::Begun {
             return directories::take_apart(self.quarantine.fd(), file).map_err(says);

@@ -15,7 +15,7 @@ pub mod registered;
 mod saving;
 
 pub(super) use kept::{Building, discard, publish};
-pub use leftovers::{Fate, Leftover, Settled, Witness, fate, foresee, leftovers, settle};
+pub use leftovers::{Fate, How, Leftover, Settled, Witness, fate, foresee, leftovers, settle};
 pub use objects::{Manner, Reaper, Steps, Target};
 pub use quarantine::is_quarantine_name;
 pub use quarantine::{at_work, is_our_leftover};

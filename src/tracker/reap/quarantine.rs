@@ -28,11 +28,14 @@ pub(super) enum For {
     /// Directories that nobody used when they were moved here, and that are being taken apart: they are no
     /// longer whole.
     Begun,
+    /// What is put together before it gets its name: it is not whole, and there is nothing else of it.
+    Building,
 }
 
 impl For {
     /// All, the longer prefixes first.
-    const ALL: [Self; 4] = [Self::Unlinked, Self::Strangers, Self::Begun, Self::Removal];
+    const ALL: [Self; 5] =
+        [Self::Unlinked, Self::Strangers, Self::Begun, Self::Building, Self::Removal];
 
     const fn prefix(self) -> &'static str {
         match self {
@@ -40,6 +43,7 @@ impl For {
             Self::Unlinked => ".rtrack.unlinked.",
             Self::Strangers => ".rtrack.kept.",
             Self::Begun => ".rtrack.begun.",
+            Self::Building => ".rtrack.building.",
         }
     }
 

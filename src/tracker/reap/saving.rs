@@ -1,6 +1,6 @@
 //! Saving an object before its name goes.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use super::directories::open_here;
 use super::objects::{Steps, Target, changed, refusal};
@@ -94,4 +94,19 @@ pub(super) fn save_directory(
         steps.look_again();
     }
     Ok(())
+}
+
+/// A directory that lies in `place` now, where nobody comes: it has to be what was saved.
+pub(super) fn check_directory(
+    place: BorrowedFd<'_>,
+    target: &Target<'_>,
+    steps: &mut dyn Steps,
+) -> Result<(), Report> {
+    let dir = open_here(place, target.file.as_os_str())
+        .map_err(|errno| Report::failed("open it", &errno.into()))?;
+    match steps.is_saved(dir.as_fd()) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(opened_while_saved()),
+        Err(error) => Err(not_saved(error)),
+    }
 }

@@ -123,6 +123,7 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
         "semaphore" => sem_open_existing(path.to_str().unwrap()).wait(),
         "thread-table" => thread_alone(path, false),
         "thread-working-directory" => thread_alone(path, true),
+        "thread-mount" => thread_with_a_mount(path),
         "memory-lock" => {
             let go = fuse::block_on(path);
             ready();
@@ -383,6 +384,23 @@ fn thread_alone(path: &Path, works_in: bool) {
         } else {
             Some(read_write(&path))
         };
+        ready();
+        wait_for_the_end();
+    })
+    .join()
+    .unwrap();
+}
+
+/// Only a thread has the directory mounted, in a mount namespace of its own.
+fn thread_with_a_mount(path: &Path) {
+    let path = path.to_owned();
+    thread::spawn(move || {
+        // SAFETY: gives this thread mounts and directories of its own.
+        check(unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) }).unwrap();
+        let target = scratch().join("thread-mount");
+        fs::create_dir_all(&target).unwrap();
+        let (path, target) = (path.to_str().unwrap(), target.to_str().unwrap());
+        sandbox::mount(path, target, "", libc::MS_BIND, "").unwrap();
         ready();
         wait_for_the_end();
     })

@@ -74,6 +74,13 @@ impl Reader<'_> {
         found.elsewhere = namespace.as_ref().is_some_and(|(namespace, jailed)| {
             !jailed && namespace.mounts.0.iter().all(|mount| mount.dev != self.targets.dev)
         });
+        // A thread can have mounts of its own, too.
+        let link = |task: &Path| std::fs::read_link(task.join("ns/mnt")).ok();
+        let known = link(&own);
+        for task in roots.iter().skip(1).filter(|task| link(task) != known) {
+            let looked = look(task);
+            found.incomplete |= looked.is_err_and(|error| !gone(task, &error));
+        }
         for root in &roots {
             self.maps(root, &mut found);
             if self.targets.by_inode.is_empty() {
