@@ -51,7 +51,7 @@ pub struct LogArgs {
     names: Vec<OsString>,
 
     /// Read this file, or with - the standard input; by default what reap writes by default
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, alias = "audit", value_name = "FILE")]
     file: Option<PathBuf>,
 
     /// Only what happened since then: an age such as 2h30m, or a time such as 2026-11-24T10:00:00Z

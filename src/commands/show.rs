@@ -144,6 +144,12 @@ fn outlook(found: &Look, row: &Row<'_>) -> Outlook {
             changes: "nothing: an interrupted reap left it".into(),
         };
     }
+    if reap::is_quarantine_name(&row.object.file) {
+        return Outlook {
+            does: "leaves it, and refuses it even by force".into(),
+            changes: "only the next reap of its owner settles it, if one left it".into(),
+        };
+    }
     match found.survey.facts(&found.host, row.index) {
         Some(facts) => plan::outlook(&row.judgement, &facts),
         None => Outlook::default(),

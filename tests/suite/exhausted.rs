@@ -2,8 +2,8 @@
 //! is lost on the way.
 
 use std::cell::Cell;
-use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::process::Command;
 
 use serde_json::Value;
@@ -24,8 +24,23 @@ pub(crate) fn tests() -> Vec<Case> {
         case("no_inode_and_a_late_opener", no_inode_and_a_late_opener).needs(FEW_PROCESSES),
         case("no_inode_and_a_newer_object", no_inode_and_a_newer_object).needs(FEW_PROCESSES),
         case("no_inode_to_set_aside", no_inode_to_set_aside).needs(FEW_PROCESSES),
+        case("one_inode_and_a_directory", one_inode_and_a_directory).needs(FEW_PROCESSES),
         case("no_room_to_settle", no_room_to_settle).needs(FEW_PROCESSES),
     ]
+}
+
+/// There is room for one private directory, and a directory wants two.
+fn one_inode_and_a_directory() {
+    few_inodes();
+    let directory = "joblib_memmapping_folder_4194399_0123456789abcdef_0123456789abcdef";
+    DirBuilder::new().mode(0o700).create(path(directory)).unwrap();
+    object().make(format!("{directory}/inside"));
+    let filled = fill();
+    fs::remove_file(path("fill-0")).unwrap();
+    let report = reap().arg("--assume-complete").finish().expect(0).json();
+    assert_eq!(listed(&report, directory)["outcome"], "reaped", "{report:#}");
+    make_room_after(1, filled);
+    exactly(&[]);
 }
 
 /// A /dev/shm of few inodes.

@@ -180,8 +180,8 @@ pub(super) fn check_plan(text: &[u8], host: &Host) -> Result<Plan, CommandError>
 }
 
 /// Why a directory of that name is no object to remove.
-const PRIVATE: &str = "it has the name of a private directory of a reap; one that an interrupted reap left is \
-                       settled before anything else is removed";
+const PRIVATE: &str =
+    "it has the name of a private directory of a reap: only the next reap of its owner settles it";
 
 fn by_verdict(args: &ReapArgs, found: &Look, forced: &HashSet<Name>) -> Planned {
     let survey = &found.survey;

@@ -124,7 +124,8 @@ impl Contents {
     ) -> Result<Archived, String> {
         if !files.contains(".json") {
             return Err(
-                "incomplete: its document is missing, as when saving was interrupted".into()
+                "incomplete: its document is missing, as when saving was interrupted; what is there of it \
+                 can be deleted".into()
             );
         }
         let (file, stat) = self.open(host, &format!("{entry}.json"))?;

@@ -148,22 +148,32 @@ impl Reaper<'_> {
         if steps.saves() { check_directory(quarantine.fd(), target, steps) } else { Ok(()) }
     }
 
+    fn turn_alone(&self, own: Quarantine) -> Result<Quarantine, Quarantine> {
+        let alone = entries(own.fd()).is_ok_and(|names| names.len() == 1);
+        if alone { own.turn_into(self.host, For::Begun) } else { Err(own) }
+    }
+
     /// Takes a directory of the quarantine apart, in a place where it never gets its name back.
     fn take_apart(&mut self, file: &Name) -> Result<Report, Report> {
         let failed = |step: &str, error: io::Error| Report::failed(step, &error);
         if self.begun.is_none() {
             match Quarantine::make(self.host, For::Begun) {
                 Ok(made) => self.begun = Some(made),
-                Err(error) => {
-                    let report = failed("make a private directory", error);
-                    return Err(self.put_back(file, report));
-                }
+                // With no inode left for another one, the private directory, where it lies alone, becomes that.
+                Err(error) => match self.quarantine.take().map(|own| self.turn_alone(own)) {
+                    Some(Ok(turned)) => self.begun = Some(turned),
+                    same => {
+                        self.quarantine = same.and_then(Result::err);
+                        let report = failed("make a private directory", error);
+                        return Err(self.put_back(file, report));
+                    }
+                },
             }
         }
-        let (Some(quarantine), Some(begun)) = (&self.quarantine, &self.begun) else {
-            return Err(gone());
-        };
-        if let Err(errno) = begun.take_in(quarantine.fd(), file) {
+        let Some(begun) = &self.begun else { return Err(gone()) };
+        if let Some(quarantine) = &self.quarantine
+            && let Err(errno) = begun.take_in(quarantine.fd(), file)
+        {
             let report = failed("move it to where it is taken apart", errno.into());
             return Err(self.put_back(file, report));
         }
