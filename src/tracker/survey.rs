@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use self::owners::Owners;
 use self::snapshot::Matter;
-use super::evidence::holders::Holder;
+use super::evidence::holders::{Holder, KEEPS_UNSEEN};
 use super::evidence::lease::{self, Lease, Look};
 use super::evidence::producers::{Broken, Catalogue, Match, operator_directories};
 use super::host::Host;
@@ -350,6 +350,9 @@ impl Survey {
             snapshot.sight.holders.iter().map(|blind| blind.says()).collect();
         if object.directory.as_ref().is_some_and(|tree| tree.truncated) {
             holder_blind.push("not everything in the directory could be read");
+        }
+        if directory && snapshot.scan.keeps_unseen {
+            holder_blind.push(KEEPS_UNSEEN);
         }
         if object.directory.as_ref().is_some_and(|tree| tree.special) {
             holder_blind.push("who waits at a FIFO, a socket or a device in it is not known");

@@ -21,6 +21,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("deep_and_wide", deep_and_wide).needs(ALONE),
         case("somebody_may_wait_in_it", somebody_may_wait_in_it).needs(ALONE),
         case("mounted_by_one_thread", mounted_by_one_thread).needs(ALONE),
+        case("mounted_where_no_process_is", mounted_where_no_process_is).needs(ALONE),
         case("came_to_be_used_before_the_move", came_to_be_used_before_the_move).needs(ALONE),
         case("came_to_be_used_after_the_move", came_to_be_used_after_the_move).needs(ALONE),
         case("swapped_while_it_is_taken_apart", swapped_while_it_is_taken_apart).needs(ALONE),
@@ -141,6 +142,21 @@ fn mounted_by_one_thread() {
     judged(DIRECTORY, "held", "mounted");
     stays(DIRECTORY);
     drop(holder);
+    judged(DIRECTORY, "orphaned", "no-family");
+}
+
+/// A mount namespace goes on without a process, as long as a descriptor or a mount keeps it.
+fn mounted_where_no_process_is() {
+    make(DIRECTORY);
+    judged(DIRECTORY, "orphaned", "no-family");
+    let holder = hold("own-mounts:nothing", path(DIRECTORY));
+    let link = format!("/proc/{}/ns/mnt", holder.pid);
+    let kept = File::open(&link).unwrap();
+    judged(DIRECTORY, "orphaned", "no-family");
+    drop(holder);
+    judged(DIRECTORY, "unknown", "no-lease");
+    stays(DIRECTORY);
+    drop(kept);
     judged(DIRECTORY, "orphaned", "no-family");
 }
 

@@ -120,9 +120,14 @@ pub struct Scan {
     pub elsewhere: HashSet<i32>,
     /// The mounts of our own mount namespace.
     pub own_mounts: Mounts,
+    /// A mount namespace is kept that no process is in.
+    pub keeps_unseen: bool,
     /// Every mount namespace that could be seen.
     pub namespaces: Vec<Arc<Namespace>>,
 }
+
+/// Why a directory may be in use that nobody was seen to use, if [`Scan::keeps_unseen`].
+pub const KEEPS_UNSEEN: &str = "a mount namespace is kept that no process is in";
 
 /// How often the list of processes is looked at again for new ones.
 const ROUNDS: usize = 4;
@@ -179,6 +184,7 @@ pub fn scan(
     }
     // What is mounted outside of their jails in a namespace of which nobody sees all is not known.
     scan.unreadable.extend(namespaces.unseen());
+    scan.keeps_unseen = namespaces.keeps_unseen();
     scan.namespaces = namespaces.views();
     scan
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use super::namespaces::KEPT;
 use crate::tracker::resource::escape;
 
 /// How the kernel marks the root of a mount whose file has lost the name it was mounted by.
@@ -89,6 +90,12 @@ impl Mounts {
     #[must_use]
     pub fn seen_from(&self, root: u64) -> bool {
         self.0.iter().any(|mount| mount.id == root && mount.point == b"/")
+    }
+
+    /// The mount namespaces that are themselves mounted somewhere, so that they outlive their processes.
+    pub(super) fn namespaces(&self) -> impl Iterator<Item = Vec<u8>> {
+        let nsfs = self.0.iter().filter(|mount| mount.fstype == b"nsfs");
+        nsfs.filter(|mount| mount.root.starts_with(KEPT)).map(|mount| mount.root.clone())
     }
 
     /// The device of the mount with this id.

@@ -84,7 +84,12 @@ struct Met {
     views: HashMap<From, Arc<Namespace>>,
     /// The processes that see a part of their namespace only, by pid.
     jailed: BTreeMap<i32, OsString>,
+    /// Namespaces that a descriptor or a mount keeps, whether a process is in them or not.
+    kept: HashSet<OsString>,
 }
+
+/// How a link to a mount namespace begins, and the root of a mount of one.
+pub(super) const KEPT: &[u8] = b"mnt:[";
 
 /// What a namespace is seen from. The path of a root directory would not do: that of a mount that was
 /// taken away is `/` too.
@@ -126,8 +131,10 @@ impl Namespaces {
         let mounts = Mounts::parse(&std::fs::read(process.join("mountinfo"))?);
         // It may have changed its root since; and a root that is mounted nowhere shows nothing.
         from.whole = !jailed && mounts.seen_from(from.root.0);
+        let kept: Vec<OsString> = mounts.namespaces().map(OsString::from_vec).collect();
         let view = Arc::new(Namespace::new(mounts, root.as_fd(), dev));
         let mut met = self.lock();
+        met.kept.extend(kept);
         if !from.whole {
             met.jailed.insert(pid, from.namespace.clone());
         }
@@ -138,6 +145,20 @@ impl Namespaces {
     /// Everything that was seen.
     pub fn views(&self) -> Vec<Arc<Namespace>> {
         self.lock().views.values().cloned().collect()
+    }
+
+    /// Notes what a descriptor's link leads to, if that is a mount namespace.
+    pub fn note_kept(&self, link: &OsStr) {
+        if link.as_bytes().starts_with(KEPT) {
+            self.lock().kept.insert(link.to_owned());
+        }
+    }
+
+    /// Whether a mount namespace is kept in which no process was met: nobody can say what is mounted there.
+    pub fn keeps_unseen(&self) -> bool {
+        let met = self.lock();
+        let seen: HashSet<&OsString> = met.views.keys().map(|from| &from.namespace).collect();
+        met.kept.iter().any(|kept| !seen.contains(kept))
     }
 
     /// The processes in a namespace that nobody sees all of.

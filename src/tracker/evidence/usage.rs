@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use super::holders::{self, Holder, NameFilter, Scan, Targets};
+use super::holders::{self, Holder, KEEPS_UNSEEN, NameFilter, Scan, Targets};
 use super::processes::Processes;
 use super::sight::Sight;
 use crate::tracker::host::Host;
@@ -55,7 +55,9 @@ pub fn look(host: &Host, things: &[Thing<'_>], assume_complete: bool) -> Usage {
         held.or_else(|| mounted(host, thing, targets.dev, &scan))
     });
     let by = by.collect();
-    Usage { by, blind: sight.holders.iter().map(|blind| blind.says()).collect() }
+    let mut blind: Vec<&'static str> = sight.holders.iter().map(|blind| blind.says()).collect();
+    blind.extend(scan.keeps_unseen.then_some(KEEPS_UNSEEN));
+    Usage { by, blind }
 }
 
 fn open_in(holder: &Holder) -> String {

@@ -86,7 +86,7 @@ impl Reader<'_> {
             if self.targets.by_inode.is_empty() {
                 continue;
             }
-            self.descriptors(root, mounts, &mut found);
+            self.descriptors(root, mounts, namespaces, &mut found);
             let jailed = namespace.as_ref().is_none_or(|(_, jailed)| *jailed);
             self.directories(root, mounts, jailed, &mut found);
         }
@@ -120,7 +120,13 @@ impl Reader<'_> {
         }
     }
 
-    fn descriptors(&self, root: &Path, mounts: Option<&Mounts>, found: &mut Found) {
+    fn descriptors(
+        &self,
+        root: &Path,
+        mounts: Option<&Mounts>,
+        namespaces: &Namespaces,
+        found: &mut Found,
+    ) {
         let entries = match std::fs::read_dir(root.join("fd")) {
             Ok(entries) => entries,
             Err(error) if gone(root, &error) => return,
@@ -136,7 +142,10 @@ impl Reader<'_> {
             };
             // Sockets, pipes and their like name no path; a file does, whatever its mount.
             match std::fs::read_link(entry.path()) {
-                Ok(link) if !link.as_os_str().as_bytes().starts_with(b"/") => continue,
+                Ok(link) if !link.as_os_str().as_bytes().starts_with(b"/") => {
+                    namespaces.note_kept(link.as_os_str());
+                    continue;
+                }
                 Ok(_) => {}
                 Err(error) if gone(root, &error) => continue,
                 Err(_) => {
