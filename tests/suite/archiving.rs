@@ -6,17 +6,17 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::stat::Mode;
 use serde_json::Value;
 
-use crate::reaping::{exactly, make_orphans, orphan};
+use crate::reaping::{end, exactly, make_orphans, orphan, start_opener};
 use crate::support::{
     Case, Finish, Need, case, identity, kill, listed, mount, names, object, path, reap_all, rtrack,
-    scratch, somebody, stopped_before, stopped_before_any, validate, verdict, wait_for,
+    scratch, somebody, stopped_before, stopped_before_any, validate, verdict,
 };
 use crate::traps::{program_called, runs};
 
@@ -312,24 +312,6 @@ fn saved_before_the_name_goes() {
         assert!(data == content);
     });
     assert_eq!(moves, [(0, 0, true), (1, 1, true)]);
-}
-
-/// A process that opens the object and, as long as it is leased, waits for that to end.
-fn start_opener(name: &str) -> Child {
-    let mut opener = Command::new("tail");
-    opener.args(["-c", "1", "-f", "-s", "1000"]).arg(path(name));
-    let opener = opener.stdout(Stdio::null()).spawn().unwrap();
-    let system_call = format!("/proc/{}/syscall", opener.id());
-    wait_for("the opener to wait for the lease", || {
-        let call = fs::read_to_string(&system_call).unwrap();
-        call.starts_with(&format!("{} ", libc::SYS_openat)).then_some(())
-    });
-    opener
-}
-
-fn end(mut child: Child) {
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 /// Whoever opens it while it is copied does not wait for all of it, and nothing half is left.

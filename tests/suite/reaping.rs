@@ -417,7 +417,7 @@ const MOVE: libc::c_long = libc::SYS_renameat2;
 const REMOVAL: libc::c_long = libc::SYS_unlinkat;
 
 /// A process that opens the object and, as long as a lease is held, waits for its end.
-fn start_opener(name: &str) -> Child {
+pub(crate) fn start_opener(name: &str) -> Child {
     let mut opener = Command::new("tail");
     opener.args(["-c", "1", "-f", "-s", "1000"]).arg(path(name));
     let opener = opener.stdout(Stdio::null()).spawn().unwrap();
@@ -429,7 +429,7 @@ fn start_opener(name: &str) -> Child {
     opener
 }
 
-fn end(mut child: Child) {
+pub(crate) fn end(mut child: Child) {
     child.kill().unwrap();
     child.wait().unwrap();
 }

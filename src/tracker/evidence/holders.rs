@@ -9,6 +9,7 @@
 mod reader;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -195,6 +196,13 @@ impl Scan {
     pub fn maps_owners_of(&self, dev: u64) -> bool {
         let namespaces = self.namespaces.iter().map(|namespace| &namespace.mounts);
         namespaces.chain([&self.own_mounts]).any(|mounts| mounts.maps_owners_of(dev))
+    }
+
+    /// What part of the file system `dev` our own directory of objects is, as mountinfo has it.
+    #[must_use]
+    pub fn base(&self, host: &Host, dev: u64) -> &[u8] {
+        let whole = self.own_mounts.at(host.shm_path.as_os_str().as_bytes());
+        whole.filter(|mount| mount.dev == dev).map_or(&b"/"[..], |mount| &mount.root)
     }
 
     fn add(&mut self, process: &Process, found: Option<Found>) {

@@ -2,7 +2,6 @@
 //! private directory they lie.
 
 use std::collections::HashSet;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use super::holders::{self, Holder, KEEPS_UNSEEN, NameFilter, Scan, Targets};
@@ -66,8 +65,7 @@ fn open_in(holder: &Holder) -> String {
 
 /// How a thing is part of a mount, or may be.
 fn mounted(host: &Host, thing: &Thing<'_>, dev: u64, scan: &Scan) -> Option<String> {
-    let whole = scan.own_mounts.at(host.shm_path.as_os_str().as_bytes());
-    let base = whole.filter(|mount| mount.dev == dev).map_or(&b"/"[..], |mount| &mount.root);
+    let base = scan.base(host, dev);
     let all = sys::stat(host.shm(), c"").ok().map(|stat| (stat.dev, stat.ino));
     let within = thing.within.as_bytes();
     scan.namespaces.iter().find_map(|namespace| {

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -470,9 +469,7 @@ fn uses(
             known.push(says);
         }
     };
-    let whole_mount = scan.own_mounts.at(host.shm_path.as_os_str().as_bytes());
-    let base = whole_mount.filter(|mount| mount.dev == targets.dev);
-    let base = base.map_or(&b"/"[..], |mount| &mount.root);
+    let base = scan.base(host, targets.dev);
     let namespaces = scan.namespaces.iter().map(|namespace| &namespace.mounts);
     for mounts in namespaces.chain([&scan.own_mounts]) {
         for (name, says) in mounts.uses_of(targets.dev, base) {
