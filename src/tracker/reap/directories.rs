@@ -111,9 +111,7 @@ impl Reaper<'_> {
         if inside.is_truncated() {
             return Err(Report::new(Outcome::Refused, TOO_LARGE));
         }
-        // Of one that is too large or deep to be seen whole, as of one that nobody can look into, no two
-        // looks agree: the operator forces it.
-        if target.tree.is_none_or(|tree| *tree != inside.tree) && !target.force {
+        if target.tree.is_none_or(|tree| *tree != inside.tree) {
             let says =
                 "something in it was made, written, changed or removed since it was looked at";
             return Err(Report::new(Outcome::Refused, says));
