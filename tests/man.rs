@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
 use rtrack::commands::Cli;
-use rtrack::commands::render::columns;
+use rtrack::commands::render::{columns, limits, trackers};
 use rtrack::tracker::evidence::sight::Blind;
 use rtrack::tracker::reap::Outcome;
 use rtrack::tracker::verdict::{Code, Verdict};
@@ -179,6 +179,16 @@ fn every_option_is_in_its_page() {
     let page = plain(&read("man/rtrack-list.1"));
     for column in columns::COLUMNS {
         assert!(page.contains(column.key), "rtrack-list.1 lacks the column {}", column.key);
+    }
+    let page = plain(&read("man/rtrack-limits.1"));
+    for column in limits::COLUMNS {
+        let help = format!("{:<12} {}", column.key, column.help);
+        assert!(page.contains(&help), "rtrack-limits.1 lacks the column {}", column.key);
+    }
+    let page = plain(&read("man/rtrack-probe.1"));
+    for column in trackers::COLUMNS {
+        let help = format!("{:<12} {}", column.key, column.help);
+        assert!(page.contains(&help), "rtrack-probe.1 lacks the column {}", column.key);
     }
 }
 

@@ -1,13 +1,18 @@
 //! `rtrack list`: what is there, who holds it, may it go, and why.
 
+use std::path::Path;
+
 use super::Status;
 use super::error::{CommandError, Kind as ErrorKind};
 use super::render::{self, Row, columns, document, table};
 use super::selecting::SelectArgs;
-use super::surveying::Look;
+use super::surveying::{Filled, Look};
 use super::ui::Ui;
 use super::values::show_size;
+use crate::tracker::host::Host;
+use crate::tracker::limits::{self, Unit};
 use crate::tracker::verdict::Verdict;
+use crate::tracker::world::Scope;
 
 /// The arguments of `rtrack list`.
 #[derive(Debug, clap::Args)]
@@ -71,11 +76,7 @@ enum GroupKey {
 }
 
 fn columns_help() -> String {
-    let mut help = String::from("Print these columns, e.g. id,uid,size:\n");
-    for column in columns::COLUMNS {
-        help.push_str(&format!("  {:<12} {}\n", column.key, column.help));
-    }
-    help
+    columns::help(columns::COLUMNS, "id,uid,size")
 }
 
 /// Lists the objects.
@@ -84,16 +85,9 @@ fn columns_help() -> String {
 /// The command line is wrong, /dev/shm cannot be read, or stdout cannot be written.
 pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
     args.select.check(&[])?;
-    let keys: Vec<String> = if args.output.is_empty() {
-        columns::DEFAULT.iter().map(|key| (*key).to_owned()).collect()
-    } else {
-        args.output.clone()
-    };
-    let chosen = columns::chosen(&keys).map_err(|key| {
-        let name = crate::tracker::resource::escape(key.as_bytes());
-        CommandError::usage(format_args!("-o {name}: no such column"))
-            .hint("rtrack list --help names them")
-    })?;
+    let wide = args.select.scope() != Scope::Own;
+    let usual: &[&str] = if wide { &columns::DEFAULT_OF_ALL } else { &columns::DEFAULT };
+    let chosen = columns::chosen(columns::COLUMNS, &args.output, usual)?;
     let (found, missing) = Look::of_selected(&args.select, args.select.judging())?;
     let rows = found.rows(&args.select, &args.verdict);
 
@@ -136,6 +130,9 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
     })?;
     if ui.stdout_is_terminal() && !(args.json || args.ndjson || args.null) {
         ui.note(footer(&found, &rows));
+        for limit in nearly_used_up(&found.world.host) {
+            ui.note(limit);
+        }
     }
     let troubled = found.say(args.strict, ui);
     ui.errors(&missing);
@@ -178,20 +175,66 @@ fn groups(rows: &[Row<'_>], key: GroupKey) -> Vec<render::Group> {
     groups
 }
 
+/// So many mounts are told of by the footer, those that use most.
+const MOST_MOUNTS: usize = 4;
+
+/// How full a mount is: what has names, what has none or cannot be seen, and what is free, which together
+/// are what statfs(2) says.
+fn fill(path: &Path, filled: &Filled) -> String {
+    const WIDTH: u64 = 20;
+    let Filled { usage, visible, deleted, .. } = *filled;
+    let visible = visible.min(usage.used);
+    let hidden = usage.used - visible;
+    let mut text = format!("{}: ", path.display());
+    if usage.size > 0 {
+        let part = |bytes: u64| u128::from(bytes) * u128::from(WIDTH) / u128::from(usage.size);
+        // Whatever is there shows.
+        let part =
+            |bytes: u64| usize::try_from(part(bytes)).unwrap_or(0).max(usize::from(bytes > 0));
+        let (named, hidden) = (part(visible), part(hidden));
+        let free = usize::try_from(WIDTH).unwrap_or(0).saturating_sub(named + hidden);
+        let bar = format!("{}{}{}", "#".repeat(named), "?".repeat(hidden), ".".repeat(free));
+        text.push_str(&format!("[{bar}] "));
+    }
+    text.push_str(&format!("visible {} (#)", show_size(visible)));
+    if hidden > 0 {
+        text.push_str(&format!(", hidden {} (?)", show_size(hidden)));
+        if deleted > 0 {
+            text.push_str(&format!(", {} of it deleted but held", show_size(deleted)));
+        }
+    }
+    if usage.size > 0 {
+        let free = usage.size.saturating_sub(usage.used);
+        text.push_str(&format!(", free {} of {}", show_size(free), show_size(usage.size)));
+    }
+    text
+}
+
+/// The limits that are nearly used up; how full the mount is, the footer says anyway.
+fn nearly_used_up(host: &Host) -> Vec<String> {
+    let mut limits = limits::read(&host.proc, Ok(host));
+    limits.retain(|limit| {
+        !(limit.unit == Unit::Bytes && matches!(limit.scope, limits::Scope::Mount { .. }))
+    });
+    render::limits::above(&limits, render::limits::THRESHOLD)
+}
+
 fn footer(found: &Look, rows: &[Row<'_>]) -> String {
-    let Look { host, usage, visible, .. } = found;
+    let Look { world, mounts, .. } = found;
+    let mut text = String::new();
+    let mut fullest: Vec<&Filled> = mounts.iter().collect();
+    fullest.sort_by_key(|filled| std::cmp::Reverse(filled.usage.used));
+    for filled in fullest.iter().take(MOST_MOUNTS) {
+        text.push_str(&fill(&world.host_of(filled.place).shm_path, filled));
+        text.push('\n');
+    }
+    if let Some(more) = mounts.len().checked_sub(MOST_MOUNTS).filter(|more| *more > 0) {
+        text.push_str(&format!("and {more} mounts that use less\n"));
+    }
     let of = |verdict| document::count(rows.iter().filter(|row| row.judgement.verdict == verdict));
     let (orphaned, reclaimable) = of(Verdict::Orphaned);
     let (unclaimed, perhaps) = of(Verdict::Unclaimed);
-    let hidden = usage.used.saturating_sub(*visible);
-    let mut text = format!("{}: {} used", host.shm_path.display(), show_size(usage.used));
-    if let Some(percent) = (usage.used.saturating_mul(100)).checked_div(usage.size) {
-        text.push_str(&format!(" of {} ({percent} %)", show_size(usage.size)));
-    }
-    if hidden > 0 {
-        text.push_str(&format!(", {} of it deleted or hidden", show_size(hidden)));
-    }
-    text.push_str(&format!("; orphaned {orphaned} ({})", show_size(reclaimable)));
+    text.push_str(&format!("orphaned {orphaned} ({})", show_size(reclaimable)));
     if unclaimed > 0 {
         text.push_str(&format!(", unclaimed {unclaimed} ({})", show_size(perhaps)));
     }

@@ -1,7 +1,7 @@
 //! `rtrack log`: what was reaped, when, by whom and why.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -46,7 +46,8 @@ const OUTCOMES: [&str; 12] = [
 /// The arguments of `rtrack log`.
 #[derive(Debug, clap::Args)]
 pub struct LogArgs {
-    /// Names: psm_x, /psm_x, /dev/shm/psm_x, shm:psm_x, or globs of these; all objects if none
+    /// Names: psm_x, /psm_x, /dev/shm/psm_x, shm:psm_x, folder:/tmp/x, or globs of these; all
+    /// objects if none
     #[arg(value_name = "NAME")]
     names: Vec<OsString>,
 
@@ -179,6 +180,8 @@ fn open(args: &LogArgs, ui: &Ui) -> Result<(String, Box<dyn BufRead>), CommandEr
 struct Filter<'a> {
     args: &'a LogArgs,
     names: select::Names,
+    /// Names of kinds that only trackers have.
+    paths: Vec<(&'static str, select::Names)>,
     /// In nanoseconds since 1970.
     since: Option<i128>,
 }
@@ -192,7 +195,15 @@ impl<'a> Filter<'a> {
                 (Clock::default().wall)().saturating_sub(age)
             }
         });
-        Ok(Self { args, names: select::Names::new(&args.names).map_err(explain)?, since })
+        let mut paths = Vec::new();
+        for (kind, prefix) in [("file", &b"file:"[..]), ("folder", b"folder:")] {
+            let path = args.names.iter().filter_map(|name| name.as_bytes().strip_prefix(prefix));
+            let path: Vec<&OsStr> = path.map(OsStr::from_bytes).collect();
+            if !path.is_empty() {
+                paths.push((kind, select::Names::new(&path).map_err(explain)?));
+            }
+        }
+        Ok(Self { args, names: select::Names::new(&args.names).map_err(explain)?, paths, since })
     }
 
     fn passes(&self, entry: &Entry) -> bool {
@@ -208,7 +219,14 @@ impl<'a> Filter<'a> {
             && any(&self.args.user, &|wanted| {
                 Some(wanted) == uid.as_ref() || Some(&**wanted) == user
             })
-            && self.names.mean(&entry.object())
+            && self.means(entry)
+    }
+
+    fn means(&self, entry: &Entry) -> bool {
+        let (object, word) = (entry.object(), entry.text("/object/kind"));
+        let as_path =
+            |(kind, names): &(&str, select::Names)| word == Some(kind) && names.mean(&object);
+        self.names.mean(&object) || self.paths.iter().any(as_path)
     }
 }
 

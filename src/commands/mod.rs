@@ -3,6 +3,7 @@
 pub mod completions;
 pub mod daemon;
 pub mod error;
+pub mod limits;
 pub mod list;
 pub mod log;
 pub mod probe;
@@ -58,6 +59,8 @@ enum Command {
     Reap(reap::ReapArgs),
     /// Put back what reap --archive saved
     Restore(restore::RestoreArgs),
+    /// Show what the kernel allows of IPC objects, and how much of it is used
+    Limits(limits::LimitsArgs),
     /// Show what was reaped: when, by whom and why
     Log(log::LogArgs),
     /// List the known producers, explain a name, or check a catalogue file
@@ -85,6 +88,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Show(args) => show::run(&args, &ui),
         Command::Reap(args) => reap::run(&args, &ui),
         Command::Restore(args) => restore::run(&args, &ui),
+        Command::Limits(args) => limits::run(&args, &ui),
         Command::Log(args) => log::run(&args, &ui),
         Command::Producers(args) => producers::run(&args, &ui),
         Command::Completions(args) => completions::run(&args, &ui),

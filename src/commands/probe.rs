@@ -1,4 +1,6 @@
-//! `rtrack probe`: is a tracker alive?
+//! `rtrack probe`: is a tracker alive? Which are there?
+
+mod everywhere;
 
 use serde::Serialize;
 
@@ -13,7 +15,8 @@ use crate::tracker::service::client::{Kind, Life, Probe, TargetError, Tracker};
 ///
 /// Looks at the pipe and at who has it open. Nothing is written to it, so nothing is disturbed.
 ///
-/// Exit status: 0 alive, 1 dead, 2 the command line is wrong, 3 it cannot be told.
+/// Exit status: 0 alive, 1 dead, 2 the command line is wrong, 3 it cannot be told. With --all: 0, or 3
+/// with --strict if not everything could be seen.
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct ProbeArgs {
@@ -23,6 +26,9 @@ pub struct ProbeArgs {
     /// Print the answer as JSON
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    all: everywhere::AllArgs,
 }
 
 /// The answer for programs.
@@ -55,6 +61,9 @@ struct Answer {
 /// # Errors
 /// The command line is wrong, or stdout could not be written.
 pub fn run(args: &ProbeArgs, ui: &Ui) -> Result<Status, CommandError> {
+    if args.all.all {
+        return everywhere::run(&args.all, args.json, ui);
+    }
     let result = args.target.open()?.and_then(|target| {
         Probe::of(&target).map_err(|error| TargetError::Os {
             operation: "poll",

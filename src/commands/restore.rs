@@ -16,7 +16,7 @@ use crate::tracker::archive::{
     self, ArchiveError, Archived, Broken, Contents, Outcome, Restored, Restorer,
 };
 use crate::tracker::host::Host;
-use crate::tracker::inventory::posix::Object;
+use crate::tracker::inventory::Object;
 use crate::tracker::resource::{Name, escape};
 use crate::tracker::select::{self, SelectError};
 

@@ -7,21 +7,32 @@ use std::time::Duration;
 use super::error::{CommandError, Kind as ErrorKind};
 use super::values;
 use crate::tracker::evidence::producers::Catalogue;
-use crate::tracker::inventory::posix::Object;
+use crate::tracker::inventory::Object;
 use crate::tracker::resource::Kind;
-use crate::tracker::select::{self, Filter, Found, SelectError};
+use crate::tracker::select::{self, Filter, Found, Names, SelectError};
 use crate::tracker::survey::Judging;
+use crate::tracker::world::Scope;
 
 /// Which objects, and how they are judged.
 #[derive(Debug, clap::Args)]
 pub struct SelectArgs {
-    /// Names: psm_x, /psm_x, /dev/shm/psm_x, shm:psm_x, or globs of these; all objects if none
+    /// Names: psm_x, /psm_x, /dev/shm/psm_x, shm:psm_x, mqueue:q, sysv-shm:32768, or globs of these;
+    /// all objects if none
     #[arg(value_name = "NAME", allow_hyphen_values = false)]
     pub names: Vec<OsString>,
 
     /// Names are ids as `list -0` prints them, and nothing else: no globs, no paths; at least one
     #[arg(long)]
     pub exact: bool,
+
+    /// Objects of every namespace of the machine, those of containers too
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
+
+    /// Only objects of these namespaces: the pid of a process inside, the number of the namespace, or the
+    /// container (its id, its first 12 digits, its name)
+    #[arg(long, value_delimiter = ',', value_name = "ID|PID|CONTAINER")]
+    pub namespace: Vec<String>,
 
     /// Only these kinds
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND")]
@@ -55,7 +66,7 @@ pub struct SelectArgs {
     #[arg(long, value_parser = values::duration, default_value = "60s", value_name = "AGE")]
     pub grace: Duration,
 
-    /// In a container: assert that nothing outside of it uses its /dev/shm
+    /// In a container: assert that nothing outside of it uses its /dev/shm or its System V objects
     #[arg(long)]
     pub assume_complete: bool,
 }
@@ -79,6 +90,18 @@ pub enum SortKey {
 }
 
 impl SelectArgs {
+    /// Which namespaces are looked at.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        if !self.namespace.is_empty() {
+            Scope::Named(self.namespace.clone())
+        } else if self.all_namespaces {
+            Scope::All
+        } else {
+            Scope::Own
+        }
+    }
+
     /// How objects are judged.
     #[must_use]
     pub fn judging(&self) -> Judging {
@@ -103,7 +126,7 @@ impl SelectArgs {
         &self,
         objects: Vec<Object>,
         now: i128,
-    ) -> Result<(Vec<Object>, Vec<CommandError>), CommandError> {
+    ) -> Result<(Vec<Object>, Vec<SelectError>), CommandError> {
         let filter = self.filter()?;
         let Found { indices, missing } = self.find(&objects, &self.names)?;
         let selected = objects
@@ -111,20 +134,61 @@ impl SelectArgs {
             .enumerate()
             .filter(|(index, object)| indices.contains(index) && filter.passes(object, now));
         let selected = selected.map(|(_, object)| object).collect();
-        Ok((selected, missing.into_iter().map(explain).collect()))
+        Ok((selected, missing))
     }
 
-    /// The objects that `names` mean; all of them when there is no name.
+    /// Whether an object, which is not in the inventory, is selected; seen at `now`.
     ///
     /// # Errors
-    /// As [`SelectArgs::select`], and a name that no object has: status 1.
+    /// As [`SelectArgs::select`].
+    pub fn test(&self, now: i128) -> Result<impl Fn(&Object) -> bool, CommandError> {
+        let filter = self.filter()?;
+        let names = Names::known(if self.exact { &[] } else { &self.names });
+        let ids = if self.exact { self.names.clone() } else { Vec::new() };
+        Ok(move |object: &Object| {
+            let named = ids.is_empty()
+                || !select::by_ids(std::slice::from_ref(object), &ids).indices.is_empty();
+            named && names.mean(object) && filter.passes(object, now)
+        })
+    }
+
+    /// Leaves of the names that no object had those that none of `objects` has either.
+    pub fn still_missing(&self, missing: &mut Vec<SelectError>, objects: &[Object]) {
+        for name in &self.names {
+            let found = self.find(objects, std::slice::from_ref(name));
+            if found.is_ok_and(|found| !found.indices.is_empty()) {
+                let known = crate::tracker::resource::escape(name.as_encoded_bytes());
+                missing.retain(
+                    |error| !matches!(error, SelectError::Missing { name, .. } if *name == known),
+                );
+            }
+        }
+    }
+
+    /// The objects that `names` mean, one each.
+    ///
+    /// # Errors
+    /// As [`SelectArgs::select`], a name that no object has: status 1, and one that several have: status 2.
     pub fn indices(
         &self,
         objects: &[Object],
         names: &[OsString],
     ) -> Result<BTreeSet<usize>, CommandError> {
-        let Found { indices, missing } = self.find(objects, names)?;
-        missing.into_iter().next().map_or(Ok(indices), |error| Err(explain(error)))
+        let mut all = BTreeSet::new();
+        for name in names {
+            let Found { indices, missing } = self.find(objects, std::slice::from_ref(name))?;
+            if let Some(error) = missing.into_iter().next() {
+                return Err(explain(error));
+            }
+            let found = indices.iter().filter_map(|index| objects.get(*index));
+            let ids: Vec<String> = found.map(Object::shown_id).collect();
+            if ids.len() > 1 {
+                let name = crate::tracker::resource::escape(name.as_encoded_bytes());
+                return Err(explain(SelectError::Ambiguous { name, ids }));
+            }
+            all.extend(indices);
+        }
+        Ok(all)
     }
 
     fn find(&self, objects: &[Object], names: &[OsString]) -> Result<Found, CommandError> {
@@ -201,11 +265,8 @@ fn uid_of(user: &str) -> Result<u32, CommandError> {
 /// The exit status and the hint of a selector that means nothing, or too much.
 pub fn explain(error: SelectError) -> CommandError {
     match &error {
-        SelectError::Missing { name, nearest } => {
-            let elsewhere = ["mqueue:", "sysv-shm:", "sysv-sem:", "sysv-msg:"];
-            let hint = if elsewhere.iter().any(|kind| name.starts_with(kind)) {
-                "this version of rtrack looks at /dev/shm only".to_owned()
-            } else if nearest.is_empty() {
+        SelectError::Missing { nearest, .. } => {
+            let hint = if nearest.is_empty() {
                 "rtrack list shows what is there".to_owned()
             } else {
                 format!("did you mean {}?", nearest.join(" or "))
@@ -213,8 +274,12 @@ pub fn explain(error: SelectError) -> CommandError {
             CommandError::new(ErrorKind::No, error).hint(hint)
         }
         SelectError::Ambiguous { ids, .. } => {
-            let hint =
-                format!("name it with its kind, e.g. {}", ids.first().map_or("", String::as_str));
+            let first = ids.first().map_or("", String::as_str);
+            let hint = if ids.iter().skip(1).any(|id| id == first) {
+                "it is in several namespaces: --namespace says in which one".to_owned()
+            } else {
+                format!("name it with its kind, e.g. {first}")
+            };
             CommandError::new(ErrorKind::Usage, error).hint(hint)
         }
         SelectError::Glob { .. } => CommandError::new(ErrorKind::Usage, error),

@@ -12,19 +12,21 @@ use super::target::{TargetArgs, unreachable};
 use super::ui::Ui;
 use crate::tracker::resource::escape;
 use crate::tracker::service::client::{Kind, Life, Probe, Reader, SendError, Target, Tracker};
-use crate::tracker::service::protocol::{self, Command, LINE_MAX, encode};
+use crate::tracker::service::dialect::{Command, Dialect};
+use crate::tracker::service::protocol::{self, LINE_MAX, encode};
 use crate::tracker::sys;
 
 /// Send one message to a tracker, or a stream of them
 ///
-///   rtrack send REGISTER NAME RTYPE     remove NAME when the last client is gone
-///   rtrack send UNREGISTER NAME RTYPE   no, do not
-///   rtrack send PROBE                   nothing; fails if nobody reads
-///   rtrack send -                       one message for each line of stdin
+///   rtrack send REGISTER NAME RTYPE      remove NAME when the last client is gone
+///   rtrack send UNREGISTER NAME RTYPE    no, do not
+///   rtrack send MAYBE_UNLINK NAME RTYPE  one user less; with the last one it is removed
+///   rtrack send PROBE                    nothing; fails if nobody reads
+///   rtrack send -                        one message for each line of stdin
 ///
-/// RTYPE is semaphore or shared_memory (noop and dummy are for tests; the trackers of loky and
-/// joblib know semlock, file and folder). NAME may be any bytes; write -- before one that could
-/// be taken for an option.
+/// RTYPE is semaphore or shared_memory. The trackers of loky and joblib know semlock, file and
+/// folder instead, and only they know MAYBE_UNLINK. noop and dummy are for tests. NAME may be any
+/// bytes; write -- before one that could be taken for an option.
 ///
 /// A line of stdin is CMD:NAME:RTYPE. NAME is what lies between the first and the last colon,
 /// taken as it is. A line that begins with { is the protocol's JSON form, for names with
@@ -41,7 +43,11 @@ pub struct SendArgs {
     #[command(flatten)]
     target: TargetArgs,
 
-    /// REGISTER, UNREGISTER, PROBE, or - for messages from stdin
+    /// What the tracker understands, where it is not to be found out or to be believed
+    #[arg(long, value_enum, value_name = "DIALECT")]
+    protocol: Option<Dialect>,
+
+    /// REGISTER, UNREGISTER, MAYBE_UNLINK, PROBE, or - for messages from stdin
     #[arg(value_name = "CMD")]
     command: OsString,
 
@@ -49,7 +55,7 @@ pub struct SendArgs {
     #[arg(allow_hyphen_values = true, requires = "rtype")]
     name: Option<OsString>,
 
-    /// Its type: semaphore or shared_memory
+    /// Its type: semaphore, shared_memory; semlock, file, folder
     #[arg(allow_hyphen_values = true)]
     rtype: Option<OsString>,
 }
@@ -65,7 +71,7 @@ pub fn run(args: &SendArgs, ui: &Ui) -> Result<Status, CommandError> {
         if name.is_some() {
             return Err(CommandError::usage("messages come from stdin: no NAME and RTYPE here"));
         }
-        let mut sender = Sender::open(&args.target, ui)?;
+        let mut sender = Sender::open(args, ui)?;
         return stream(&mut sender);
     }
     let command = command(args.command.as_bytes())?;
@@ -77,8 +83,8 @@ pub fn run(args: &SendArgs, ui: &Ui) -> Result<Status, CommandError> {
                 .hint(format!("rtrack send {} /psm_1a2b3c shared_memory", command.as_str())));
         }
     };
-    known_rtype(rtype, Kind::Unknown)?;
-    let mut sender = Sender::open(&args.target, ui)?;
+    understood(command, rtype, args.protocol.unwrap_or(Dialect::Any))?;
+    let mut sender = Sender::open(args, ui)?;
     sender.send(command, name, rtype)?;
     Ok(0)
 }
@@ -87,16 +93,29 @@ pub fn run(args: &SendArgs, ui: &Ui) -> Result<Status, CommandError> {
 fn command(word: &[u8]) -> Result<Command, CommandError> {
     Command::from_word(word).ok_or_else(|| {
         CommandError::usage(format!("\"{}\" is no command", escape(word)))
-            .hint("REGISTER, UNREGISTER or PROBE, in capitals")
+            .hint("REGISTER, UNREGISTER, MAYBE_UNLINK or PROBE, in capitals")
     })
 }
 
-/// The type of that word, if trackers of that kind clean it.
-fn known_rtype(word: &[u8], kind: Kind) -> Result<&'static str, CommandError> {
-    kind.rtypes().iter().find(|rtype| rtype.as_bytes() == word).copied().ok_or_else(|| {
+/// The type of that word, if trackers of that dialect clean it and can be told that of it.
+fn understood(
+    command: Command,
+    word: &[u8],
+    dialect: Dialect,
+) -> Result<&'static str, CommandError> {
+    let rtype = dialect.rtype(word).ok_or_else(|| {
+        let known: Vec<&str> = dialect.rtypes().iter().map(|rtype| rtype.as_str()).collect();
         CommandError::usage(format!("\"{}\" is no resource type of this tracker", escape(word)))
-            .hint(format!("one of {}", kind.rtypes().join(", ")))
-    })
+            .hint(format!("one of {}", known.join(", ")))
+    })?;
+    if dialect.command(command.as_str().as_bytes(), rtype).is_none() {
+        let command = command.as_str();
+        return Err(CommandError::usage(format!(
+            "this tracker does not know {command} of a {rtype}"
+        ))
+        .hint("only loky's trackers and joblib's do, and rtrack daemon --protocol loky or any"));
+    }
+    Ok(rtype.as_str())
 }
 
 /// A tracker, and what is known about what it reads.
@@ -105,21 +124,23 @@ struct Sender<'a> {
     ui: &'a Ui,
     /// Set when it was looked for.
     tracker: Option<Option<Tracker>>,
+    /// What the command line says that it understands.
+    dialect: Option<Dialect>,
     doubted: bool,
     /// Whether a tracker reads a pipe of which a write would not tell.
     life: Life,
 }
 
 impl<'a> Sender<'a> {
-    fn open(args: &TargetArgs, ui: &'a Ui) -> Result<Self, CommandError> {
-        let target = args.open()?.map_err(unreachable)?;
+    fn open(args: &SendArgs, ui: &'a Ui) -> Result<Self, CommandError> {
+        let target = args.target.open()?.map_err(unreachable)?;
         let life = match target.is_its_own_reader()? {
             true => Probe::of(&target)?.life,
             // A write tells.
             false => Life::Alive,
         };
         let tracker = target.tracker.clone().map(Some);
-        Ok(Self { target, ui, tracker, doubted: false, life })
+        Ok(Self { target, ui, tracker, dialect: args.protocol, doubted: false, life })
     }
 
     fn send(&mut self, command: Command, name: &[u8], rtype: &[u8]) -> Result<(), CommandError> {
@@ -143,7 +164,8 @@ impl<'a> Sender<'a> {
             self.tracker = Some({ known }.find(|tracker| tracker.kind != Kind::Unknown));
         }
         let tracker = self.tracker.as_ref().and_then(Option::as_ref);
-        let rtype = known_rtype(rtype, tracker.map_or(Kind::Unknown, |tracker| tracker.kind))?;
+        let known = tracker.map_or(Dialect::Any, |tracker| tracker.dialect);
+        let rtype = understood(command, rtype, self.dialect.unwrap_or(known))?;
         let reader = tracker.map_or(Reader::Unknown, Tracker::reader);
         let who = || match tracker {
             Some(Tracker { pid, kind, version: Some(version), .. }) => {
@@ -202,7 +224,7 @@ fn stream(sender: &mut Sender<'_>) -> Result<Status, CommandError> {
 
 fn send_line(sender: &mut Sender<'_>, line: &[u8]) -> Result<(), CommandError> {
     if line.first() == Some(&b'{') {
-        let message = protocol::parse(line)
+        let message = protocol::parse(line, Dialect::Any)
             .map_err(|error| CommandError::usage(format!("{}: {error}", error.class())))?;
         return sender.send(message.command, &message.name, message.rtype.as_str().as_bytes());
     }

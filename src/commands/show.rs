@@ -1,5 +1,7 @@
 //! `rtrack show`: everything that is known about an object, on one screen.
 
+mod sysv;
+
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Write};
@@ -19,6 +21,7 @@ use crate::tracker::evidence::holders::{Detail, Holder, How};
 use crate::tracker::evidence::identity::{self, Identity};
 use crate::tracker::evidence::lease;
 use crate::tracker::host::Host;
+use crate::tracker::inventory::Object;
 use crate::tracker::plan::{self, Outlook};
 use crate::tracker::reap;
 use crate::tracker::resource::{Kind, escape};
@@ -66,7 +69,7 @@ pub fn run(args: &ShowArgs, ui: &Ui) -> Result<Status, CommandError> {
     args.select.check(&[])?;
     let judging = Judging { thorough: true, ..args.select.judging() };
     let (found, missing) = Look::of_selected(&args.select, judging)?;
-    let host = &found.host;
+    let host = &found.world.host;
     let rows = found.rows(&args.select, &args.verdict);
     let pids: BTreeSet<i32> =
         rows.iter().flat_map(|row| row.holders).map(|holder| holder.pid).collect();
@@ -74,7 +77,9 @@ pub fn run(args: &ShowArgs, ui: &Ui) -> Result<Status, CommandError> {
         identity::of(host, &found.survey.snapshot.processes, &pids.into_iter().collect::<Vec<_>>());
     let mut dumps: Vec<Option<io::Result<Vec<u8>>>> = Vec::new();
     for row in &rows {
-        dumps.push(args.hexdump.map(|bytes| first_bytes(host, row, bytes.min(MOST_BYTES))));
+        dumps.push(args.hexdump.map(|bytes| {
+            first_bytes(found.world.host_of(row.object.place), row, bytes.min(MOST_BYTES))
+        }));
     }
     // A program that reads lines gets each value on one.
     let width = ui.stdout_is_terminal().then(table::terminal_width).flatten().unwrap_or(usize::MAX);
@@ -115,7 +120,11 @@ pub fn run(args: &ShowArgs, ui: &Ui) -> Result<Status, CommandError> {
 fn first_bytes(host: &Host, row: &Row<'_>, most: u64) -> io::Result<Vec<u8>> {
     let object = row.object;
     if !matches!(object.kind, Kind::Shm | Kind::Sem) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        let why = match object.kind {
+            Kind::Mqueue => "to take its messages would be to receive them",
+            _ => "not a regular file",
+        };
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
     }
     let opened = lease::open_expected(host, host.shm(), &object.file, &object.identity());
     let file = File::from(opened.map_err(|error| match error {
@@ -136,8 +145,14 @@ fn first_bytes(host: &Host, row: &Row<'_>, most: u64) -> io::Result<Vec<u8>> {
 
 /// What `reap` does with it, and what would change that.
 fn outlook(found: &Look, row: &Row<'_>) -> Outlook {
+    if row.object.deleted {
+        return Outlook {
+            does: "nothing: it has no name that could be removed".into(),
+            changes: "its memory is free when the last of its holders lets it go".into(),
+        };
+    }
     if reap::is_our_leftover(row.object)
-        && let Ok(Some(fate)) = reap::fate(&found.host, &row.object.file)
+        && let Ok(Some(fate)) = reap::fate(found.world.host_of(row.object.place), &row.object.file)
     {
         return Outlook {
             does: format!("settles it: each object in it {fate}"),
@@ -150,7 +165,7 @@ fn outlook(found: &Look, row: &Row<'_>) -> Outlook {
             changes: "only the next reap of its owner settles it, if one left it".into(),
         };
     }
-    match found.survey.facts(&found.host, row.index) {
+    match found.survey.facts(&found.world, row.index) {
         Some(facts) => plan::outlook(&row.judgement, &facts),
         None => Outlook::default(),
     }
@@ -176,10 +191,11 @@ fn as_json(
             "details": holder.details,
             "command_line": line.map(|a| String::from_utf8_lossy(a)).collect::<Vec<_>>(),
             "cgroup": person.and_then(|person| person.cgroup.as_deref()),
-            "container": person.and_then(|person| person.container.as_deref()),
+            "container": person.and_then(|person| person.container.as_ref()).map(|container| &container.id),
         })
     });
     map.insert("holders".into(), holders.collect());
+    map.extend(sysv::semaphores_value(row.object).map(|all| ("semaphores".to_owned(), all)));
     let outlook = outlook(found, row);
     map.insert("reap".into(), json!({ "does": outlook.does, "changes": outlook.changes }));
     if let Some(Ok(bytes)) = dump {
@@ -209,38 +225,64 @@ fn as_text(
         }
         Ok::<(), io::Error>(())
     };
-    line("file", format!("/dev/shm/{}", object.file))?;
+    let lost = if object.deleted { ", which it has lost" } else { "" };
+    if object.sysv.is_none() {
+        line("file", file(found, object) + lost)?;
+    }
+    if let Some(namespace) = row.namespace {
+        let (mnt, ipc) = (namespace.mnt, namespace.ipc);
+        line("namespace", format!("{namespace}, mount namespace {mnt}, IPC namespace {ipc}"))?;
+    }
     let kind = object.file_type.unwrap_or(match object.kind {
         Kind::Shm => "memory object",
         Kind::Sem => "named semaphore",
         Kind::Dir => "directory",
+        Kind::Mqueue => "message queue",
         Kind::Other => "other",
+        Kind::SysvShm => "System V shared memory",
+        Kind::SysvSem => "System V semaphores",
+        Kind::SysvMsg => "System V message queue",
     });
-    let dev = format!("{}:{}", libc::major(stat.dev), libc::minor(stat.dev));
-    line(
-        "what",
-        format!("{kind}, mode {:04o}, device {dev}, inode {}", stat.mode & 0o7777, stat.ino),
-    )?;
-    line("owner", format!("{} (uid {}, gid {})", row.user, stat.uid, stat.gid))?;
-    let mut size = format!(
-        "{} ({}), {} in use",
-        show_size(object.size()),
-        bytes(object.size()),
-        show_size(object.allocated())
-    );
+    let place = if object.sysv.is_some() {
+        format!("id {}", stat.ino)
+    } else {
+        let dev = format!("{}:{}", libc::major(stat.dev), libc::minor(stat.dev));
+        format!("device {dev}, inode {}", stat.ino)
+    };
+    if row.object.is_of_unknown_owner() {
+        line("what", format!("{kind}, {place}"))?;
+        line("owner", "not known: it has no name, and its mapping may not be followed".to_owned())?;
+    } else {
+        line("what", format!("{kind}, mode {:04o}, {place}", stat.mode & 0o7777))?;
+        line("owner", format!("{} (uid {}, gid {})", row.user, stat.uid, stat.gid))?;
+    }
+    let mut size = match object.kind {
+        Kind::Mqueue => messages(object),
+        _ => format!(
+            "{} ({}), {} in use",
+            show_size(object.size()),
+            bytes(object.size()),
+            show_size(object.allocated())
+        ),
+    };
     if let Some(tree) = &object.directory {
         let more = if tree.truncated { ", not everything counted" } else { "" };
         let entries = values::plural(tree.entries, "entry", "entries");
         size.push_str(&format!(", {entries}{more}"));
     }
-    line("size", size)?;
+    if object.kind != Kind::SysvSem {
+        line("size", size)?;
+    }
     let ago = |time: i128| {
         format!("{} ({} ago)", show_time(time).unwrap_or_default(), show_age(row.now - time))
     };
     line("born", stat.born.map_or_else(|| "not known".to_owned(), ago))?;
-    line("changed", ago(stat.changed))?;
+    line(if object.deleted { "deleted" } else { "changed" }, ago(stat.changed))?;
     if let Some(semaphore) = object.semaphore {
         line("semaphore", format!("value {}, {} waiting", semaphore.value, semaphore.waiters))?;
+    }
+    for (key, value) in sysv::lines(object, row.now) {
+        line(key, value)?;
     }
     match found.survey.producer(object) {
         Some(matched) => {
@@ -260,7 +302,8 @@ fn as_text(
             CreatorState::Dead => "gone".to_owned(),
             CreatorState::NotVisible => "not visible here".to_owned(),
         };
-        line("creator", format!("process {pid}, by the name; {state}"))?;
+        let from = if object.sysv.is_some() { "by the kernel's record" } else { "by the name" };
+        line("creator", format!("process {pid}, {from}; {state}"))?;
     }
     if row.holders.is_empty() {
         line("holders", "none seen".into())?;
@@ -286,6 +329,39 @@ fn as_text(
         hexdump(out, bytes)?;
     }
     Ok(())
+}
+
+/// Where an object is.
+fn file(found: &Look, object: &Object) -> String {
+    match found.world.queues(object.place) {
+        Some(queues) if !queues.path.is_absolute() => {
+            format!("/{}, of the {}", object.file, queues.path.display())
+        }
+        Some(queues) => format!("{}/{}", queues.path.display(), object.file),
+        None => format!("/dev/shm/{}", object.file),
+    }
+}
+
+/// What is in a message queue.
+fn messages(object: &Object) -> String {
+    let Some(queue) = object.queue else { return "not known: it could not be opened".into() };
+    let mut text = format!(
+        "{} of at most {}, {} in all; each at most {}",
+        values::plural(
+            usize::try_from(queue.messages).unwrap_or(usize::MAX),
+            "message",
+            "messages"
+        ),
+        queue.max_messages,
+        bytes(queue.bytes),
+        bytes(queue.message_size)
+    );
+    match queue.notify_pid {
+        None => {}
+        Some(0) => text.push_str("; a process not visible here waits to be told of the next one"),
+        Some(pid) => text.push_str(&format!("; process {pid} waits to be told of the next one")),
+    }
+    text
 }
 
 fn bytes(count: u64) -> String {
@@ -330,7 +406,7 @@ fn person_lines(person: &Identity) -> Vec<String> {
         lines.push(escape(&person.command_line.join(&b' ')));
     }
     if let Some(container) = &person.container {
-        lines.push(format!("container {}", container.get(..12).unwrap_or(container)));
+        lines.push(format!("container {}", container));
     } else if let Some(cgroup) = &person.cgroup {
         lines.push(format!("cgroup {}", escape(cgroup.as_bytes())));
     }

@@ -61,7 +61,9 @@ pub fn unreachable(error: TargetError) -> CommandError {
         TargetError::Os { error, .. } if error.kind() == std::io::ErrorKind::PermissionDenied => {
             (Kind::Failed, Some("only the tracker's own user and root can open its pipe"))
         }
-        TargetError::NoPipe(_) | TargetError::Os { .. } => (Kind::Failed, None),
+        TargetError::NoPipe(_) | TargetError::MayHang(_) | TargetError::Os { .. } => {
+            (Kind::Failed, None)
+        }
     };
     let result = CommandError::new(kind, anyhow!(error));
     match hint {

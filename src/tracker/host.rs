@@ -32,6 +32,16 @@ pub enum HostError {
     },
 }
 
+impl HostError {
+    /// Which directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Open { path, .. } | Self::NotTmpfs { path, .. } => path,
+        }
+    }
+}
+
 /// Where things are and what time it is.
 #[derive(Debug)]
 pub struct Host {
@@ -41,6 +51,9 @@ pub struct Host {
     pub shm_path: PathBuf,
     /// The same, open: every object is reached through this descriptor.
     shm: OwnedFd,
+    /// What part of its file system that directory is, where it is known from another namespace's
+    /// mountinfo.
+    pub base: Option<Vec<u8>>,
     /// The clocks.
     pub clock: Clock,
 }
@@ -115,7 +128,15 @@ impl Host {
             )]
             return Err(HostError::NotTmpfs { path: shm.into(), magic: magic.0 as i64 });
         }
-        Ok(Self { proc: proc.into(), shm_path: shm.into(), shm: dir.into(), clock })
+        Ok(Self { proc: proc.into(), shm_path: shm.into(), shm: dir.into(), base: None, clock })
+    }
+
+    /// The same machine with the objects of another `directory`, a tmpfs, which is the part `base` of
+    /// its file system and called `path` in messages.
+    #[must_use]
+    pub fn in_directory(&self, path: PathBuf, directory: OwnedFd, base: Vec<u8>) -> Self {
+        let (proc, clock) = (self.proc.clone(), self.clock);
+        Self { proc, shm_path: path, shm: directory, base: Some(base), clock }
     }
 
     /// The directory of the POSIX objects.
@@ -158,9 +179,7 @@ impl Host {
     /// The boot id, by which a plan knows the boot it was made in; empty when it cannot be read.
     #[must_use]
     pub fn boot_id(&self) -> String {
-        self.read_proc("sys/kernel/random/boot_id")
-            .map(|id| String::from_utf8_lossy(&id).trim().to_owned())
-            .unwrap_or_default()
+        boot_id(&self.proc)
     }
 
     /// The host name.
@@ -168,6 +187,14 @@ impl Host {
     pub fn name(&self) -> String {
         host_name()
     }
+}
+
+/// The boot id that the procfs at `proc` has; empty when it cannot be read.
+#[must_use]
+pub fn boot_id(proc: &Path) -> String {
+    std::fs::read(proc.join("sys/kernel/random/boot_id"))
+        .map(|id| String::from_utf8_lossy(&id).trim().to_owned())
+        .unwrap_or_default()
 }
 
 /// The host name; empty when there is none.

@@ -6,7 +6,9 @@ pub mod deadline;
 pub mod evidence;
 pub mod host;
 pub mod inventory;
+pub mod limits;
 pub mod plan;
+pub mod queues;
 pub mod reap;
 pub mod resource;
 pub mod select;
@@ -15,3 +17,4 @@ pub mod survey;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod verdict;
+pub mod world;

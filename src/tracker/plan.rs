@@ -38,7 +38,10 @@ pub fn step(
     match kind {
         Kind::Dir => Step::Remove(Manner::Directory, judgement.verdict),
         Kind::Other => Step::Remove(Manner::Unleased, judgement.verdict),
-        Kind::Shm | Kind::Sem => {
+        Kind::SysvShm | Kind::SysvSem | Kind::SysvMsg => {
+            Step::Remove(Manner::ById, judgement.verdict)
+        }
+        Kind::Shm | Kind::Sem | Kind::Mqueue => {
             let manner = match lease {
                 // Not asked means that the answer did not matter to a claim: now it does.
                 Lease::Granted | Lease::Refused | Lease::NotAsked => Manner::Leased,

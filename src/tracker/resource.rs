@@ -6,6 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use serde::{Serialize, Serializer};
 
+use super::sys::ipc::Family;
 use super::sys::{Nanoseconds, Stat};
 
 /// The kinds of object, as `list` shows them and selectors name them.
@@ -18,13 +19,30 @@ pub enum Kind {
     Sem,
     /// A directory parked in /dev/shm.
     Dir,
+    /// A POSIX message queue.
+    Mqueue,
     /// Anything else that lies there: a symlink, a FIFO, a socket, a device.
     Other,
+    /// System V shared memory.
+    SysvShm,
+    /// A set of System V semaphores.
+    SysvSem,
+    /// A System V message queue.
+    SysvMsg,
 }
 
 impl Kind {
     /// All.
-    pub const ALL: [Self; 4] = [Self::Shm, Self::Sem, Self::Dir, Self::Other];
+    pub const ALL: [Self; 8] = [
+        Self::Shm,
+        Self::Sem,
+        Self::Dir,
+        Self::Mqueue,
+        Self::SysvShm,
+        Self::SysvSem,
+        Self::SysvMsg,
+        Self::Other,
+    ];
 
     /// The prefix of ids, e.g. `shm`.
     #[must_use]
@@ -33,7 +51,22 @@ impl Kind {
             Self::Shm => "shm",
             Self::Sem => "sem",
             Self::Dir => "dir",
+            Self::Mqueue => "mqueue",
             Self::Other => "other",
+            Self::SysvShm => "sysv-shm",
+            Self::SysvSem => "sysv-sem",
+            Self::SysvMsg => "sysv-msg",
+        }
+    }
+
+    /// The family of a System V object.
+    #[must_use]
+    pub const fn family(self) -> Option<Family> {
+        match self {
+            Self::SysvShm => Some(Family::Shm),
+            Self::SysvSem => Some(Family::Sem),
+            Self::SysvMsg => Some(Family::Msg),
+            Self::Shm | Self::Sem | Self::Dir | Self::Mqueue | Self::Other => None,
         }
     }
 
@@ -52,7 +85,7 @@ impl fmt::Display for Kind {
 
 /// A name as the kernel knows it: any bytes but NUL and slash. Its `Display` is safe on a
 /// terminal: control and bidirectional characters and bytes that are not UTF-8 are escaped.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(Vec<u8>);
 
 impl Name {
@@ -119,13 +152,26 @@ pub struct Identity {
     pub ino: u64,
     /// Birth: inode numbers are used again.
     pub born: Option<Nanoseconds>,
+    /// Of a System V object, whose id is the inode number.
+    pub sysv: Option<Made>,
+}
+
+/// What a System V object was made with, beside its id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Made {
+    /// Its key.
+    pub key: u32,
+    /// The user who made it.
+    pub creator_uid: Option<u32>,
+    /// The process that made it, where the kernel records that.
+    pub creator: Option<i32>,
 }
 
 impl Identity {
     /// The identity of what `stat` describes.
     #[must_use]
     pub fn of(stat: &Stat) -> Self {
-        Self { dev: stat.dev, ino: stat.ino, born: stat.born }
+        Self { dev: stat.dev, ino: stat.ino, born: stat.born, sysv: None }
     }
 
     /// Whether `stat` describes this object.

@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use super::inventory::posix::Object;
+use super::inventory::Object;
 use super::resource::{Kind, escape};
 
 /// What stands before a name in its path.
 const MOUNT: &[u8] = b"/dev/shm/";
+
+/// What stands before the name of a message queue in its path.
+const QUEUES: &[u8] = b"/dev/mqueue/";
 
 /// How many names are suggested.
 const HINTS: usize = 3;
@@ -77,7 +80,8 @@ impl Filter {
 pub struct Found {
     /// The indices of the objects.
     pub indices: BTreeSet<usize>,
-    /// [`SelectError::Missing`] for each name that no object has.
+    /// [`SelectError::Missing`] for each name that no object has, [`SelectError::Ambiguous`] for an id that
+    /// several have.
     pub missing: Vec<SelectError>,
 }
 
@@ -97,7 +101,7 @@ impl Found {
 
 /// The objects that `names` mean; all of them when there is no name.
 ///
-/// A name is `psm_x`, `/psm_x`, `/dev/shm/psm_x`, `shm:psm_x`, the same with what `list` shows for
+/// A name is `psm_x`, `/psm_x`, `/dev/shm/psm_x`, `/dev/mqueue/q`, `shm:psm_x`, the same with what `list` shows for
 /// bytes that a terminal cannot be shown, or a glob of these. An exact name has to exist; a glob
 /// may match nothing.
 ///
@@ -120,14 +124,15 @@ pub fn is_glob(name: &OsStr) -> bool {
 /// a list must not get a glob, or another object, because one has gone since.
 #[must_use]
 pub fn by_ids<N: AsRef<OsStr>>(objects: &[Object], ids: &[N]) -> Found {
-    let known: HashMap<Vec<u8>, usize> =
-        objects.iter().enumerate().map(|(index, object)| (object.id_bytes(), index)).collect();
+    let mut known: HashMap<Vec<u8>, Vec<usize>> = HashMap::new();
+    for (index, object) in objects.iter().enumerate() {
+        known.entry(object.id_bytes()).or_default().push(index);
+    }
     let mut found = Found::default();
     for id in ids.iter().map(|id| id.as_ref().as_bytes()) {
         match known.get(id) {
-            Some(index) => {
-                found.indices.insert(*index);
-            }
+            // In several namespaces there can be one each.
+            Some(indices) => found.indices.extend(indices),
             None => {
                 found.missing.push(SelectError::Missing { name: escape(id), nearest: Vec::new() })
             }
@@ -156,6 +161,10 @@ fn one(objects: &[Object], text: &[u8]) -> Result<Vec<usize>, SelectError> {
     }
     match exact.as_slice() {
         [_] => Ok(exact),
+        // One each in several namespaces is no other name.
+        [first, rest @ ..] if rest.iter().all(|other| have_one_id(objects, *first, *other)) => {
+            Ok(exact)
+        }
         [] => Err(SelectError::Missing { name: escape(text), nearest: nearest(objects, text) }),
         several => {
             let ids =
@@ -165,6 +174,11 @@ fn one(objects: &[Object], text: &[u8]) -> Result<Vec<usize>, SelectError> {
     }
 }
 
+fn have_one_id(objects: &[Object], one: usize, other: usize) -> bool {
+    let of = |index: usize| objects.get(index).map(|object| (object.kind, &object.file));
+    of(one) == of(other)
+}
+
 /// The objects of exactly this name. The first reading that fits anything is taken: a path, a
 /// name with its kind, a name, a file name, the escaped form of a name.
 fn exactly(objects: &[Object], text: &[u8]) -> Vec<usize> {
@@ -172,14 +186,19 @@ fn exactly(objects: &[Object], text: &[u8]) -> Vec<usize> {
     let all = |test: &dyn Fn(&Object) -> bool| -> Vec<usize> {
         objects.iter().enumerate().filter(|(_, object)| test(object)).map(|(i, _)| i).collect()
     };
-    if let Some(file) = text.strip_prefix(MOUNT) {
-        return all(&|object| object.file.as_bytes() == file);
+    if let Some((queues, file)) = path(text) {
+        return all(&|object| {
+            is_file(object) && is_queue(object) == queues && object.file.as_bytes() == file
+        });
     }
-    let of_kind = |object: &Object| kind.is_none_or(|kind| kind == object.kind);
+    let slash = text.starts_with(b"/");
+    let of_kind = |object: &Object| {
+        kind.map_or_else(|| !slash || is_file(object), |kind| kind == object.kind)
+    };
     let readings: [&dyn Fn(&Object) -> bool; 3] = [
         &|object| {
             of_kind(object) && object.name.as_bytes() == plain
-                || kind.is_none() && object.file.as_bytes() == plain
+                || kind.is_none() && of_kind(object) && object.file.as_bytes() == plain
         },
         &|object| object.file.as_bytes() == text,
         &|object| {
@@ -189,6 +208,21 @@ fn exactly(objects: &[Object], text: &[u8]) -> Vec<usize> {
         },
     ];
     readings.into_iter().map(all).find(|found| !found.is_empty()).unwrap_or_default()
+}
+
+/// The name in a path of /dev/shm or of message queues, and whether it is of the latter.
+fn path(text: &[u8]) -> Option<(bool, &[u8])> {
+    let file = text.strip_prefix(MOUNT).map(|file| (false, file));
+    file.or_else(|| text.strip_prefix(QUEUES).map(|file| (true, file)))
+}
+
+fn is_queue(object: &Object) -> bool {
+    object.kind == Kind::Mqueue
+}
+
+/// Whether it has a name in a directory, and no id.
+fn is_file(object: &Object) -> bool {
+    object.kind.family().is_none()
 }
 
 /// The kind before the colon, if it is one, and the name without leading slashes.
@@ -210,8 +244,8 @@ fn split(text: &[u8]) -> (Option<Kind>, &[u8]) {
 #[must_use]
 pub fn bare_name(name: &OsStr) -> (Option<Kind>, Vec<u8>) {
     let text = name.as_bytes();
-    if let Some(file) = text.strip_prefix(MOUNT) {
-        return (None, file.to_vec());
+    if let Some((queues, file)) = path(text) {
+        return (queues.then_some(Kind::Mqueue), file.to_vec());
     }
     let (kind, plain) = split(text);
     let mut file = Vec::new();
@@ -230,18 +264,19 @@ fn by_glob(objects: &[Object], text: &[u8]) -> Result<Vec<usize>, SelectError> {
 /// A pattern of names.
 #[derive(Debug, Clone)]
 struct Glob {
-    by_file: bool,
+    /// Of a path: whether it is one of message queues.
+    of_path: Option<bool>,
     kind: Option<Kind>,
     glob: GlobMatcher,
 }
 
 impl Glob {
     fn new(text: &[u8]) -> Result<Self, SelectError> {
-        let (by_file, kind, pattern) = match text.strip_prefix(MOUNT) {
-            Some(file) => (true, None, file),
+        let (of_path, kind, pattern) = match path(text) {
+            Some((queues, file)) => (Some(queues), None, file),
             None => {
                 let (kind, pattern) = split(text);
-                (false, kind, pattern)
+                (None, kind, pattern)
             }
         };
         let refuse = |what: String| SelectError::Glob { name: escape(text), what };
@@ -252,13 +287,14 @@ impl Glob {
             .build()
             .map_err(|error| refuse(error.kind().to_string()))?
             .compile_matcher();
-        Ok(Self { by_file, kind, glob })
+        Ok(Self { of_path, kind, glob })
     }
 
     fn fits(&self, object: &Object) -> bool {
         self.kind.is_none_or(|kind| kind == object.kind)
+            && self.of_path.is_none_or(|queues| is_file(object) && queues == is_queue(object))
             && (self.glob.is_match(object.file.as_os_str())
-                || !self.by_file && self.glob.is_match(object.name.as_os_str()))
+                || self.of_path.is_none() && self.glob.is_match(object.name.as_os_str()))
     }
 }
 
@@ -280,6 +316,17 @@ impl Names {
         names.iter().map(read).collect::<Result<_, _>>().map(Self)
     }
 
+    /// The same of names that were read before, so that what is no glob is the exact name of an object.
+    #[must_use]
+    pub fn known<N: AsRef<OsStr>>(names: &[N]) -> Self {
+        let read = |name: &N| {
+            let text = name.as_ref().as_bytes();
+            let glob = is_glob(name.as_ref()).then(|| Glob::new(text).ok()).flatten();
+            (text.to_vec(), glob)
+        };
+        Self(names.iter().map(read).collect())
+    }
+
     /// Whether one of them means this object, or there are none.
     #[must_use]
     pub fn mean(&self, object: &Object) -> bool {
@@ -293,7 +340,7 @@ impl Names {
 }
 
 fn nearest(objects: &[Object], text: &[u8]) -> Vec<String> {
-    let (_, plain) = split(text.strip_prefix(MOUNT).unwrap_or(text));
+    let (_, plain) = split(path(text).map_or(text, |(_, file)| file));
     let wanted = String::from_utf8_lossy(plain);
     let mut near: Vec<(f64, String)> = objects
         .iter()
@@ -328,15 +375,8 @@ mod tests {
             modified: 100,
             changed: 100,
         };
-        Object {
-            kind,
-            name: Name::new(name),
-            file: Name::new(file),
-            stat,
-            file_type: None,
-            directory: None,
-            semaphore: None,
-        }
+        let file = Name::new(file);
+        Object { kind, name: Name::new(name), ..Object::of(&file, stat) }
     }
 
     fn world() -> Vec<Object> {

@@ -3,13 +3,15 @@
 //! The order matters. Objects first, then the kernel's answer about each, then the processes; and
 //! what a lease holds up is never kept waiting for any of it.
 
+mod mounted;
 mod owners;
 mod snapshot;
+mod sysv;
 
 pub use owners::owner_name;
 pub use snapshot::Snapshot;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,13 +22,14 @@ use super::evidence::holders::{Holder, KEEPS_UNSEEN};
 use super::evidence::lease::{self, Lease, Look};
 use super::evidence::producers::{Broken, Catalogue, Match, operator_directories};
 use super::host::Host;
-use super::inventory::posix::{self, Object, Semaphore};
+use super::inventory::{self, Inventory, Object, SEMAPHORE_SIZE, Semaphore, posix};
 use super::reap::{at_work, is_quarantine_name};
 use super::resource::{Identity, Kind};
 use super::sys::Nanoseconds;
 use super::verdict::{
-    CreatorState, Facts, FamilyState, Guardian, Judgement, ProducerFacts, Who, judge,
+    CreatorState, Facts, FamilyState, Guardian, Judgement, ProducerFacts, QueueFacts, Who, judge,
 };
+use super::world::World;
 
 /// How long another rtrack may keep this one from probing.
 const COURTESY: Duration = Duration::from_millis(250);
@@ -42,17 +45,13 @@ pub struct Judging {
     pub thorough: bool,
 }
 
-/// Why there is no survey.
-#[derive(Debug, thiserror::Error)]
-pub enum SurveyError {
-    /// The directory could not be read.
-    #[error("read {path}")]
-    Inventory {
-        /// Which directory.
-        path: std::path::PathBuf,
-        /// The errno.
-        source: io::Error,
-    },
+/// What belongs to what was selected although it is not in the inventory.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Whether what has taken the name of an object meanwhile does; it is given the two.
+    pub instead: &'a dyn Fn(&Object, &Object) -> bool,
+    /// Whether an object without a name does, that somebody still holds; nothing if none does.
+    pub unlinked: Option<&'a dyn Fn(&Object) -> bool>,
 }
 
 /// Everything that one look found.
@@ -64,12 +63,13 @@ pub struct Survey {
     pub leases: Vec<Lease>,
     /// The processes.
     pub snapshot: Snapshot,
-    /// Whether leases tell the truth on this mount.
-    pub lease_works: bool,
+    /// Of each place: whether leases tell the truth there.
+    pub lease_works: Vec<bool>,
     /// When the objects were read.
     pub taken_at: Nanoseconds,
-    /// Another reaper of this user's is at work, whose leases asking would break: so nothing was asked.
-    pub reaper_at_work: bool,
+    /// Places where another reaper of this user's is at work, whose leases asking would break: so nothing
+    /// was asked there.
+    pub reapers_at_work: HashSet<usize>,
     /// Objects that could not be looked at, each with the reason.
     pub troubles: Vec<(String, io::Error)>,
     judging: Judging,
@@ -78,64 +78,56 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Reads what exists. What is selected from it is then given to [`Survey::take`].
-    ///
-    /// # Errors
-    /// The directory could not be read.
-    pub fn inventory(host: &Host) -> Result<posix::Inventory, SurveyError> {
-        posix::read(host)
-            .map_err(|source| SurveyError::Inventory { path: host.shm_path.clone(), source })
-    }
-
     /// Finds out what is known about the objects of `inventory`, which was read just before.
     ///
-    /// One that was replaced meanwhile stays only if `wanted`, which is given the two, still selects it. What goes wrong with
+    /// What else belongs to it, `wanted` says. What goes wrong with
     /// one object is in [`Survey::troubles`], with the operators' catalogue in
     /// [`Catalogue::broken`].
     #[must_use]
-    pub fn take(
-        host: &Host,
-        judging: Judging,
-        inventory: posix::Inventory,
-        wanted: &dyn Fn(&Object, &Object) -> bool,
-    ) -> Self {
-        let posix::Inventory { objects, troubles } = inventory;
+    pub fn take(world: &World, judging: Judging, inventory: Inventory, wanted: Wanted<'_>) -> Self {
+        let named = wanted.unlinked.map(|_| Arc::clone(&inventory.named));
+        let Inventory { objects, troubles, .. } = inventory;
         let catalogue = Arc::new(Catalogue::load(&operator_directories()));
-        let taken_at = (host.clock.wall)();
-        let lease_works = lease::calibrate(host);
+        let taken_at = (world.host.clock.wall)();
+        let lease_works = (0..world.places.len())
+            .map(|place| world.shm(place).is_none_or(lease::calibrate))
+            .collect();
         let mut survey = Self {
             leases: vec![Lease::NotAsked; objects.len()],
             snapshot: Snapshot::default(),
             objects,
             lease_works,
-            reaper_at_work: false,
+            reapers_at_work: HashSet::new(),
             taken_at,
-            troubles: troubles.into_iter().map(|(name, error)| (name.to_string(), error)).collect(),
+            troubles,
             judging,
             catalogue,
             owners: Owners::default(),
         };
-        survey.probe_all(host, wanted);
-        survey.snapshot = survey.look_at_processes(host);
-        survey.probe_unexplained_again(host);
+        survey.probe_all(world, wanted.instead);
+        survey.snapshot = survey.look_at_processes(world, named.as_ref());
+        if let Some(unlinked) = wanted.unlinked {
+            survey.add_unlinked(world, unlinked);
+        }
+        survey.probe_unexplained_again(world);
         survey.owners =
             Owners::look_up(survey.objects.iter().map(|object| object.stat.uid).collect());
         survey
     }
 
     /// Looks at the processes again, for a judgement that is not older than a few seconds.
-    pub fn refresh(&mut self, host: &Host) {
-        let mut snapshot = self.look_at_processes(host);
+    pub fn refresh(&mut self, world: &World) {
+        let mut snapshot = self.look_at_processes(world, None);
         snapshot.remember(&self.snapshot);
         self.snapshot = snapshot;
     }
 
     /// The same while this process itself has the object at `index` open, to save it: that makes it no
     /// holder.
-    pub fn refresh_beside(&mut self, host: &Host, index: usize) {
-        self.refresh(host);
+    pub fn refresh_beside(&mut self, world: &World, index: usize) {
+        self.refresh(world);
         let Some(open) = self.objects.get(index).map(Object::identity) else { return };
-        let own = std::fs::read_link(host.proc.join("self")).ok();
+        let own = std::fs::read_link(world.host.proc.join("self")).ok();
         let Some(own) = own.and_then(|pid| pid.to_str()?.parse::<i32>().ok()) else { return };
         let objects = &self.objects;
         self.snapshot.scan.holders.retain(|index, holders| {
@@ -155,8 +147,8 @@ impl Survey {
 
     /// The verdict on the object at `index`.
     #[must_use]
-    pub fn judge(&self, host: &Host, index: usize) -> Option<Judgement> {
-        Some(judge(&self.facts(host, index)?))
+    pub fn judge(&self, world: &World, index: usize) -> Option<Judgement> {
+        Some(judge(&self.facts(world, index)?))
     }
 
     /// What the operator said about judging.
@@ -180,12 +172,16 @@ impl Survey {
     /// The catalogue's entry for the object at `index`.
     #[must_use]
     pub fn producer(&self, object: &Object) -> Option<Match<'_>> {
-        self.catalogue.find(object.kind, object.file.as_bytes())
+        self.catalogue.find(object.kind, &object.catalogue_name())
     }
 
-    /// Whether the creator that the name carries is alive, and its pid.
+    /// Whether the creator that the name carries, or the kernel records, is alive, and its pid.
     #[must_use]
     pub fn creator(&self, object: &Object) -> Option<(i32, CreatorState)> {
+        if let Some(entry) = &object.sysv {
+            let pid = entry.creator().filter(|pid| *pid != 0)?;
+            return Some((pid, self.snapshot.recorded(pid, object.stat.changed)));
+        }
         let pid = self.producer(object)?.pid?;
         Some((pid, self.snapshot.creator(object, pid)))
     }
@@ -196,17 +192,25 @@ impl Survey {
         self.snapshot.scan.holders.get(&index).map_or(&[], Vec::as_slice)
     }
 
-    fn probe_all(&mut self, host: &Host, wanted: &dyn Fn(&Object, &Object) -> bool) {
-        let lock = lease::courtesy_lock(host, COURTESY);
-        // What cannot be found out here is found out again by whoever relies on it.
-        self.reaper_at_work = lock.is_none() && matches!(at_work(host), Ok(Some(_)));
+    fn probe_all(&mut self, world: &World, wanted: &dyn Fn(&Object, &Object) -> bool) {
         let mut gone = HashSet::new();
-        for index in 0..self.objects.len() {
-            if !self.probe(host, index, wanted) {
-                gone.insert(index);
+        let mut patience = lease::Patience::new(COURTESY);
+        for (place, indices) in self.by_place(|_| true) {
+            if let Some(ipc) = world.ipc(place) {
+                gone.extend(self.count_users(ipc, &indices));
+                continue;
+            }
+            let lock = patience.lock(world.directory_of(place));
+            // What cannot be found out here is found out again by whoever relies on it.
+            if lock.is_none() && matches!(world.shm(place).map(at_work), Some(Ok(Some(_)))) {
+                self.reapers_at_work.insert(place);
+            }
+            for index in indices {
+                if !self.probe(world, index, wanted) {
+                    gone.insert(index);
+                }
             }
         }
-        drop(lock);
         let all =
             std::mem::take(&mut self.objects).into_iter().zip(std::mem::take(&mut self.leases));
         let here = all.enumerate().filter(|(index, _)| !gone.contains(index));
@@ -217,7 +221,7 @@ impl Survey {
     /// is read anew, a few times, if it is still `wanted`.
     fn probe(
         &mut self,
-        host: &Host,
+        world: &World,
         index: usize,
         wanted: &dyn Fn(&Object, &Object) -> bool,
     ) -> bool {
@@ -226,12 +230,16 @@ impl Survey {
             if object.kind == Kind::Other {
                 return true;
             }
+            let (host, dir) = (world.host_of(object.place), world.directory_of(object.place));
+            let queue = object.kind == Kind::Mqueue;
+            let unread = object.queue.is_some_and(|queue| queue.messages > 0);
             // What would be claimed anyway is left in peace: a lease is felt by who opens.
             let young = self.quiet(host, object) < nanoseconds(self.judging.grace);
             let persistent = self.producer(object).is_some_and(|m| m.producer.persistent_by_design);
-            let ask = self.lease_works
-                && !self.reaper_at_work
-                && (self.judging.thorough || !young && !persistent);
+            let lease_works = self.lease_works(object.place);
+            let ask = lease_works
+                && !self.reapers_at_work.contains(&object.place)
+                && (self.judging.thorough || !young && !persistent && !unread);
             if object.kind == Kind::Dir {
                 let lease = if ask { lease_inside(host, object) } else { Lease::NotAsked };
                 self.set(index, lease, None);
@@ -239,23 +247,30 @@ impl Survey {
             }
             let head = object.may_be_semaphore();
             if !ask && !head {
-                let unsupported =
-                    if self.lease_works { Lease::NotAsked } else { Lease::Unsupported };
+                let unsupported = if lease_works { Lease::NotAsked } else { Lease::Unsupported };
                 self.set(index, unsupported, None);
                 return true;
             }
-            let (file, identity) = (object.file.clone(), object.identity());
-            match lease::look(host, host.shm(), &file, &identity, ask, head) {
+            let (file, identity, place) = (object.file.clone(), object.identity(), object.place);
+            let looked = if queue {
+                lease::look_tested(host, dir, &file, &identity)
+            } else {
+                lease::look(host, dir, &file, &identity, ask, head)
+            };
+            match looked {
                 Ok(Look::Seen { lease, head }) => {
                     let lease = match lease {
-                        Lease::NotAsked if !self.lease_works => Lease::Unsupported,
+                        Lease::NotAsked if !lease_works => Lease::Unsupported,
                         other => other,
                     };
+                    if queue && lease == Lease::Unsupported {
+                        self.distrust_leases(place);
+                    }
                     self.set(index, lease, head.as_deref().and_then(Semaphore::parse));
                     return true;
                 }
                 Ok(Look::Gone) => return false,
-                Ok(Look::Changed) => match posix::read_one(host, &file) {
+                Ok(Look::Changed) => match inventory::read_one(world, place, &file) {
                     Ok(now) if !wanted(object, &now) => {
                         if now.kind != object.kind {
                             let error = io::Error::other("it was replaced while it was looked at");
@@ -282,6 +297,13 @@ impl Survey {
         true
     }
 
+    /// Leases do not tell the truth in a place, as one object there has shown.
+    fn distrust_leases(&mut self, place: usize) {
+        if let Some(works) = self.lease_works.get_mut(place) {
+            *works = false;
+        }
+    }
+
     fn set(&mut self, index: usize, lease: Lease, semaphore: Option<Semaphore>) {
         if let Some(slot) = self.leases.get_mut(index) {
             *slot = lease;
@@ -291,44 +313,92 @@ impl Survey {
         }
     }
 
-    fn look_at_processes(&self, host: &Host) -> Snapshot {
+    /// Adds what has no name and is still held.
+    fn add_unlinked(&mut self, world: &World, wanted: &dyn Fn(&Object) -> bool) {
+        let places: HashMap<u64, usize> = world
+            .wanted_shm()
+            .filter_map(|(place, host)| Some((host.shm_dev().ok()?, place)))
+            .collect();
+        let unlinked = std::mem::take(&mut self.snapshot.scan.unlinked);
+        let mut found: Vec<_> = unlinked.into_iter().collect();
+        found.sort_unstable_by_key(|(inode, _)| *inode);
+        for (inode, unlinked) in found {
+            let place = places.get(&inode.0).copied().unwrap_or(0);
+            let Some(object) = Object::unlinked(inode, &unlinked, place) else { continue };
+            if wanted(&object) {
+                self.snapshot.scan.holders.insert(self.objects.len(), unlinked.holders);
+                self.objects.push(object);
+                self.leases.push(Lease::NotAsked);
+            }
+        }
+    }
+
+    /// The objects that pass `test`, by their place.
+    fn by_place(&self, test: impl Fn(usize) -> bool) -> BTreeMap<usize, Vec<usize>> {
+        let mut places: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (index, object) in self.objects.iter().enumerate().filter(|(index, _)| test(*index)) {
+            places.entry(object.place).or_default().push(index);
+        }
+        places
+    }
+
+    /// Whether leases tell the truth in a place.
+    #[must_use]
+    pub fn lease_works(&self, place: usize) -> bool {
+        self.lease_works.get(place).copied().unwrap_or(false)
+    }
+
+    fn look_at_processes(
+        &self,
+        world: &World,
+        named: Option<&Arc<HashSet<(u64, u64)>>>,
+    ) -> Snapshot {
         let matter = Matter {
             objects: &self.objects,
             leases: &self.leases,
             assume_complete: self.judging.assume_complete,
-            threads: self.judging.thorough || !self.lease_works,
+            threads: self.judging.thorough || self.lease_works.contains(&false),
             hung: &self.snapshot.processes.hung,
+            named,
         };
-        Snapshot::take(host, &self.catalogue, matter)
+        Snapshot::take(world, &self.catalogue, matter)
     }
 
     /// An object that the kernel calls held and nobody was found for may have been opened for a
     /// moment only, by another rtrack perhaps: it is asked about once more.
-    fn probe_unexplained_again(&mut self, host: &Host) {
-        let again: Vec<usize> = (0..self.objects.len())
-            .filter(|index| {
-                self.leases.get(*index) == Some(&Lease::Refused) && self.holders(*index).is_empty()
-            })
-            .collect();
-        if again.is_empty() {
-            return;
-        }
-        let lock = lease::courtesy_lock(host, COURTESY);
-        for index in again {
-            let Some(object) = self.objects.get(index) else { continue };
-            let again = if object.kind == Kind::Dir {
-                lease_inside(host, object)
-            } else {
-                match lease::look(host, host.shm(), &object.file, &object.identity(), true, false) {
-                    Ok(Look::Seen { lease: Lease::Granted, .. }) => Lease::Granted,
-                    _ => Lease::Refused,
+    fn probe_unexplained_again(&mut self, world: &World) {
+        let unexplained = |index: usize| {
+            self.leases.get(index) == Some(&Lease::Refused) && self.holders(index).is_empty()
+        };
+        let mut patience = lease::Patience::new(COURTESY);
+        for (place, indices) in self.by_place(unexplained) {
+            // Of these the kernel keeps count.
+            if world.ipc(place).is_some() {
+                continue;
+            }
+            let (host, dir) = (world.host_of(place), world.directory_of(place));
+            let _lock = patience.lock(dir);
+            for index in indices {
+                let Some(object) = self.objects.get(index) else { continue };
+                let again = if object.kind == Kind::Dir {
+                    lease_inside(host, object)
+                } else {
+                    let (file, identity) = (&object.file, object.identity());
+                    let looked = if object.kind == Kind::Mqueue {
+                        lease::look_tested(host, dir, file, &identity)
+                    } else {
+                        lease::look(host, dir, file, &identity, true, false)
+                    };
+                    match looked {
+                        Ok(Look::Seen { lease: Lease::Granted, .. }) => Lease::Granted,
+                        _ => Lease::Refused,
+                    }
+                };
+                if let Some(slot) = self.leases.get_mut(index) {
+                    *slot = again;
                 }
-            };
-            if let Some(slot) = self.leases.get_mut(index) {
-                *slot = again;
             }
         }
-        drop(lock);
     }
 
     /// For how long it had been left in peace when this survey was taken: what was too young then to
@@ -340,8 +410,9 @@ impl Survey {
 
     /// Everything that the verdict on the object at `index` depends on.
     #[must_use]
-    pub fn facts(&self, host: &Host, index: usize) -> Option<Facts> {
+    pub fn facts(&self, world: &World, index: usize) -> Option<Facts> {
         let object = self.objects.get(index)?;
+        let host = world.host_of(object.place);
         let snapshot = &self.snapshot;
         let found = self.producer(object);
         let producer = found.map(|found| found.producer);
@@ -357,6 +428,18 @@ impl Survey {
         if object.directory.as_ref().is_some_and(|tree| tree.special) {
             holder_blind.push("who waits at a FIFO, a socket or a device in it is not known");
         }
+        let mut process_blind: Vec<&'static str> =
+            snapshot.sight.processes.iter().map(|blind| blind.says()).collect();
+        let unknown = object.sysv.as_ref().and_then(|entry| entry.unknown_users());
+        process_blind.extend(unknown);
+        if object.kind == Kind::SysvMsg && snapshot.waiters.incomplete {
+            process_blind.push("who waits at message queues is not all known");
+        }
+        let creator = self.creator(object);
+        let maker = match object.sysv {
+            Some(_) => creator.as_ref().map(|(pid, _)| *pid),
+            None => found.and_then(|found| found.pid),
+        };
         Some(Facts {
             known_kind: object.kind != Kind::Other,
             directory,
@@ -378,7 +461,7 @@ impl Survey {
                 proof: producer.proof && found.is_some_and(|found| fits(&found, object)),
                 family: producer.family.clone(),
             }),
-            creator: self.creator(object),
+            creator,
             guardian: producer.and_then(|producer| {
                 let name = producer.guardian.as_deref()?;
                 let what = self.catalogue.guardian(name)?.what.clone();
@@ -390,15 +473,17 @@ impl Survey {
                 .map_or(FamilyState::NotDefined, |name| {
                     snapshot.family(object, &self.owners, name)
                 }),
-            descendant: found.and_then(|found| snapshot.descendant(found.pid?)),
-            locked: snapshot.locked(host, object, producer),
+            descendant: maker.and_then(|pid| snapshot.descendant(object, pid)),
+            locked: snapshot.locked(world.directory_of(object.place), object, producer),
             kin: snapshot.kin(object, &self.owners),
             shared_mode: is_shared(object.stat.mode),
             owner: self.owners.says(object.stat.uid),
-            process_blind: snapshot.sight.processes.iter().map(|blind| blind.says()).collect(),
+            process_blind,
             holder_blind,
             assumed_complete: snapshot.sight.assumed_complete,
+            queue: (object.kind == Kind::Mqueue).then(|| queue_facts(object, snapshot)),
             catalogue_broken: self.catalogue.broken().first().map(Broken::place),
+            counts: self.counts(world, object),
         })
     }
 }
@@ -425,10 +510,23 @@ fn lease_inside(host: &Host, object: &Object) -> Lease {
     answer
 }
 
+/// What a message queue itself says of those who want it.
+fn queue_facts(object: &Object, snapshot: &Snapshot) -> QueueFacts {
+    let who = |pid: i32| {
+        let process = snapshot.processes.seen.get(&pid);
+        let comm = process.map_or_else(Vec::new, |process| process.comm.clone());
+        Who { pid, comm }
+    };
+    QueueFacts {
+        messages: object.queue.map(|queue| queue.messages),
+        notified: object.queue.and_then(|queue| queue.notify_pid).map(who),
+    }
+}
+
 /// Whether the object can be what the entry is about. Without glibc's prefix, as musl names them, only
 /// its size tells a semaphore from somebody's file; and a uid in a name is its owner's.
 fn fits(found: &Match<'_>, object: &Object) -> bool {
-    let semaphore = object.kind == Kind::Sem || object.stat.size == posix::SEMAPHORE_SIZE;
+    let semaphore = object.kind == Kind::Sem || object.stat.size == SEMAPHORE_SIZE;
     (found.producer.kind != "sem" || semaphore)
         && found.uid.is_none_or(|uid| uid == object.stat.uid)
 }

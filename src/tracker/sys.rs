@@ -1,5 +1,15 @@
 //! The only place with `unsafe`: system calls that neither std nor nix wraps.
 
+pub mod ipc;
+pub(crate) mod launch;
+pub mod mqueue;
+pub(crate) mod pipe_end;
+mod processes;
+pub(crate) mod section;
+pub(crate) mod signals;
+
+pub use processes::{same_descriptors, socket_diagnosis};
+
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -271,6 +281,49 @@ pub fn mount_id(fd: impl AsFd) -> io::Result<u64> {
         return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
     }
     Ok(raw.stx_mnt_id)
+}
+
+/// `FSOPEN_CLOEXEC` and `FSMOUNT_CLOEXEC` of linux/mount.h, and the command that makes the file system
+/// ready: the libc crate has none of them.
+const FSOPEN_CLOEXEC: libc::c_uint = 1;
+const FSMOUNT_CLOEXEC: libc::c_uint = 1;
+const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+/// `MOUNT_ATTR_RDONLY`, `_NOSUID`, `_NODEV` and `_NOEXEC` of linux/mount.h.
+const READ_ONLY: libc::c_uint = 1 | 2 | 4 | 8;
+
+/// The root of the POSIX message queues of this thread's IPC namespace (mq_overview(7)), read-only, as an
+/// `O_PATH` descriptor. It is mounted nowhere: nobody else can see it, and it goes with the descriptor.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_ADMIN over that namespace and over the own mount namespace; `ENOSYS` before
+/// Linux 5.2; `ENODEV` on a kernel without message queues.
+pub fn mqueue_root() -> io::Result<OwnedFd> {
+    let owned = |fd: libc::c_long| {
+        let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+        check(fd)?;
+        // SAFETY: the kernel has just made this descriptor for us.
+        Ok::<_, io::Error>(unsafe { OwnedFd::from_raw_fd(fd) })
+    };
+    // SAFETY: the name is NUL-terminated and outlives the call.
+    let context =
+        owned(unsafe { libc::syscall(libc::SYS_fsopen, c"mqueue".as_ptr(), FSOPEN_CLOEXEC) })?;
+    let fd = context.as_raw_fd();
+    let none = std::ptr::null::<libc::c_char>();
+    // SAFETY: this command takes neither a key nor a value, and the kernel wants null for both.
+    if unsafe { libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, none, none, 0) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call takes integers and touches no memory.
+    owned(unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, READ_ONLY) })
+}
+
+/// Bytes of a page of memory.
+#[must_use]
+pub fn page_size() -> u64 {
+    // SAFETY: the call takes an integer and touches no memory.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    // Linux always answers; no page is smaller than this one.
+    u64::try_from(size).unwrap_or(4096)
 }
 
 /// The names of the extended attributes (xattr(7)) of what `fd` refers to, access control lists included; it

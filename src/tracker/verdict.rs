@@ -5,12 +5,16 @@
 //! never makes an object more removable, and neither does seeing less.
 
 mod code;
+mod counts;
+mod proof;
 
 pub use code::{Code, Evidence};
+pub use counts::{Counts, QueueFacts};
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use self::proof::proving;
 use super::evidence::holders::How;
 use super::evidence::lease::Lease;
 use super::evidence::producers::HeldWhileAlive;
@@ -214,8 +218,12 @@ pub struct Facts {
     pub holder_blind: Vec<&'static str>,
     /// The operator asserted that nothing outside uses the mount, and it mattered.
     pub assumed_complete: bool,
+    /// What there is to say of a message queue.
+    pub queue: Option<QueueFacts>,
     /// An operator's file that could not be used: the catalogue proves nothing until it is mended.
     pub catalogue_broken: Option<String>,
+    /// Of a System V object: what the kernel counts.
+    pub counts: Option<Counts>,
 }
 
 /// The rule, in order: held, claimed, unknown, orphaned, unclaimed.
@@ -279,6 +287,7 @@ fn list_of(who: &[&Who]) -> String {
 fn holding(facts: &Facts, found: &mut Vec<Evidence>) {
     let what = if facts.directory { "a file in it" } else { "it" };
     match facts.lease {
+        _ if facts.counts.is_some() => {}
         Lease::Refused if facts.holders.is_empty() => found.push(evidence(
             Code::LeaseRefused,
             format!("the kernel says that {what} is open or mapped, by a process not visible here"),
@@ -296,6 +305,7 @@ fn holding(facts: &Facts, found: &mut Vec<Evidence>) {
         )),
         Lease::NoPermission | Lease::Unsupported | Lease::NotAsked => {}
     }
+    found.extend(facts.counts.as_ref().and_then(Counts::of_use));
     let by = |wanted: fn(&How) -> bool| -> Vec<&Who> {
         facts.holders.iter().filter(|(_, how)| how.iter().any(wanted)).map(|(who, _)| who).collect()
     };
@@ -310,6 +320,17 @@ fn holding(facts: &Facts, found: &mut Vec<Evidence>) {
         let says = format!("open in {}", list_of(&openers));
         found.push(evidence(Code::OpenBy, says, &[("pids", pids(&openers))]));
     }
+    // It has it open, normally; the kernel forgets a registration with the descriptor.
+    if let Some(who) = facts.queue.as_ref().and_then(|queue| queue.notified.as_ref())
+        && openers.iter().all(|opener| opener.pid != who.pid)
+    {
+        let says = if who.pid == 0 {
+            "a process not visible here waits to be told of a message".to_owned()
+        } else {
+            format!("{who} waits to be told of a message")
+        };
+        found.push(evidence(Code::OpenBy, says, &[("pids", pids(&[who]))]));
+    }
     for mount in &facts.mounted {
         found.push(evidence(Code::Mounted, mount.clone(), &[]));
     }
@@ -321,23 +342,15 @@ fn claims(facts: &Facts, found: &mut Vec<Evidence>) {
         let says = format!("{} keeps it by design", producer.software);
         found.push(evidence(Code::Persistent, says, &[("producer", json!(producer.id))]));
     }
-    match &facts.creator {
-        Some((pid, CreatorState::Alive(who))) => found.push(evidence(
-            Code::CreatorAlive,
-            format!("process {pid}, which its name names, is alive: {who}"),
-            &[("pid", json!(pid))],
-        )),
-        Some((pid, CreatorState::Recycled(who))) => found.push(evidence(
-            Code::PidRecycled,
-            format!("process {pid} is another one now: {who} started after the object was born"),
-            &[("pid", json!(pid))],
-        )),
-        Some((pid, CreatorState::Dead)) => found.push(evidence(
-            Code::CreatorDead,
-            format!("process {pid}, which its name names, is gone"),
-            &[("pid", json!(pid))],
-        )),
-        Some((_, CreatorState::NotVisible)) | None => {}
+    let known_by = match facts.counts {
+        Some(_) => "which made it",
+        None => "which its name names",
+    };
+    found.extend(facts.creator.as_ref().and_then(|creator| life(creator, known_by)));
+    if let Some(counts) = &facts.counts {
+        let others = counts.last.iter().filter(|last| Some(*last) != facts.creator.as_ref());
+        found.extend(others.filter_map(|last| life(last, "which used it last")));
+        found.extend(counts.unread_messages());
     }
     if let Some(Guardian { who, what, silent }) = &facts.guardian {
         let says = if *silent {
@@ -346,6 +359,11 @@ fn claims(facts: &Facts, found: &mut Vec<Evidence>) {
             format!("{what} is alive and may clean it: {who}")
         };
         found.push(evidence(Code::GuardianAlive, says, &[("pid", json!(who.pid))]));
+    }
+    if let Some(messages) = unread(facts) {
+        let wait = if messages == 1 { "message waits" } else { "messages wait" };
+        let says = format!("{messages} {wait} in it: a queue that is not empty is data");
+        found.push(evidence(Code::Unread, says, &[("messages", json!(messages))]));
     }
     if facts.quiet < facts.grace || facts.quiet < 0 {
         let says = if facts.quiet < 0 {
@@ -366,6 +384,27 @@ fn claims(facts: &Facts, found: &mut Vec<Evidence>) {
     }
 }
 
+/// How many messages wait in it, if any is known to.
+fn unread(facts: &Facts) -> Option<u64> {
+    facts.queue.as_ref()?.messages.filter(|messages| *messages > 0)
+}
+
+/// Whether a process lives that the object is connected with, as far as that can be told.
+fn life((pid, state): &(i32, CreatorState), known_by: &str) -> Option<Evidence> {
+    let (code, says) = match state {
+        CreatorState::Alive(who) => {
+            (Code::CreatorAlive, format!("process {pid}, {known_by}, is alive: {who}"))
+        }
+        CreatorState::Recycled(who) => (
+            Code::PidRecycled,
+            format!("process {pid} is another one now: {who} started after the object was born"),
+        ),
+        CreatorState::Dead => (Code::CreatorDead, format!("process {pid}, {known_by}, is gone")),
+        CreatorState::NotVisible => return None,
+    };
+    Some(evidence(code, says, &[("pid", json!(pid))]))
+}
+
 #[allow(clippy::cast_precision_loss, reason = "a display of seconds needs no 53 bits")]
 fn seconds(nanoseconds: i128) -> f64 {
     (nanoseconds / 1_000_000) as f64 / 1000.0
@@ -375,8 +414,21 @@ fn seconds_text(nanoseconds: i128) -> String {
     format!("{} s", nanoseconds / 1_000_000_000)
 }
 
-/// Whether it could be found out that nobody holds it; if not, the reason.
+/// Whether it could be found out that nobody holds it, and of a message queue, that nothing waits in it; if
+/// not, the reason.
 fn probing(facts: &Facts, found: &mut Vec<Evidence>) -> Result<(), Code> {
+    let asked = asking(facts, found);
+    let unknown = facts.queue.as_ref().is_some_and(|queue| queue.messages.is_none());
+    if unknown && asked != Err(Code::NoPermission) {
+        let says = "whether messages wait in it could not be read";
+        found.push(evidence(Code::NoPermission, says, &[]));
+        return asked.and(Err(Code::NoPermission));
+    }
+    asked
+}
+
+/// Whether it could be found out that nobody holds it; if not, the reason.
+fn asking(facts: &Facts, found: &mut Vec<Evidence>) -> Result<(), Code> {
     let partial = |found: &mut Vec<Evidence>| {
         if !facts.holder_blind.is_empty() {
             found.push(evidence(
@@ -415,6 +467,8 @@ fn probing(facts: &Facts, found: &mut Vec<Evidence>) -> Result<(), Code> {
         Lease::Unsupported | Lease::NotAsked => {
             let says = if facts.directory {
                 "the kernel cannot be asked who uses a directory"
+            } else if facts.counts.is_some() {
+                "the kernel does not tell whether it is in use, or there is too much to ask"
             } else {
                 "the kernel was not asked, or cannot be asked, who uses it"
             };
@@ -422,169 +476,13 @@ fn probing(facts: &Facts, found: &mut Vec<Evidence>) -> Result<(), Code> {
             Code::NoLease
         }
     };
+    if facts.counts.is_some() {
+        return Err(reason);
+    }
     partial(found);
     // A file that could have been asked about is not judged by what a scan finds.
     let judged_by_sight = facts.directory || facts.lease != Lease::NotAsked;
     if judged_by_sight && facts.holder_blind.is_empty() { Ok(()) } else { Err(reason) }
-}
-
-/// The proof that nothing can come back for it; if there is none, what stands in its way.
-fn proving(facts: &Facts, found: &mut Vec<Evidence>) -> Result<Code, Code> {
-    if facts.assumed_complete {
-        found.push(evidence(
-            Code::AssumedComplete,
-            "the operator asserts that nothing outside this PID namespace uses the mount",
-            &[],
-        ));
-    }
-    if facts.shared_mode {
-        found.push(evidence(
-            Code::SharedMode,
-            "its mode lets other users open it, so their processes count too",
-            &[],
-        ));
-    }
-    // What cannot be read may say of any name that it is kept, or who comes back for it.
-    if let Some(broken) = &facts.catalogue_broken {
-        let says =
-            format!("nothing is proven while the catalogue of producers is broken: mend {broken}");
-        found.push(evidence(Code::WeakProducer, says, &[]));
-        return Err(Code::WeakProducer);
-    }
-    let by_producer = match &facts.producer {
-        Some(producer) if facts.known_kind => prove_by_producer(facts, producer, found),
-        _ => {
-            let says = "no known program makes objects of this name";
-            found.push(evidence(Code::UnknownProducer, says, &[]));
-            Err(Code::UnknownProducer)
-        }
-    };
-    let by_kin = prove_by_kin(facts, found);
-    by_producer.or_else(|obstacle| by_kin.map_err(|_| obstacle))
-}
-
-/// `always-held-producer` and `no-family`.
-fn prove_by_producer(
-    facts: &Facts,
-    producer: &ProducerFacts,
-    found: &mut Vec<Evidence>,
-) -> Result<Code, Code> {
-    let fields = [("producer", json!(producer.id))];
-    let weak = |found: &mut Vec<Evidence>, says: String| {
-        found.push(evidence(Code::WeakProducer, says, &fields));
-        Err(Code::WeakProducer)
-    };
-    let software = &producer.software;
-    if !producer.proof {
-        return weak(found, format!("the name fits {software}, but that proves nothing"));
-    }
-    let always = match producer.held {
-        HeldWhileAlive::Mapped => Some("mapped"),
-        HeldWhileAlive::Open => Some("open"),
-        HeldWhileAlive::ByName | HeldWhileAlive::Unknown => None,
-    };
-    if let Some(how) = always {
-        // The other half of the proof: where it is missing the verdict is another one already.
-        if !nobody_holds(facts) {
-            return Err(Code::NoLease);
-        }
-        let says =
-            format!("nobody has it {how}, and a live owner always would; made by {software}");
-        found.push(evidence(Code::AlwaysHeldProducer, says, &fields));
-        return Ok(Code::AlwaysHeldProducer);
-    }
-    let owners = if facts.shared_mode { "any user" } else { &facts.owner };
-    let family = producer.family.as_deref().unwrap_or("such program");
-    match &facts.family {
-        FamilyState::NotDefined => {
-            weak(found, format!("it may be needed while nobody has it open; made by {software}"))
-        }
-        FamilyState::Alive(who, count) => {
-            let more = if *count > 1 { format!(" and {} more", count - 1) } else { String::new() };
-            found.push(evidence(
-                Code::FamilyAlive,
-                format!("{who}{more} may come back for it; made by {software}"),
-                &[("pid", json!(who.pid)), ("count", json!(count))],
-            ));
-            Err(Code::FamilyAlive)
-        }
-        FamilyState::Unseen(who) => {
-            found.push(evidence(
-                Code::PartialProcessSight,
-                format!("{who} could not be looked into and may be of its family"),
-                &[("pid", json!(who.pid))],
-            ));
-            Err(Code::PartialProcessSight)
-        }
-        FamilyState::Gone if !facts.process_blind.is_empty() => {
-            partial_process_sight(facts, found);
-            Err(Code::PartialProcessSight)
-        }
-        FamilyState::Gone => match &facts.descendant {
-            Some(who) => {
-                found.push(evidence(
-                    Code::FamilyAlive,
-                    format!("{who} descends from the process that made it; made by {software}"),
-                    &[("pid", json!(who.pid))],
-                ));
-                Err(Code::FamilyAlive)
-            }
-            None => {
-                let says = format!(
-                    "no {family} of {owners} is alive to come back for it; made by {software}"
-                );
-                found.push(evidence(Code::NoFamily, says, &fields));
-                Ok(Code::NoFamily)
-            }
-        },
-    }
-}
-
-/// Whether it is known that nobody holds it: by the kernel's answer, or by sight of everything.
-fn nobody_holds(facts: &Facts) -> bool {
-    let asked = facts.lease == Lease::Granted
-        || facts.lease != Lease::Refused && facts.holder_blind.is_empty();
-    asked
-        && facts.holders.is_empty()
-        && facts.mounted.is_empty()
-        && facts.perhaps_mounted.is_empty()
-}
-
-/// `no-kin`: whoever made it, nobody of its owner's is left, and nobody else may open it.
-fn prove_by_kin(facts: &Facts, found: &mut Vec<Evidence>) -> Result<Code, ()> {
-    if !facts.known_kind || facts.shared_mode {
-        return Err(());
-    }
-    match &facts.kin {
-        KinState::SystemUser => Err(()),
-        KinState::Alive(who, count) => {
-            let more = if *count > 1 { format!(" and {} more", count - 1) } else { String::new() };
-            found.push(evidence(
-                Code::KinAlive,
-                format!("processes of {} are alive: {who}{more}", facts.owner),
-                &[("pid", json!(who.pid)), ("count", json!(count))],
-            ));
-            Err(())
-        }
-        KinState::Gone if !facts.process_blind.is_empty() => {
-            partial_process_sight(facts, found);
-            Err(())
-        }
-        KinState::Gone if facts.descendant.is_some() => Err(()),
-        KinState::Gone => {
-            let says =
-                format!("no process of {} is alive, and nobody else may open it", facts.owner);
-            found.push(evidence(Code::NoKin, says, &[]));
-            Ok(Code::NoKin)
-        }
-    }
-}
-
-fn partial_process_sight(facts: &Facts, found: &mut Vec<Evidence>) {
-    if found.iter().all(|evidence| evidence.code != Code::PartialProcessSight) {
-        let says = format!("not all processes can be seen: {}", facts.process_blind.join("; "));
-        found.push(evidence(Code::PartialProcessSight, says, &[]));
-    }
 }
 
 #[cfg(test)]

@@ -12,8 +12,10 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
 use rtrack::tracker::host::{Clock, Host};
-use rtrack::tracker::survey::{Judging, Survey};
+use rtrack::tracker::inventory;
+use rtrack::tracker::survey::{Judging, Survey, Wanted};
 use rtrack::tracker::verdict::Judgement;
+use rtrack::tracker::world::World;
 
 use crate::support::{
     Case, Finish, Need, case, hold, identity, inside, listed, mount, names, object, path, rtrack,
@@ -70,28 +72,27 @@ fn clock() -> Clock {
     }
 }
 
-fn host() -> Host {
-    Host::open("/proc".as_ref(), "/dev/shm".as_ref(), clock()).unwrap()
+fn world() -> World {
+    World::of(Host::open("/proc".as_ref(), "/dev/shm".as_ref(), clock()).unwrap())
 }
 
-fn survey(host: &Host, grace: u64) -> Survey {
+fn survey(world: &World, grace: u64) -> Survey {
     let judging =
         Judging { grace: Duration::from_secs(grace), assume_complete: true, thorough: false };
-    Survey::take(host, judging, Survey::inventory(host).unwrap(), &|_, _| true)
+    let wanted = Wanted { instead: &|_, _| true, unlinked: None };
+    Survey::take(world, judging, inventory::read(world).unwrap(), wanted)
 }
 
 /// What a survey in this process says of `name`, by the clocks that are set.
-fn judge(host: &Host, survey: &Survey, name: &str) -> Judgement {
-    let wanted = |object: &rtrack::tracker::inventory::posix::Object| {
-        object.file.as_bytes() == name.as_bytes()
-    };
-    survey.judge(host, survey.objects.iter().position(wanted).unwrap()).unwrap()
+fn judge(world: &World, survey: &Survey, name: &str) -> Judgement {
+    let wanted = |object: &inventory::Object| object.file.as_bytes() == name.as_bytes();
+    survey.judge(world, survey.objects.iter().position(wanted).unwrap()).unwrap()
 }
 
 #[track_caller]
 fn judged(name: &str, grace: u64, verdict: &str, reason: &str) {
-    let host = host();
-    let judgement = judge(&host, &survey(&host, grace), name);
+    let world = world();
+    let judgement = judge(&world, &survey(&world, grace), name);
     let found = (judgement.verdict.as_str(), judgement.reason.as_str());
     assert_eq!(found, (verdict, reason), "{name}: {judgement:#?}");
 }
@@ -307,12 +308,12 @@ fn old_enough_only_afterwards() {
     for is_held in [true, false] {
         let _holder = is_held.then(|| hold("in-flight", path(ALWAYS_HELD)));
         set(&WALL, 0);
-        let host = host();
-        let survey = survey(&host, 60);
-        let young = judge(&host, &survey, ALWAYS_HELD);
+        let world = world();
+        let survey = survey(&world, 60);
+        let young = judge(&world, &survey, ALWAYS_HELD);
         assert_eq!((young.verdict.as_str(), young.reason.as_str()), ("claimed", "too-young"));
         set(&WALL, 61 * SECOND);
-        let later = judge(&host, &survey, ALWAYS_HELD);
+        let later = judge(&world, &survey, ALWAYS_HELD);
         assert_eq!(later.verdict.reapability(), 0, "{later:#?}");
     }
 }

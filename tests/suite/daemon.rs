@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, PipeWriter, Read, Write, pipe};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -12,13 +12,14 @@ use serde_json::Value;
 
 use crate::support::{
     Case, Finish, Inherit, Need, Python, case, check, fuse, identity, names, note, object, path,
-    pythons, rtrack, scratch, sem_open, shm_open, skip, validate, wait_for,
+    pythons, rtrack, scratch, sem_open, shm_open, skip, unread, validate, wait_for,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
     vec![
         case("cleans_what_is_left", cleans_what_is_left),
         case("descriptors_it_refuses", descriptors_it_refuses),
+        case("says_when_it_is_ready", says_when_it_is_ready),
         case("standard_descriptors_as_the_pipe", standard_descriptors_as_the_pipe),
         case("keeps_nothing_else_open", keeps_nothing_else_open),
         case("a_fifo_opened_for_both", a_fifo_opened_for_both),
@@ -41,9 +42,9 @@ pub(crate) fn tests() -> Vec<Case> {
 }
 
 /// A daemon that reads from descriptor 5, and its pipe.
-struct Daemon {
-    child: Child,
-    pipe: PipeWriter,
+pub(crate) struct Daemon {
+    pub(crate) child: Child,
+    pub(crate) pipe: PipeWriter,
 }
 
 impl Daemon {
@@ -51,7 +52,7 @@ impl Daemon {
         Self::start_with(|_| {})
     }
 
-    fn start_with(more: impl FnOnce(&mut Command)) -> Self {
+    pub(crate) fn start_with(more: impl FnOnce(&mut Command)) -> Self {
         let (reader, writer) = pipe().unwrap();
         let mut command = rtrack(["daemon", "--fd", "5"]);
         command.inherit(reader, 5).stderr(Stdio::piped());
@@ -59,31 +60,26 @@ impl Daemon {
         Self { child: command.spawn().unwrap(), pipe: writer }
     }
 
-    fn tell(&mut self, text: &str) -> &mut Self {
+    pub(crate) fn tell(&mut self, text: &str) -> &mut Self {
         self.pipe.write_all(text.as_bytes()).unwrap();
         self
     }
 
     /// Tells it something and waits until it was read.
-    fn told(&mut self, text: &str) -> &mut Self {
+    pub(crate) fn told(&mut self, text: &str) -> &mut Self {
         self.tell(text);
-        wait_for("the daemon to read", || {
-            let mut queued = 0;
-            // SAFETY: the kernel writes one int.
-            let asked = unsafe { libc::ioctl(self.pipe.as_raw_fd(), libc::FIONREAD, &mut queued) };
-            (check(asked).is_ok() && queued == 0).then_some(())
-        });
+        wait_for("the daemon to read", || (unread(&self.pipe) == 0).then_some(()));
         self
     }
 
-    fn signal(&mut self, signal: i32) {
+    pub(crate) fn signal(&mut self, signal: i32) {
         let pid = i32::try_from(self.child.id()).unwrap();
         // SAFETY: the child has not been waited for.
         check(unsafe { libc::kill(pid, signal) }).unwrap();
     }
 
     /// Closes the pipe; the exit status and what it said.
-    fn end(self) -> (ExitStatus, String) {
+    pub(crate) fn end(self) -> (ExitStatus, String) {
         drop(self.pipe);
         let output = self.child.wait_with_output().unwrap();
         (output.status, String::from_utf8(output.stderr).unwrap())
@@ -107,7 +103,7 @@ fn cleans_what_is_left() {
         said.lines().map(|line| line.replace(&pid.to_string(), "PID")).collect::<Vec<_>>(),
         [
             "rtrack:PID: UserWarning: resource_tracker: There appear to be 2 leaked semaphore \
-             objects to clean up at shutdown: {'/gone', '/mp-1'}",
+             objects to clean up at shutdown: {'/mp-1', '/gone'}",
             "rtrack:PID: UserWarning: resource_tracker: '/gone': [Errno 2] No such file or directory",
             "rtrack:PID: UserWarning: resource_tracker: There appear to be 1 leaked shared_memory \
              objects to clean up at shutdown: {'/psm_1'}",
@@ -157,6 +153,40 @@ fn descriptors_it_refuses() {
     assert_eq!(run.status.code(), Some(64));
     // What can be read, is: here to its end at once.
     rtrack(["daemon", "--fd", "5"]).inherit(open(true, false), 5).finish().expect(0);
+}
+
+fn says_when_it_is_ready() {
+    let (mut answer, ready) = pipe().unwrap();
+    let daemon = Daemon::start_with(|command| {
+        command.args(["--ready-fd", "8"]).inherit(ready, 8);
+    });
+    // To the end: it keeps nothing of that pipe.
+    let mut said = String::new();
+    answer.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "\n");
+    assert_eq!(daemon.end().0.code(), Some(0));
+
+    // What does not come up says nothing.
+    let (mut answer, ready) = pipe().unwrap();
+    let mut command = rtrack(["daemon", "--fd", "5", "--ready-fd", "8"]);
+    command.inherit(ready, 8).finish().expect(64);
+    drop(command);
+    said.clear();
+    answer.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "");
+
+    // And who cannot say it does not come up: another one may be there already.
+    for closed in [true, false] {
+        let (reader, writer) = pipe().unwrap();
+        let mut command = rtrack(["daemon", "--fd", "5", "--ready-fd", "8"]);
+        command.inherit(reader, 5);
+        if !closed {
+            command.inherit(pipe().unwrap().1, 8);
+        }
+        let run = command.finish().expect(64);
+        assert!(run.stderr.starts_with("error: descriptor 8: say that"), "{}", run.stderr);
+        drop(writer);
+    }
 }
 
 fn standard_descriptors_as_the_pipe() {
@@ -302,8 +332,8 @@ fn lists_on_request() {
         daemon.signal(libc::SIGUSR1);
         assert_eq!(lines.next().unwrap(), format!("rtrack:{pid}: 3 registered"));
         assert_eq!(lines.next().unwrap(), "semaphore 's'");
-        assert_eq!(lines.next().unwrap(), r"shared_memory 'a\x1b[31m'");
         assert_eq!(lines.next().unwrap(), "shared_memory 'b'");
+        assert_eq!(lines.next().unwrap(), r"shared_memory 'a\x1b[31m'");
     }
     // The line that was being read goes on where it was.
     daemon.told("STER:x:dummy\nUNREGISTER:b:shared_memory\nUNREGISTER:s:semaphore\n");
@@ -516,8 +546,8 @@ fn records_what_it_removes() {
     let is_directory = &Value::from(libc::EISDIR);
     let expected = [
         ("sem:mp-1", "reaped", none),
-        ("shm:gone", "gone", missing),
         ("shm:psm_1", "reaped", none),
+        ("shm:gone", "gone", missing),
         ("shm:folder", "failed", is_directory),
     ];
     let expected = expected.map(|(id, outcome, errno)| (id.to_owned(), outcome.to_owned(), errno));

@@ -10,8 +10,11 @@
 
 mod archiving;
 mod auditing;
+mod client;
 mod clocks;
+mod containers;
 mod daemon;
+mod deleted;
 mod directories;
 mod exhausted;
 mod harness;
@@ -19,6 +22,10 @@ mod hostile;
 mod killed;
 mod leaks;
 mod lease;
+mod limits;
+mod loky;
+mod mqueue;
+mod mqueue_reaping;
 mod owners;
 mod plans;
 mod probe;
@@ -31,17 +38,21 @@ mod show;
 mod sight;
 mod signals;
 mod support;
+mod sysv;
+mod sysv_reaping;
 mod table;
 mod tampering;
+mod trackers;
 mod traps;
 mod trees;
+mod truth;
 mod unleased;
 mod vectors;
 mod verdicts;
 
 use std::process::ExitCode;
 
-use support::{Case, hold, place, run, soak, supervise};
+use support::{Case, hold, place, run, soak, supervise, truth as workload};
 
 /// A module's name and its cases.
 type Module = (&'static str, fn() -> Vec<Case>);
@@ -50,8 +61,11 @@ type Module = (&'static str, fn() -> Vec<Case>);
 const MODULES: &[Module] = &[
     ("archiving", archiving::tests),
     ("auditing", auditing::tests),
+    ("client", client::tests),
     ("clocks", clocks::tests),
+    ("containers", containers::tests),
     ("daemon", daemon::tests),
+    ("deleted", deleted::tests),
     ("directories", directories::tests),
     ("exhausted", exhausted::tests),
     ("harness", harness::tests),
@@ -59,6 +73,10 @@ const MODULES: &[Module] = &[
     ("killed", killed::tests),
     ("leaks", leaks::tests),
     ("lease", lease::tests),
+    ("limits", limits::tests),
+    ("mqueue", mqueue::tests),
+    ("mqueue_reaping", mqueue_reaping::tests),
+    ("loky", loky::tests),
     ("owners", owners::tests),
     ("plans", plans::tests),
     ("probe", probe::tests),
@@ -70,10 +88,14 @@ const MODULES: &[Module] = &[
     ("show", show::tests),
     ("sight", sight::tests),
     ("signals", signals::tests),
+    ("sysv", sysv::tests),
+    ("sysv_reaping", sysv_reaping::tests),
     ("table", table::tests),
     ("tampering", tampering::tests),
+    ("trackers", trackers::tests),
     ("traps", traps::tests),
     ("trees", trees::tests),
+    ("truth", truth::tests),
     ("unleased", unleased::tests),
     ("vectors", vectors::tests),
     ("verdicts", verdicts::tests),
@@ -83,8 +105,10 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
         Some("__case") => supervise(&arguments.next().unwrap()),
+        Some("__record") => client::record(&arguments.collect::<Vec<_>>()),
         Some("__race") => soak::main(&arguments.collect::<Vec<_>>()),
         Some("__in") => place::main(&arguments.collect::<Vec<_>>()),
+        Some("__truth") => workload::main(),
         Some("__hold") => hold::main(&arguments.collect::<Vec<_>>()),
         _ => run(),
     }

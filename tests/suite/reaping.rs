@@ -654,6 +654,10 @@ fn reapers_at_the_same_time() {
         for _ in 0..4 {
             scope.spawn(|| {
                 let run = reap_all().finish();
+                // One that had to wait too long for the others has done nothing.
+                if run.code == Some(3) && run.stderr.contains("another reap is at work") {
+                    return;
+                }
                 // What another one took is gone: nothing that was planned is still there.
                 let report = run.expect(0).json();
                 for object in report["objects"].as_array().unwrap() {

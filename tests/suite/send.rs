@@ -20,6 +20,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("dead_and_deaf_trackers", dead_and_deaf_trackers),
         case("targets", targets),
         case("a_shell_script", a_shell_script),
+        case("each_daemon_is_told_its_own_dialect", each_daemon_is_told_its_own_dialect),
         case("pythons_trackers", pythons_trackers).needs(&[Need::Python]),
     ]
 }
@@ -48,6 +49,8 @@ fn what_is_written() {
             &b"REGISTER:/psm_1:shared_memory\n"[..],
         ),
         (&[b"UNREGISTER", b"a:b", b"semaphore"], b"UNREGISTER:a:b:semaphore\n"),
+        (&[b"MAYBE_UNLINK", b"/a:b", b"folder"], b"MAYBE_UNLINK:/a:b:folder\n"),
+        (&[b"MAYBE_UNLINK", b"x", b"dummy", b"--protocol", b"loky"], b"MAYBE_UNLINK:x:dummy\n"),
         (&[b"PROBE"], b"PROBE:0:noop\n"),
         (&[b"PROBE", b"x", b"dummy"], b"PROBE:x:dummy\n"),
         (&[b"REGISTER", b"-x", b"dummy"], b"REGISTER:-x:dummy\n"),
@@ -79,6 +82,11 @@ fn what_is_refused() {
         &["REGISTER", "x", "shared-memory"],
         &["REGISTER"],
         &["REGISTER", "x"],
+        &["MAYBE_UNLINK", "x"],
+        &["MAYBE_UNLINK", "x", "shared_memory"],
+        &["MAYBE_UNLINK", "x", "dummy", "--protocol", "cpython"],
+        &["REGISTER", "x", "file", "--protocol", "cpython"],
+        &["REGISTER", "x", "semaphore", "--protocol", "loky"],
         &["-", "x", "dummy"],
         &["PROBE", "--pid", "0"],
         &["PROBE", "--pid", "1", "--fd", "5"],
@@ -201,6 +209,31 @@ fn a_shell_script() {
     let run = Command::new("sh").args(["-euc", script]).finish().expect(1);
     assert!(run.text().starts_with("alive: process "), "{}", run.text());
     assert!(names().is_empty());
+}
+
+/// What a daemon understands is seen from its command line, unless another one is named.
+fn each_daemon_is_told_its_own_dialect() {
+    for (protocol, told, refused) in [
+        ("cpython", ["REGISTER", "x", "semaphore"], ["REGISTER", "x", "file"]),
+        ("loky", ["MAYBE_UNLINK", "x", "file"], ["REGISTER", "x", "shared_memory"]),
+        ("any", ["MAYBE_UNLINK", "x", "semlock"], ["MAYBE_UNLINK", "x", "semaphore"]),
+    ] {
+        let (reader, writer) = pipe().unwrap();
+        let mut command = rtrack(["daemon", "--fd", "5", "--protocol", protocol]);
+        let mut daemon = command.inherit(reader, 5).stderr(Stdio::null()).spawn().unwrap();
+        let pid = daemon.id().to_string();
+        // Before it has become rtrack, the process is none that is known.
+        wait_for("the daemon to start", || {
+            let probe = rtrack(["probe", "--json", "--pid", &pid]).finish().json();
+            (probe["kind"] == "rtrack").then_some(())
+        });
+        send(["--pid", &pid]).args(told).finish().expect(0);
+        let run = send(["--pid", &pid]).args(refused).finish().expect(2);
+        assert!(run.stderr.contains("this tracker"), "{}", run.stderr);
+        send(["--pid", &pid, "--protocol", "any"]).args(told).finish().expect(0);
+        drop(writer);
+        daemon.wait().unwrap();
+    }
 }
 
 fn pythons_trackers() {

@@ -32,7 +32,7 @@ fn make() {
 
 /// What `rtrack ARGUMENTS…` prints on a terminal of `width` columns, and the part of it that is not
 /// the answer.
-fn on_terminal(arguments: &[&str], width: u16) -> String {
+pub(crate) fn on_terminal(arguments: &[&str], width: u16) -> String {
     let size = Winsize { ws_row: 24, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
     let pty = openpty(Some(&size), None).unwrap();
     let mut command = rtrack(arguments);
@@ -145,7 +145,9 @@ fn nothing_there() {
     assert!(run.stdout.is_empty() && run.status.success());
     let shown = on_terminal(&["list"], 80);
     assert!(
-        shown.starts_with("/dev/shm: 0 B used of 256.0 MiB (0 %); orphaned 0 (0 B)\n"),
+        shown.starts_with(
+            "/dev/shm: [....................] visible 0 B (#), free 256.0 MiB of 256.0 MiB\norphaned 0 (0 B)\n"
+        ),
         "{shown}"
     );
 }

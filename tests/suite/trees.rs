@@ -32,7 +32,7 @@ const TREE: &str = "joblib_memmapping_folder_1";
 
 fn save(go_on: &mut dyn FnMut() -> bool) -> Result<String, SaveError> {
     let host = Host::real().unwrap();
-    let object = read_one(&host, &Name::new(TREE)).unwrap();
+    let object = read_one(&host, 0, &Name::new(TREE)).unwrap();
     let judgement =
         Judgement { verdict: Verdict::Orphaned, reason: Code::NoFamily, evidence: Vec::new() };
     let subject = Subject { object: &object, judgement: &judgement, forced: false };

@@ -14,7 +14,8 @@ use crate::commands::Status;
 use crate::commands::error::{CommandError, Kind};
 use crate::commands::ui::Ui;
 use crate::tracker::service::channel::{self, TakeError};
-use crate::tracker::service::server;
+use crate::tracker::service::dialect::Dialect;
+use crate::tracker::service::server::{self, Options};
 use crate::tracker::sys;
 
 /// Read registrations from a pipe until every writer is gone, then remove what is left
@@ -23,6 +24,10 @@ use crate::tracker::sys;
 /// `REGISTER:NAME:RTYPE` and `UNREGISTER:NAME:RTYPE` lines, or the same as JSON. At the end of
 /// input, what was registered and not taken back is removed. RTYPE is semaphore, shared_memory,
 /// or one of the test types noop and dummy.
+///
+/// With --protocol loky it is that of loky and joblib: RTYPE is file, folder (removed with all
+/// that is in it) or semlock, registrations are counted, and `MAYBE_UNLINK:NAME:RTYPE` takes one
+/// back and removes with the last. With any it is both.
 ///
 /// SIGINT, SIGTERM, SIGHUP and SIGQUIT are ignored. SIGUSR1 lists on stderr what is registered.
 /// Every inherited descriptor but N and stderr is closed.
@@ -36,10 +41,26 @@ pub struct DaemonArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
     fd: i32,
 
-    /// Record what is removed at the end in this file, a JSON object a line; if that fails, it is
-    /// warned of
+    /// Whose tracker it is
+    #[arg(long, value_enum, default_value_t, value_name = "DIALECT")]
+    protocol: Dialect,
+
+    /// Tell every registration and removal on stderr, as loky's tracker does
+    #[arg(long)]
+    verbose: bool,
+
+    /// Do not warn of what was left and what could not be removed, as Python does not when it is
+    /// started with -W ignore; bad lines are still reported
+    #[arg(long)]
+    no_warnings: bool,
+
+    /// Record what is removed in this file, a JSON object a line; if that fails, it is warned of
     #[arg(long, value_name = "FILE")]
     audit: Option<PathBuf>,
+
+    /// Write a newline to this descriptor, and close it, as soon as messages are read
+    #[arg(long, value_name = "M", value_parser = clap::value_parser!(i32).range(0..))]
+    ready_fd: Option<i32>,
 }
 
 /// Runs the tracker to its end.
@@ -50,7 +71,7 @@ pub fn run(args: &DaemonArgs, _ui: &Ui) -> Result<Status, CommandError> {
     let not_started = |error: anyhow::Error| CommandError::new(Kind::NotStarted, error);
     server::ignore_signals()
         .map_err(|error| not_started(anyhow::Error::new(error).context("set up signals")))?;
-    let channel = channel::take(args.fd).map_err(|error| {
+    let channel = channel::take(args.fd, args.ready_fd).map_err(|error| {
         let hint = hint(&error, args.fd);
         not_started(error.into()).hint(hint)
     })?;
@@ -64,13 +85,17 @@ pub fn run(args: &DaemonArgs, _ui: &Ui) -> Result<Status, CommandError> {
         }
         record
     });
-    let status = match &mut record {
+    let options =
+        Options { dialect: args.protocol, verbose: args.verbose, warnings: !args.no_warnings };
+    let mut write;
+    let recorder: Option<server::Recorder<'_>> = match &mut record {
         Some(record) => {
-            let mut write = |removals| record.write(removals);
-            server::run(&channel, &mut complaints, &mut last_words, Some(&mut write))
+            write = |removals| record.write(removals);
+            Some(&mut write)
         }
-        None => server::run(&channel, &mut complaints, &mut last_words, None),
+        None => None,
     };
+    let status = server::run(&channel, options, &mut complaints, &mut last_words, recorder);
     Ok(status.code())
 }
 
@@ -79,6 +104,7 @@ fn hint(error: &TakeError, fd: i32) -> String {
         TakeError::NotReadable(_) => {
             format!("pass the end that is read: rtrack daemon --fd {fd} {fd}<FIFO")
         }
+        TakeError::NotTold { .. } => "pass the end of a pipe that is written to".to_owned(),
         _ => format!("open a pipe or FIFO under that number: rtrack daemon --fd {fd} {fd}<FIFO"),
     }
 }

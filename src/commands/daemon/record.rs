@@ -11,7 +11,7 @@ use nix::sys::signal::SigSet;
 use crate::tracker::audit::{self, Action, Audit, AuditError, Ending, Place, Run, Why};
 use crate::tracker::reap::Outcome;
 use crate::tracker::reap::registered::RemoveError;
-use crate::tracker::service::protocol::Rtype;
+use crate::tracker::service::dialect::Rtype;
 use crate::tracker::service::server::Removal;
 
 /// How long the file may take to open: it may lie on a server that is gone, and clients wait.
@@ -40,17 +40,22 @@ impl Record {
         (record, error)
     }
 
-    /// Writes what was removed, and says what went wrong with that.
+    /// Writes what was removed, and says what went wrong with that. Nothing more is written then.
     pub(super) fn write(&mut self, removals: Vec<Removal>) -> Option<String> {
         let (mut audit, mut run) = self.open.take()?;
         let write = move || {
-            removals.iter().try_for_each(|removal| match line(&mut run, removal) {
-                Some(line) => audit.append(&line),
-                None => Ok(()),
-            })
+            for line in removals.iter().filter_map(|removal| line(&mut run, removal)) {
+                audit.append(&line)?;
+            }
+            Ok((audit, run))
         };
-        let error = within(WRITING, write).err()?;
-        Some(self.warning(&error, "not everything that was removed is recorded"))
+        match within(WRITING, write) {
+            Ok(open) => {
+                self.open = Some(open);
+                None
+            }
+            Err(error) => Some(self.warning(&error, "not everything that was removed is recorded")),
+        }
     }
 
     fn warning(&self, error: &Trouble, says: &str) -> String {
@@ -93,25 +98,30 @@ fn within<T: Send + 'static>(
 
 /// The line about a removal; nothing for test types, behind which there is nothing.
 fn line(run: &mut Run, removal: &Removal) -> Option<Vec<u8>> {
-    let kind = match removal.rtype {
+    let Removal { rtype, name, given_up, result } = removal;
+    let object = match rtype {
         Rtype::Noop | Rtype::Dummy => return None,
-        Rtype::Semaphore => "sem",
-        Rtype::SharedMemory => "shm",
+        Rtype::Semaphore | Rtype::Semlock => audit::registered("sem", rtype.as_str(), name),
+        Rtype::SharedMemory => audit::registered("shm", rtype.as_str(), name),
+        Rtype::File | Rtype::Folder => audit::registered_path(rtype.as_str(), name),
     };
-    let errno = match &removal.error {
-        Some(RemoveError::Os { error, .. }) => error.raw_os_error(),
-        _ => None,
-    };
-    let outcome = match (&removal.error, errno) {
+    let error = result.as_ref().err();
+    let errno = error.and_then(RemoveError::errno);
+    let outcome = match (error, errno) {
         (None, _) => Outcome::Reaped,
         (_, Some(libc::ENOENT)) => Outcome::Gone,
         _ => Outcome::Failed,
     };
-    let says = match &removal.error {
-        None => "removed, since it was registered and never taken back".to_owned(),
-        Some(error) => error.to_string(),
+    let why = match given_up {
+        true => "since its last user gave it up",
+        false => "since it was registered and never taken back",
     };
-    let object = audit::registered(kind, removal.rtype.as_str(), &removal.name);
+    let says = match result {
+        Ok(0) => format!("removed, {why}"),
+        Ok(1) => format!("removed with the entry that was in it, {why}"),
+        Ok(entries) => format!("removed with the {entries} entries that were in it, {why}"),
+        Err(error) => error.to_string(),
+    };
     let entry = run.entry(Action::Clean, object, Why::default());
     let ending =
         Ending { outcome: outcome.as_str(), says: &says, errno, freed: None, archived: None };

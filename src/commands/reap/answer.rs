@@ -13,10 +13,11 @@ use crate::commands::render::{self, Row, columns, document, table};
 use crate::commands::surveying::{Look, sort};
 use crate::commands::ui::{Ui, not_written};
 use crate::commands::values::{plural, show_size};
+use crate::tracker::inventory::Object;
 use crate::tracker::plan::Step;
 use crate::tracker::plan::document::{Plan, SCHEMA};
-use crate::tracker::reap::{Leftover, Outcome, Report, Settled};
-use crate::tracker::resource::{Name, escape};
+use crate::tracker::reap::{self, Leftover, Outcome, Report, Settled};
+use crate::tracker::resource::{Kind, Name, escape};
 use crate::tracker::verdict::Verdict;
 
 /// So many objects are shown before the question.
@@ -54,8 +55,9 @@ pub(super) fn confirm(
     leftovers: &[Leftover],
 ) -> Result<bool, CommandError> {
     let removals = planned.steps.iter().filter(|(_, step)| matches!(step, Step::Remove(..)));
-    let rows: Vec<Row<'_>> =
-        removals.filter_map(|(index, _)| render::row(&found.host, &found.survey, *index)).collect();
+    let rows: Vec<Row<'_>> = removals
+        .filter_map(|(index, _)| render::row(&found.world, &found.survey, *index))
+        .collect();
     let shown = rows.get(..rows.len().min(MOST_SHOWN)).unwrap_or_default();
     let mut text = Vec::new();
     let width = table::terminal_width();
@@ -110,6 +112,16 @@ pub(super) fn say_leftovers(leftovers: &[Leftover], ui: &Ui) {
     }
 }
 
+/// Says which segments an interrupted reap has closed, and what becomes of them.
+pub(super) fn say_closed(segments: &[Object], ui: &Ui) {
+    for object in segments {
+        ui.line(format_args!(
+            "{}: closed by an interrupted reap; it gets its permissions back",
+            object.shown_id()
+        ));
+    }
+}
+
 /// The beginning of a report.
 #[derive(Debug)]
 pub(super) enum Begun {
@@ -153,7 +165,7 @@ pub(super) fn finish(
     plan: Option<&Plan>,
     begun: Begun,
 ) -> Result<(), CommandError> {
-    let mut rows = render::rows(&found.host, &found.survey);
+    let mut rows = render::rows(&found.world, &found.survey);
     let mut reports: HashMap<usize, Report> = done.reports.iter().cloned().collect();
     for row in &mut rows {
         row.report = reports.remove(&row.index);
@@ -218,7 +230,8 @@ fn plan_id(args: &ReapArgs, found: &Look, plan: Option<&Plan>) -> Option<String>
     if let Some(plan) = plan {
         return plan.id.clone();
     }
-    let random = found.host.read_proc("sys/kernel/random/uuid").ok().filter(|_| args.dry_run)?;
+    let random =
+        found.world.host.read_proc("sys/kernel/random/uuid").ok().filter(|_| args.dry_run)?;
     Some(String::from_utf8_lossy(&random).trim().to_owned())
 }
 
@@ -276,6 +289,18 @@ fn summary(args: &ReapArgs, ui: &Ui, rows: &[Row<'_>], alone: &str, done: &Done)
 /// Says what was done with what an interrupted reap left behind.
 pub(super) fn say_settled(settled: &Settled, ui: &Ui) {
     let directory = &settled.directory;
+    if directory.as_bytes() == reap::sysv::SEGMENTS.as_bytes() {
+        for id in &settled.put_back {
+            let kind = Kind::SysvShm;
+            ui.line(format_args!(
+                "{kind}:{id}: has its permissions again, which an interrupted reap took away"
+            ));
+        }
+        for (id, why) in &settled.left {
+            ui.line(format_args!("warning: {}:{id}: stays closed: {why}", Kind::SysvShm));
+        }
+        return;
+    }
     // Said even to who wants quiet: something was removed.
     for name in &settled.finished {
         ui.line(format_args!("{directory}: {name}: removed, as an interrupted reap had begun"));
@@ -302,6 +327,9 @@ fn say_failed(row: &Row<'_>, ui: &Ui) {
             ui.line("hint: the archive is full; the object stays until it can be saved, or without --archive");
         }
         _ if report.of_archive => {}
+        Some(libc::EPERM) if row.object.sysv.is_some() => {
+            ui.line("hint: only its owner, who made it, and root may remove it");
+        }
         Some(libc::EROFS) => ui.line("hint: /dev/shm is mounted read-only"),
         Some(libc::ENOSPC) => {
             ui.line("hint: the mount has no inode left; what is orphaned can go even so, other objects after it");

@@ -22,11 +22,12 @@ use super::ui::Ui;
 use crate::tracker::archive::{Archive, ArchiveError};
 use crate::tracker::host::Host;
 use crate::tracker::plan::Step;
-use crate::tracker::plan::document::Item;
+use crate::tracker::plan::document::{self, Item};
 use crate::tracker::reap::{self, Outcome, Report, Settled};
 use crate::tracker::resource::Name;
 use crate::tracker::select;
 use crate::tracker::verdict::Verdict;
+use crate::tracker::world::Scope;
 
 /// The arguments of `rtrack reap`.
 #[derive(Debug, clap::Args)]
@@ -56,7 +57,7 @@ pub struct ReapArgs {
     /// Carry out exactly this plan of an earlier --dry-run --json (- is stdin)
     #[arg(long, value_name = "PLAN", conflicts_with_all = [
         "names", "exact", "kind", "user", "producer", "older_than", "min_size", "grace",
-        "assume_complete", "verdict", "force",
+        "assume_complete", "verdict", "force", "all_namespaces", "namespace",
     ])]
     from: Option<OsString>,
 
@@ -93,16 +94,27 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
         drop(worker::lock(&Host::real()?)?);
     }
     let mut choice = Choice::default();
-    let mut found = Look::take(&args.select, |host, objects| match &plan {
-        Some(text) => choice.follow(planning::check_plan(text, host)?, &args.select, objects),
-        None => choice.select(args, host, objects),
+    let wide = plan.as_deref().is_some_and(document::is_wide);
+    let scope = if wide { Scope::All } else { args.select.scope() };
+    let mut found = Look::take(&args.select, scope, false, |world, objects| match &plan {
+        Some(text) => choice.follow(planning::check_plan(text, world)?, &args.select, objects),
+        None => choice.select(args, world, objects),
     })?;
     // What a plan does not name, or was not saved, goes back instead.
     let finish = plan.is_none() && archive.is_none();
     let how = reap::How { assume_complete: found.survey.judging().assume_complete, finish };
-    let leftovers = reap::leftovers(&found.host, how)?;
+    let mut leftovers = Vec::new();
+    for (place, host) in found.world.wanted_shm() {
+        match reap::leftovers(host, how) {
+            Ok(some) => leftovers.extend(some),
+            Err(error) if place == 0 => return Err(error.into()),
+            // Said when it is to be settled.
+            Err(_) => {}
+        }
+    }
 
     let planned = choice.plan(args, &found);
+    let closed = planned.closed_segments(&found);
     let troubled = found.say(args.strict, ui);
     // Said before anything can stop it from being said.
     ui.errors(&choice.missing);
@@ -124,14 +136,17 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     if args.dry_run {
         answer::say_forced(ui, &found, &planned);
         answer::say_leftovers(&leftovers, ui);
+        answer::say_closed(&closed, ui);
         done.reports.extend(planned.steps.iter().map(|(index, step)| {
-            let row = render::row(&found.host, &found.survey, *index);
+            let row = render::row(&found.world, &found.survey, *index);
             (*index, foresee(step, row.as_ref()))
         }));
         (done.forced, done.absent) = (planned.forced, planned.absent);
         done.settled = leftovers.iter().map(reap::foresee).collect();
+        done.settled.extend(closed.iter().map(reap::sysv::foresee_segment));
     } else {
         let anything = planned.removals() > 0 || !leftovers.is_empty();
+        // Giving something back is not asked about.
         if anything && !args.yes && !answer::confirm(ui, &found, &planned, &leftovers)? {
             ui.line("nothing was removed");
             return Ok(ErrorKind::No.status());
@@ -139,9 +154,9 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
         if args.yes {
             answer::say_forced(ui, &found, &planned);
         }
-        let _lock = worker::lock(&found.host)?;
+        let _locks = worker::lock_all(&found.world)?;
         let plan = choice.plan.as_ref().and_then(|plan| plan.id.clone());
-        let mut record = record::Record::new(ui, &args.record, plan, &found.host.proc);
+        let mut record = record::Record::new(ui, &args.record, plan, &found.world.host.proc);
         // Of a plan that is given, also what cannot be carried out.
         if anything || !planned.absent.is_empty() {
             record.open()?;

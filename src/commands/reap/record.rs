@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::commands::error::{CommandError, Kind as ErrorKind};
 use crate::commands::ui::Ui;
 use crate::tracker::audit::{self, Action, Audit, AuditError, Ending, Entry, Place, Run, Why};
-use crate::tracker::inventory::posix::Object;
+use crate::tracker::inventory::Object;
 use crate::tracker::reap::{Fate, Outcome, Report, Witness};
 use crate::tracker::resource::Name;
 use crate::tracker::survey::owner_name;

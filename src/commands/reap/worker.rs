@@ -1,6 +1,6 @@
 //! Carrying out a plan, object by object, until it is done or a signal comes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -17,13 +17,15 @@ use crate::tracker::archive::{Archive, SaveError, Subject};
 use crate::tracker::audit::Why;
 use crate::tracker::evidence::lease;
 use crate::tracker::host::Host;
-use crate::tracker::inventory::posix::{Object, stat_here};
+use crate::tracker::inventory::Object;
+use crate::tracker::inventory::posix::stat_here;
 use crate::tracker::plan::{self, Step};
-use crate::tracker::reap::{self, Manner, Reaper, Report, Steps, Target};
+use crate::tracker::reap::{self, Manner, Reaper, Report, Settled, Steps, Target};
 use crate::tracker::resource::Kind;
 use crate::tracker::survey::Survey;
 use crate::tracker::sys::{Nanoseconds, Stat};
 use crate::tracker::verdict::{Facts, Judgement, Verdict, judge};
+use crate::tracker::world::World;
 
 /// After so long the processes are looked at again.
 const FRESH: Duration = Duration::from_secs(3);
@@ -37,13 +39,27 @@ const TOO_OLD: &str = "the look at all processes is too old: what was seen may n
 /// How long another rtrack may keep this one from starting.
 const COURTESY: Duration = Duration::from_secs(2);
 
-/// Waits for others to be done: reapers work one at a time. A stranger's lock delays it, and is then passed
-/// over.
+/// Waits for others to be done in every place: reapers work one at a time in each. But whoever is root in a
+/// container can look as if one were at work there for ever: such a place is passed over, and only in
+/// our own does that end this one.
+///
+/// # Errors
+/// As [`lock`].
+pub(super) fn lock_all(world: &World) -> Result<Vec<File>, CommandError> {
+    let mut patience = lease::Patience::new(COURTESY / 4);
+    let locks = world.wanted_shm().map(|(place, host)| match place {
+        0 => lock(host),
+        _ => Ok(patience.lock(host.shm())),
+    });
+    locks.filter_map(Result::transpose).collect()
+}
+
+/// The same in one place. A stranger's lock delays it, and is then passed over.
 ///
 /// # Errors
 /// Another reaper of this user's is still at work: status 3.
 pub(super) fn lock(host: &Host) -> Result<Option<File>, CommandError> {
-    let lock = lease::courtesy_lock(host, COURTESY);
+    let lock = lease::courtesy_lock(host.shm(), COURTESY);
     if lock.is_none()
         && let Some(place) = reap::at_work(host)?
     {
@@ -68,26 +84,46 @@ pub(super) fn carry_out(
     mut record: Record<'_>,
 ) -> Result<Done, CommandError> {
     signals.working(true);
-    let Look { host, survey, .. } = found;
+    let Look { world, survey, .. } = found;
     let assume_complete = survey.judging().assume_complete;
     let how = reap::How { assume_complete, finish };
-    let settled = reap::settle(host, how, &mut record)?;
-    let mut done = Done { settled, ..Done::default() };
+    let mut done = Done::default();
+    for (place, host) in world.wanted_shm() {
+        match reap::settle(host, how, &mut record) {
+            Ok(settled) => done.settled.extend(settled),
+            Err(error) if place == 0 => return Err(error.into()),
+            Err(error) => done.settled.push(Settled::unread(&host.shm_path, &error)),
+        }
+    }
     for settled in &done.settled {
         answer::say_settled(settled, ui);
     }
-    let mut reaper = Reaper::new(host, assume_complete);
+    let mut reapers = Reapers { world, assume_complete, by_place: BTreeMap::new() };
     let removals = planned.removals();
-    if removals > 0 {
-        reaper.prepare();
+    let removed = planned.steps.iter().filter(|(_, step)| matches!(step, Step::Remove(..)));
+    let mut by_id = HashSet::new();
+    for object in removed.filter_map(|(index, _)| survey.objects.get(*index)) {
+        if object.sysv.is_some() {
+            by_id.insert(object.key());
+        } else if world.shm(object.place).is_some() {
+            reapers.of(object.place).prepare();
+        }
+    }
+    // One that is removed need not be opened before.
+    for object in reap::sysv::closed_segments(world) {
+        if !by_id.contains(&object.key()) {
+            let settled = reap::sysv::settle_segment(world, &object);
+            answer::say_settled(&settled, ui);
+            done.settled.push(settled);
+        }
     }
     let progress = Progress::new(ui, removals);
     let changed_by_us = HashMap::new();
     let unrecorded = HashSet::new();
     let mut worker = Worker {
-        host,
+        world,
         survey,
-        reaper,
+        reapers,
         archive,
         record,
         changed_by_us,
@@ -112,21 +148,39 @@ pub(super) fn carry_out(
         worker.record.end(&item.object, &item.user, why, report);
     }
     (done.forced, done.absent) = (planned.forced, planned.absent);
-    done.left = worker.reaper.finish(&mut worker.record);
+    for (place, reaper) in worker.reapers.by_place {
+        let host = world.host_of(place);
+        for (name, why) in reaper.finish(&mut worker.record) {
+            ui.line(format_args!("warning: {}/{name}: {why}", host.shm_path.display()));
+            done.left.push((name, why));
+        }
+    }
     done.audit = worker.record.path().map(Into::into);
     done.audit_failed = worker.record.stops().is_some();
     done.unrecorded = worker.unrecorded;
-    for (name, why) in &done.left {
-        ui.line(format_args!("warning: {}/{name}: {why}", host.shm_path.display()));
-    }
     signals.working(false);
     Ok(done)
 }
 
+/// A reaper for each place.
+struct Reapers<'a> {
+    world: &'a World,
+    assume_complete: bool,
+    by_place: BTreeMap<usize, Reaper<'a>>,
+}
+
+impl<'a> Reapers<'a> {
+    fn of(&mut self, place: usize) -> &mut Reaper<'a> {
+        let (world, assume_complete) = (self.world, self.assume_complete);
+        let reaper = || Reaper::new(world.host_of(place), assume_complete);
+        self.by_place.entry(place).or_insert_with(reaper)
+    }
+}
+
 struct Worker<'a> {
-    host: &'a Host,
+    world: &'a World,
     survey: &'a mut Survey,
-    reaper: Reaper<'a>,
+    reapers: Reapers<'a>,
     /// Where objects are saved before they go.
     archive: Option<&'a Archive>,
     record: Record<'a>,
@@ -143,7 +197,7 @@ impl Worker<'_> {
         let report = self.attempt(index, step, force);
         if let Some(object) = self.survey.objects.get(index) {
             let begun = self.record.is_begun();
-            let judgement = if begun { None } else { self.survey.judge(self.host, index) };
+            let judgement = if begun { None } else { self.survey.judge(self.world, index) };
             let why = self.why(judgement.as_ref(), force);
             let user = self.survey.owner(object.stat.uid);
             self.record.end(object, user, why, &report);
@@ -169,14 +223,14 @@ impl Worker<'_> {
             return report;
         }
         if self.survey.age() > FRESH && !self.too_slow {
-            self.survey.refresh(self.host);
+            self.survey.refresh(self.world);
             self.too_slow = self.survey.age() > OLD;
         }
         if self.survey.age() > OLD {
             return refused(planned, TOO_OLD.into());
         }
         let (Some(object), Some(mut facts)) =
-            (self.survey.objects.get(index).cloned(), self.survey.facts(self.host, index))
+            (self.survey.objects.get(index).cloned(), self.survey.facts(self.world, index))
         else {
             return untouched("not planned");
         };
@@ -197,6 +251,7 @@ impl Worker<'_> {
             manner,
             may_go_directly: planned == Verdict::Orphaned,
             tree: object.directory.as_ref(),
+            messages: object.queue.map(|queue| queue.messages),
             force,
         };
         // The removal of another name is a change of the inode too, and was this run's own.
@@ -207,7 +262,7 @@ impl Worker<'_> {
         }
         let saving = self.archive.map(|archive| Saving {
             archive,
-            host: self.host,
+            world: self.world,
             survey: self.survey,
             index,
             saved: None,
@@ -215,7 +270,12 @@ impl Worker<'_> {
         });
         let mut steps =
             Removal { planned, force, facts, seen, changed, began, object: &object, saving };
-        let report = self.reaper.remove(&target, &mut steps);
+        let place = object.place;
+        let report = match (self.world.queues(place), self.world.ipc(place)) {
+            (Some(queues), _) => reap::remove_queue(&self.world.host, queues, &target, &mut steps),
+            (_, Some(ipc)) => reap::sysv::remove(&self.world.host, ipc, &object, &mut steps),
+            (None, None) => self.reapers.of(object.place).remove(&target, &mut steps),
+        };
         let report = match steps.saving {
             Some(saving) => saving.settle(&object, report),
             None => report,
@@ -245,7 +305,7 @@ struct Removal<'a> {
 /// How an object is saved before it goes.
 struct Saving<'a> {
     archive: &'a Archive,
-    host: &'a Host,
+    world: &'a World,
     survey: &'a mut Survey,
     /// The object's place in the survey.
     index: usize,
@@ -260,7 +320,8 @@ impl Saving<'_> {
     /// object will be when it goes. In doubt it is kept, and said.
     fn settle(self, object: &Object, report: Report) -> Report {
         let Some(entry) = self.saved else { return report };
-        let here = stat_here(self.host.shm(), &object.file, object.stat.dev);
+        let here = self.world.directory_of(object.place);
+        let here = stat_here(here, &object.file, object.stat.dev);
         let is_there = matches!(here, Ok(Some(stat)) if object.identity().is(&stat));
         if report.outcome.is_removed() || !is_there {
             return Report { archived: Some(entry), ..report };
@@ -303,7 +364,7 @@ impl Steps for Removal<'_> {
         let judgement = judge(&self.facts);
         let Some(saving) = &mut self.saving else { return Ok(()) };
         let subject = Subject { object: self.object, judgement: &judgement, forced: self.force };
-        let (archive, host) = (saving.archive, saving.host);
+        let (archive, host) = (saving.archive, &saving.world.host);
         saving.saved = Some(match self.object.kind {
             Kind::Dir => {
                 let (entry, digest) = archive.save_tree(host, &subject, file, is_whole)?;
@@ -317,7 +378,7 @@ impl Steps for Removal<'_> {
 
     fn is_saved(&mut self, dir: BorrowedFd<'_>) -> Result<bool, SaveError> {
         let Some(saving) = &self.saving else { return Ok(true) };
-        let now = saving.archive.digest_tree(saving.host, dir)?;
+        let now = saving.archive.digest_tree(&saving.world.host, dir)?;
         Ok(saving.digest.as_ref() == Some(&now))
     }
 
@@ -327,8 +388,8 @@ impl Steps for Removal<'_> {
 
     fn look_again(&mut self) {
         let Some(saving) = &mut self.saving else { return };
-        saving.survey.refresh_beside(saving.host, saving.index);
-        if let Some(facts) = saving.survey.facts(saving.host, saving.index) {
+        saving.survey.refresh_beside(saving.world, saving.index);
+        if let Some(facts) = saving.survey.facts(saving.world, saving.index) {
             self.facts = Facts { lease: self.facts.lease, ..facts };
             self.began = saving.survey.snapshot.began;
         }

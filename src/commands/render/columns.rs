@@ -2,14 +2,17 @@
 
 use serde_json::{Value, json};
 
-use super::Row;
+use super::{Row, sysv};
+use crate::commands::error::CommandError;
 use crate::commands::values::{show_age, show_exact_time, show_size};
-use crate::tracker::resource::escape;
+use crate::tracker::inventory::mqueue::Queue;
+use crate::tracker::resource::{Kind, escape};
 use crate::tracker::verdict::CreatorState;
+use crate::tracker::world::Namespace;
 
-/// One column.
-#[derive(Debug)]
-pub struct Column {
+/// One column of a table: `T` shows a cell to people, `V` to programs.
+#[derive(Debug, Clone, Copy)]
+pub struct Field<T, V> {
     /// As `-o` and JSON name it.
     pub key: &'static str,
     /// As the table heads it.
@@ -21,13 +24,20 @@ pub struct Column {
     /// Whether objects without a value have the key in JSON at all.
     pub optional: bool,
     /// For people.
-    pub text: fn(&Row<'_>) -> String,
+    pub text: T,
     /// For programs.
-    pub value: fn(&Row<'_>) -> Value,
+    pub value: V,
 }
+
+/// A column of the objects.
+pub type Column = Field<fn(&Row<'_>) -> String, fn(&Row<'_>) -> Value>;
 
 /// The columns that the table shows unless `-o` says otherwise.
 pub const DEFAULT: [&str; 7] = ["id", "size", "user", "age_s", "verdict", "holders", "reason"];
+
+/// The same where objects of several namespaces are looked at.
+pub const DEFAULT_OF_ALL: [&str; 8] =
+    ["id", "namespace", "size", "user", "age_s", "verdict", "holders", "reason"];
 
 /// The column that shrinks to the width of the terminal.
 pub const SHRINKS: &str = "reason";
@@ -39,11 +49,12 @@ const fn column(
     text: fn(&Row<'_>) -> String,
     value: fn(&Row<'_>) -> Value,
 ) -> Column {
-    Column { key, heading, help, right: false, optional: false, text, value }
+    Field { key, heading, help, right: false, optional: false, text, value }
 }
 
-const fn right(column: Column) -> Column {
-    Column { right: true, ..column }
+/// The same column, its cells at the right.
+pub const fn right<T: Copy, V: Copy>(column: Field<T, V>) -> Field<T, V> {
+    Field { right: true, ..column }
 }
 
 const fn optional(column: Column) -> Column {
@@ -56,7 +67,7 @@ pub static COLUMNS: &[Column] = &[
     column(
         "kind",
         "KIND",
-        "shm, sem, dir or other",
+        "shm, sem, dir, mqueue, sysv-shm, sysv-sem, sysv-msg or other",
         |r| r.object.kind.to_string(),
         |r| json!(r.object.kind),
     ),
@@ -77,7 +88,7 @@ pub static COLUMNS: &[Column] = &[
     column(
         "file",
         "FILE",
-        "the name in /dev/shm",
+        "the name in /dev/shm or of the queue, or the id",
         |r| r.object.file.to_string(),
         |r| json!(r.object.file),
     ),
@@ -91,46 +102,52 @@ pub static COLUMNS: &[Column] = &[
     column(
         "dev",
         "DEV",
-        "device number of the mount",
+        "device number of the mount; 0:0 for System V objects",
         |r| show_dev(r.object.stat.dev),
         |r| json!(show_dev(r.object.stat.dev)),
     ),
     right(column(
         "ino",
         "INODE",
-        "inode number",
+        "inode number, or the id of a System V object",
         |r| r.object.stat.ino.to_string(),
         |r| json!(r.object.stat.ino),
     )),
-    column("mode", "MODE", "permissions, octal", mode, |r| json!(mode(r))),
+    column("mode", "MODE", "permissions, octal", mode, |r| owned(r, json!(mode(r)))),
     right(column(
         "uid",
         "UID",
         "owner, as a number",
-        |r| r.object.stat.uid.to_string(),
-        |r| json!(r.object.stat.uid),
+        |r| shown_owned(r, r.object.stat.uid.to_string()),
+        |r| owned(r, json!(r.object.stat.uid)),
     )),
-    column("user", "USER", "owner", |r| r.user.to_owned(), |r| json!(r.user)),
+    column(
+        "user",
+        "USER",
+        "owner",
+        |r| shown_owned(r, r.user.to_owned()),
+        |r| owned(r, json!(r.user)),
+    ),
     right(column(
         "gid",
         "GID",
         "group, as a number",
-        |r| r.object.stat.gid.to_string(),
-        |r| json!(r.object.stat.gid),
+        |r| shown_owned(r, r.object.stat.gid.to_string()),
+        |r| owned(r, json!(r.object.stat.gid)),
     )),
     right(column(
         "size",
         "SIZE",
         "apparent size",
         |r| counted(r, show_size(r.object.size())),
-        |r| json!(r.object.size()),
+        |r| known_size(r, r.object.size()),
     )),
     right(column(
         "allocated",
         "USED",
         "memory in use",
         |r| counted(r, show_size(r.object.allocated())),
-        |r| json!(r.object.allocated()),
+        |r| known_size(r, r.object.allocated()),
     )),
     column(
         "born_at",
@@ -169,6 +186,16 @@ pub static COLUMNS: &[Column] = &[
         },
     )),
     optional(column(
+        "queue",
+        "MESSAGES",
+        "of a message queue: messages waiting, and how many may",
+        |r| {
+            let shown = |q: Queue| format!("{} of {}", q.messages, q.max_messages);
+            r.object.queue.map_or_else(String::new, shown)
+        },
+        queue_value,
+    )),
+    optional(column(
         "entries",
         "ENTRIES",
         "of a directory: entries at all levels",
@@ -189,6 +216,13 @@ pub static COLUMNS: &[Column] = &[
         |r| r.object.directory.as_ref().map_or_else(String::new, |t| t.truncated.to_string()),
         |r| json!(r.object.directory.as_ref().map(|t| t.truncated)),
     )),
+    optional(column(
+        "sysv",
+        "SYSTEM V",
+        "of a System V object: its key, and what the kernel counts",
+        sysv::text,
+        sysv::value,
+    )),
     column(
         "producer",
         "PRODUCER",
@@ -199,15 +233,30 @@ pub static COLUMNS: &[Column] = &[
                 .map_or(Value::Null, |(id, software)| json!({ "id": id, "software": software }))
         },
     ),
-    column("creator", "CREATOR", "the pid in the name", creator_text, creator_value),
+    column(
+        "creator",
+        "CREATOR",
+        "the pid in the name, or that the kernel records",
+        creator_text,
+        creator_value,
+    ),
     column(
         "namespace",
         "NAMESPACE",
-        "null: this mount namespace",
-        |_| String::new(),
-        |_| Value::Null,
+        "where it is: a container, or a process inside; nothing (null) is here",
+        |r| {
+            r.namespace
+                .map_or_else(String::new, |namespace| escape(namespace.to_string().as_bytes()))
+        },
+        |r| json!(r.namespace.map(namespace_value)),
     ),
-    column("deleted", "DELETED", "whether its name is gone", |_| "false".into(), |_| json!(false)),
+    column(
+        "deleted",
+        "DELETED",
+        "whether its name is gone",
+        |r| r.object.deleted.to_string(),
+        |r| json!(r.object.deleted),
+    ),
     column("holders", "HOLDERS", "who has it open or mapped", holders_text, holders_value),
     column(
         "verdict",
@@ -291,21 +340,55 @@ pub fn by_key(key: &str) -> Option<&'static Column> {
     COLUMNS.iter().chain(OUTCOME).find(|column| column.key == key)
 }
 
-/// The columns of `list` for `-o`.
+/// Those of `columns` that `-o` names, or else those of the keys in `usual`.
 ///
 /// # Errors
-/// The first key that is none.
-pub fn chosen(keys: &[String]) -> Result<Vec<&'static Column>, String> {
-    let of_list = |key: &String| COLUMNS.iter().find(|column| column.key == key);
-    keys.iter().map(|key| of_list(key).ok_or_else(|| key.clone())).collect()
+/// A key that is none.
+pub fn chosen<T, V>(
+    columns: &'static [Field<T, V>],
+    keys: &[String],
+    usual: &[&str],
+) -> Result<Vec<&'static Field<T, V>>, CommandError> {
+    let find = |key: &str| columns.iter().find(|column| column.key == key);
+    if keys.is_empty() {
+        return Ok(usual.iter().filter_map(|key| find(key)).collect());
+    }
+    let found = keys.iter().map(|key| {
+        find(key).ok_or_else(|| {
+            let name = escape(key.as_bytes());
+            CommandError::usage(format_args!("-o {name}: no such column")).hint("--help names them")
+        })
+    });
+    found.collect()
 }
 
-fn show_dev(dev: u64) -> String {
+/// The help of `-o`, of which `example` is one.
+#[must_use]
+pub fn help<T, V>(columns: &[Field<T, V>], example: &str) -> String {
+    let mut help = format!("Print these columns, e.g. {example}:\n");
+    for column in columns {
+        help.push_str(&format!("  {:<12} {}\n", column.key, column.help));
+    }
+    help
+}
+
+/// A device number as `MAJOR:MINOR`.
+pub(super) fn show_dev(dev: u64) -> String {
     format!("{}:{}", libc::major(dev), libc::minor(dev))
 }
 
 fn mode(row: &Row<'_>) -> String {
-    format!("{:04o}", row.object.stat.mode & 0o7777)
+    shown_owned(row, format!("{:04o}", row.object.stat.mode & 0o7777))
+}
+
+/// Owner, group or mode, unless they are not known.
+fn shown_owned(row: &Row<'_>, text: String) -> String {
+    if row.object.is_of_unknown_owner() { "?".to_owned() } else { text }
+}
+
+/// The same in a document.
+fn owned(row: &Row<'_>, value: Value) -> Value {
+    if row.object.is_of_unknown_owner() { Value::Null } else { value }
 }
 
 /// To the nanosecond: a plan knows by it what it was made for.
@@ -324,8 +407,31 @@ fn content_changed(row: &Row<'_>) -> Option<i128> {
 
 /// A size that is only a part of it, because not everything could be counted, says so.
 fn counted(row: &Row<'_>, size: String) -> String {
+    if row.object.is_of_unknown_size() {
+        return "?".into();
+    }
     let truncated = row.object.directory.as_ref().is_some_and(|tree| tree.truncated);
     if truncated { format!("≥ {size}") } else { size }
+}
+
+/// A size in bytes; null when it could not be found out.
+fn known_size(row: &Row<'_>, size: u64) -> Value {
+    json!((!row.object.is_of_unknown_size()).then_some(size))
+}
+
+/// What is in a message queue: nulls when that could not be found out.
+fn queue_value(row: &Row<'_>) -> Value {
+    if row.object.kind != Kind::Mqueue {
+        return Value::Null;
+    }
+    let queue = row.object.queue;
+    json!({
+        "messages": queue.map(|queue| queue.messages),
+        "max_messages": queue.map(|queue| queue.max_messages),
+        "message_size": queue.map(|queue| queue.message_size),
+        "bytes": queue.map(|queue| queue.bytes),
+        "notify_pid": queue.and_then(|queue| queue.notify_pid),
+    })
 }
 
 fn base64_name(row: &Row<'_>) -> Option<String> {
@@ -350,7 +456,21 @@ fn creator_value(row: &Row<'_>) -> Value {
         CreatorState::Dead | CreatorState::Recycled(_) => Some(false),
         CreatorState::NotVisible => None,
     };
-    json!({ "pid": pid, "alive": alive, "from": "name" })
+    let from = if row.object.sysv.is_some() { "ipc" } else { "name" };
+    json!({ "pid": pid, "alive": alive, "from": from })
+}
+
+/// Where an object is, for programs.
+pub(super) fn namespace_value(namespace: &Namespace) -> Value {
+    let container = namespace.container.as_ref().map(|container| {
+        json!({ "runtime": container.runtime, "id": container.id, "pod": container.pod })
+    });
+    json!({
+        "mnt": namespace.mnt,
+        "ipc": namespace.ipc,
+        "pid": namespace.pid,
+        "container": container,
+    })
 }
 
 /// The first holder, and how many more.

@@ -5,15 +5,17 @@ use std::io::{self, Write};
 
 use serde_json::{Map, Value, json};
 
-use super::columns::{COLUMNS, Column, OUTCOME};
+use super::columns::{self, COLUMNS, Column, OUTCOME};
 use super::{Group, Row};
+use crate::commands::surveying::Filled;
 use crate::commands::values::show_time;
 use crate::tracker::evidence::sight::{Blind, Sight};
-use crate::tracker::host::{Host, Usage};
+use crate::tracker::host::Host;
 use crate::tracker::reap::Outcome;
 use crate::tracker::resource::harmless;
 use crate::tracker::survey::Survey;
 use crate::tracker::verdict::Verdict;
+use crate::tracker::world::World;
 
 /// One object, with the given columns.
 #[must_use]
@@ -49,32 +51,46 @@ pub fn sight(sight: &Sight, lease_works: bool) -> Value {
     })
 }
 
-/// How full the mount is; `visible` bytes belong to objects that have a name.
+/// How full a mount is; `visible` bytes belong to objects that have a name.
 #[must_use]
-pub fn mount(host: &Host, usage: Usage, visible: u64) -> Value {
-    let dev = host.shm_dev().unwrap_or(0);
+pub fn mount(world: &World, filled: &Filled) -> Value {
+    let Filled { place, dev, usage, visible, deleted } = *filled;
     json!({
-        "path": host.shm_path.to_string_lossy(),
+        "path": world.host_of(place).shm_path.to_string_lossy(),
+        "namespace": world.namespace(place).map(columns::namespace_value),
         "dev": format!("{}:{}", libc::major(dev), libc::minor(dev)),
         "size": usage.size,
         "used": usage.used,
         "visible": visible,
         "hidden": usage.used.saturating_sub(visible),
+        "deleted": deleted,
         "inodes": usage.inodes,
         "inodes_free": usage.inodes_free,
     })
 }
 
+/// What of the other namespaces was looked at.
+#[must_use]
+pub fn namespaces(world: &World) -> Value {
+    let unseen = &world.unseen;
+    json!({
+        "places": world.places.iter().filter(|place| place.wanted).count(),
+        "left_out": unseen.left_out,
+        "unseen_processes": unseen.processes,
+        "ended": unseen.ended,
+    })
+}
+
 /// What stands at the head of every document.
 #[must_use]
-pub fn head(schema: &str, host: &Host, survey: &Survey, mount: Value) -> Map<String, Value> {
+pub fn head(schema: &str, host: &Host, survey: &Survey, mounts: Vec<Value>) -> Map<String, Value> {
     let mut map = Map::new();
     map.insert("schema".into(), json!(schema));
     map.insert("host".into(), json!(host.name()));
     map.insert("boot_id".into(), json!(Some(host.boot_id()).filter(|id| !id.is_empty())));
     map.insert("taken_at".into(), json!(show_time(survey.taken_at)));
-    map.insert("sight".into(), sight(&survey.snapshot.sight, survey.lease_works));
-    map.insert("mounts".into(), json!([mount]));
+    map.insert("sight".into(), sight(&survey.snapshot.sight, !survey.lease_works.contains(&false)));
+    map.insert("mounts".into(), json!(mounts));
     map
 }
 

@@ -2,15 +2,19 @@
 
 pub mod columns;
 pub mod document;
+pub mod grid;
+pub mod limits;
 pub mod records;
+mod sysv;
 pub mod table;
+pub mod trackers;
 
 use crate::tracker::evidence::holders::Holder;
-use crate::tracker::host::Host;
-use crate::tracker::inventory::posix::Object;
+use crate::tracker::inventory::Object;
 use crate::tracker::reap::Report;
 use crate::tracker::survey::Survey;
 use crate::tracker::verdict::{CreatorState, Judgement, Verdict};
+use crate::tracker::world::{Namespace, World};
 
 /// One object with everything that a column may want.
 #[derive(Debug)]
@@ -25,10 +29,12 @@ pub struct Row<'a> {
     pub holders: &'a [Holder],
     /// Id and name of its producer.
     pub producer: Option<(&'a str, &'a str)>,
-    /// The pid in its name.
+    /// The pid in its name, or that the kernel records.
     pub creator: Option<(i32, CreatorState)>,
     /// The owner's name.
     pub user: &'a str,
+    /// Where it is, unless that is our own namespace.
+    pub namespace: Option<&'a Namespace>,
     /// When it was seen, in nanoseconds since 1970.
     pub now: i128,
     /// What `reap` did with it.
@@ -78,24 +84,25 @@ impl Group {
 
 /// A row for each object of the survey.
 #[must_use]
-pub fn rows<'a>(host: &Host, survey: &'a Survey) -> Vec<Row<'a>> {
-    (0..survey.objects.len()).filter_map(|index| row(host, survey, index)).collect()
+pub fn rows<'a>(world: &'a World, survey: &'a Survey) -> Vec<Row<'a>> {
+    (0..survey.objects.len()).filter_map(|index| row(world, survey, index)).collect()
 }
 
 /// The row of the object at `index`.
 #[must_use]
-pub fn row<'a>(host: &Host, survey: &'a Survey, index: usize) -> Option<Row<'a>> {
+pub fn row<'a>(world: &'a World, survey: &'a Survey, index: usize) -> Option<Row<'a>> {
     let object = survey.objects.get(index)?;
     Some(Row {
         object,
         index,
-        judgement: survey.judge(host, index)?,
+        judgement: survey.judge(world, index)?,
         holders: survey.holders(index),
         producer: survey
             .producer(object)
             .map(|m| (m.producer.id.as_str(), m.producer.software.as_str())),
         creator: survey.creator(object),
         user: survey.owner(object.stat.uid),
+        namespace: world.namespace(object.place),
         now: survey.taken_at,
         report: None,
         forced: false,

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use serde_json::{Map, Value, json};
 use unicode_width::UnicodeWidthStr;
 
-use super::table::{GAP, Look, NARROWEST, cut};
+use super::grid::{GAP, Look, NARROWEST, cut};
 use crate::commands::values::{show_size, show_time};
 use crate::tracker::audit::read::Entry;
 use crate::tracker::resource::escape;

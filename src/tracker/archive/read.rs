@@ -11,7 +11,8 @@ use super::format::{Document, Entry, is_unique};
 use super::{ArchiveError, Trust, open_directory};
 use crate::tracker::evidence::lease::{self, c_name};
 use crate::tracker::host::Host;
-use crate::tracker::inventory::posix::{Object, classify, entries};
+use crate::tracker::inventory::Object;
+use crate::tracker::inventory::posix::{classify, entries};
 use crate::tracker::resource::{Identity, Name};
 use crate::tracker::sys::{self, Stat};
 
@@ -70,7 +71,7 @@ impl Archived {
             changed: 0,
         };
         let file = self.file.clone();
-        Object { kind, name, file, stat, file_type, directory: None, semaphore: None }
+        Object { kind, name, file_type, ..Object::of(&file, stat) }
     }
 
     /// Apparent size in bytes; of a directory, that of the files in it.

@@ -17,7 +17,8 @@ use super::format::{Document, Entry, Moment, SCHEMA, Type, Verdict, finish, to_t
 use super::{ArchiveError, Trust, open_directory};
 use crate::tracker::evidence::lease::{self, LeaseError};
 use crate::tracker::host::Host;
-use crate::tracker::inventory::posix::{self, Object, entries};
+use crate::tracker::inventory::Object;
+use crate::tracker::inventory::posix::{self, entries};
 use crate::tracker::reap::{discard, publish};
 use crate::tracker::resource::{Identity, Name};
 use crate::tracker::sys::{self, Stat};

@@ -19,7 +19,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use super::host::{Clock, host_name, show_exact_time, show_time};
-use super::inventory::posix::Object;
+use super::inventory::Object;
 use super::resource::{Name, harmless};
 use super::survey::owner_name;
 use super::sys::Nanoseconds;
@@ -183,8 +183,18 @@ pub fn object(object: &Object, user: &str) -> Value {
     map.insert("uid".into(), json!(stat.uid));
     map.insert("user".into(), json!(user));
     map.insert("gid".into(), json!(stat.gid));
-    map.insert("size".into(), json!(object.size()));
-    map.insert("allocated".into(), json!(object.allocated()));
+    let known = |size: u64| json!((!object.is_of_unknown_size()).then_some(size));
+    map.insert("size".into(), known(object.size()));
+    map.insert("allocated".into(), known(object.allocated()));
+    if let Some(queue) = object.queue {
+        map.insert("messages".into(), json!(queue.messages));
+    }
+    if let Some(entry) = &object.sysv {
+        map.insert("key".into(), json!(entry.shown_key()));
+        map.insert("creator_uid".into(), json!(entry.creator_uid));
+        map.insert("creator_pid".into(), json!(entry.creator()));
+        map.insert("changed_at".into(), json!(show_exact_time(stat.changed)));
+    }
     Value::Object(map)
 }
 
@@ -197,6 +207,23 @@ pub fn registered(kind: &str, rtype: &str, name: &[u8]) -> Value {
     map.insert("kind".into(), json!(kind));
     insert_name(&mut map, plain);
     map.insert("rtype".into(), json!(rtype));
+    Value::Object(map)
+}
+
+/// The same of a file or folder, which was registered by its path: the name is that path. If it is relative,
+/// `directory` tells what to.
+#[must_use]
+pub fn registered_path(rtype: &str, path: &[u8]) -> Value {
+    let mut map = Map::new();
+    map.insert("id".into(), json!(format!("{rtype}:{}", String::from_utf8_lossy(path))));
+    map.insert("kind".into(), json!(rtype));
+    insert_name(&mut map, path);
+    map.insert("rtype".into(), json!(rtype));
+    if !path.starts_with(b"/")
+        && let Ok(directory) = std::env::current_dir()
+    {
+        map.insert("directory".into(), json!(directory.to_string_lossy()));
+    }
     Value::Object(map)
 }
 

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
 use super::SCHEMA;
-use crate::tracker::inventory::posix::Object;
+use crate::tracker::inventory::Object;
 use crate::tracker::resource::{Kind, Name};
 use crate::tracker::sys::{Nanoseconds, Stat};
 
@@ -207,18 +207,26 @@ impl Entry {
         names.try_fold(first, |value, name| value.get(name))
     }
 
-    /// The object by its kind and name, which is all of it that is filled in.
+    /// The object by its kind and name, which is all of it that is filled in. A file or folder that a tracker
+    /// knew by its path is named as such an argument is understood: without leading slashes, or in /dev/shm.
     #[must_use]
     pub fn object(&self) -> Object {
-        let kind = self.text("/object/kind").unwrap_or_default();
-        let kind = Kind::from_prefix(kind.as_bytes()).unwrap_or(Kind::Other);
+        let word = self.text("/object/kind").unwrap_or_default();
+        let kind = Kind::from_prefix(word.as_bytes()).unwrap_or(Kind::Other);
         let exact = self.text("/object/name_base64").and_then(|text| STANDARD.decode(text).ok());
         let name = exact
             .unwrap_or_else(|| self.text("/object/name").unwrap_or_default().as_bytes().to_vec());
+        let name = match word {
+            "file" | "folder" => {
+                let slashes = name.iter().take_while(|byte| **byte == b'/').count();
+                name.strip_prefix(b"/dev/shm/").or(name.get(slashes..)).unwrap_or(&name).to_vec()
+            }
+            _ => name,
+        };
         let prefix: &[u8] = if kind == Kind::Sem { b"sem." } else { b"" };
         let file = Name::new([prefix, &name].concat());
         let (name, file_type) = (Name::new(name), None);
-        Object { kind, name, file, stat: NO_STAT, file_type, directory: None, semaphore: None }
+        Object { kind, name, file_type, ..Object::of(&file, NO_STAT) }
     }
 }
 

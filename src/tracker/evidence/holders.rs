@@ -18,6 +18,7 @@ use self::reader::{Found, Reader};
 use super::mounts::Mounts;
 use super::namespaces::{Namespace, Namespaces};
 use super::processes::{Process, Processes};
+use super::unlinked;
 use crate::tracker::host::Host;
 
 /// How a process holds an object.
@@ -72,6 +73,16 @@ pub struct Holder {
     pub details: Vec<Detail>,
 }
 
+impl Holder {
+    /// Adds one mapping or descriptor. One of each way is always noted; of more than 64 the rest is not.
+    pub(super) fn add(&mut self, detail: Detail) {
+        let is_new = self.how.insert(detail.how);
+        if is_new || self.details.len() < MOST_DETAILS && !self.details.contains(&detail) {
+            self.details.push(detail);
+        }
+    }
+}
+
 /// What to look for.
 #[derive(Debug, Default)]
 pub struct Targets {
@@ -81,8 +92,23 @@ pub struct Targets {
     numbers: HashSet<u64>,
     /// The devices that any of them is on.
     devices: HashSet<u64>,
-    /// The device number of their mount.
-    pub dev: u64,
+    /// The device numbers of the mounts that objects are in.
+    pub places: HashSet<u64>,
+    /// Files without a name are looked for on these devices, if at all.
+    pub unlinked: HashSet<u64>,
+    /// The inodes that have a name there, whether anything is asked about them or not.
+    pub named: Arc<HashSet<(u64, u64)>>,
+    /// System V memory by the device that it is mapped from and its id.
+    segments: HashMap<(u64, u64), Vec<Segment>>,
+}
+
+/// System V memory to look for.
+#[derive(Debug, Clone, Copy)]
+pub struct Segment {
+    /// The object.
+    pub index: usize,
+    /// The number of its IPC namespace, in each of which ids begin anew, if that is known.
+    pub namespace: Option<u64>,
 }
 
 impl Targets {
@@ -93,10 +119,27 @@ impl Targets {
         self.devices.insert(dev);
     }
 
+    /// Adds System V memory, which is mapped from this device under its id.
+    pub fn add_segment(&mut self, (dev, id): (u64, u64), segment: Segment) {
+        self.segments.entry((dev, id)).or_default().push(segment);
+    }
+
+    /// The System V memory that may be mapped from this device under this id.
+    #[must_use]
+    pub fn segments_at(&self, mapping: (u64, u64)) -> &[Segment] {
+        self.segments.get(&mapping).map_or(&[], Vec::as_slice)
+    }
+
     /// Whether any inode of an object has this number, on whatever device.
     #[must_use]
     pub fn has_number(&self, ino: u64) -> bool {
         self.numbers.contains(&ino)
+    }
+
+    /// Whether this inode is one to look for that has no name.
+    #[must_use]
+    pub fn is_unlinked(&self, inode: (u64, u64)) -> bool {
+        self.unlinked.contains(&inode.0) && !self.named.contains(&inode)
     }
 
     /// The objects that this inode belongs to.
@@ -117,14 +160,16 @@ pub struct Scan {
     pub mapped_names: HashMap<i32, BTreeSet<Vec<u8>>>,
     /// Processes whose mappings could be read whole.
     pub maps_read: HashSet<i32>,
-    /// Processes whose mount namespace does not have the mount of the targets at all.
-    pub elsewhere: HashSet<i32>,
+    /// What each process sees, if that is all of its mount namespace.
+    pub views: HashMap<i32, Arc<Namespace>>,
     /// The mounts of our own mount namespace.
     pub own_mounts: Mounts,
     /// A mount namespace is kept that no process is in.
     pub keeps_unseen: bool,
     /// Every mount namespace that could be seen.
     pub namespaces: Vec<Arc<Namespace>>,
+    /// What has no name, where that was asked for.
+    pub unlinked: unlinked::All,
 }
 
 /// Why a directory may be in use that nobody was seen to use, if [`Scan::keeps_unseen`].
@@ -172,7 +217,7 @@ pub fn scan(
                 scan.add(process, found);
             }
         }
-        new = processes.read_more(host).into_iter().collect();
+        new = processes.read_more(&host.proc).into_iter().collect();
         if new.is_empty() {
             break;
         }
@@ -180,7 +225,8 @@ pub fn scan(
     // Somebody forks faster than one can look: who is still there was not looked into.
     let unseen = processes.running().map(|process| process.pid).filter(|pid| new.contains(pid));
     scan.unreadable.extend(unseen.filter(|pid| host.proc.join(pid.to_string()).exists()));
-    for holders in scan.holders.values_mut() {
+    let unlinked = scan.unlinked.values_mut().map(|unlinked| &mut unlinked.holders);
+    for holders in scan.holders.values_mut().chain(unlinked) {
         holders.sort_by_key(|holder| holder.pid);
     }
     // What is mounted outside of their jails in a namespace of which nobody sees all is not known.
@@ -191,16 +237,25 @@ pub fn scan(
 }
 
 impl Scan {
-    /// Whether a mount of `dev` that could be seen shows other owners than the file system has.
+    /// Whether a mount of one of `devices` that could be seen shows other owners than the file system has.
     #[must_use]
-    pub fn maps_owners_of(&self, dev: u64) -> bool {
+    pub fn maps_owners_of(&self, devices: &HashSet<u64>) -> bool {
         let namespaces = self.namespaces.iter().map(|namespace| &namespace.mounts);
-        namespaces.chain([&self.own_mounts]).any(|mounts| mounts.maps_owners_of(dev))
+        namespaces.chain([&self.own_mounts]).any(|mounts| mounts.maps_owners_of(devices))
     }
 
-    /// What part of the file system `dev` our own directory of objects is, as mountinfo has it.
+    /// Whether a process can reach the mount `dev`, as far as is known.
     #[must_use]
-    pub fn base(&self, host: &Host, dev: u64) -> &[u8] {
+    pub fn may_see(&self, pid: i32, dev: u64) -> bool {
+        self.views.get(&pid).is_none_or(|view| view.places.contains(&dev))
+    }
+
+    /// What part of the file system `dev` a directory of objects is, as mountinfo has it.
+    #[must_use]
+    pub fn base<'a>(&'a self, host: &'a Host, dev: u64) -> &'a [u8] {
+        if let Some(base) = &host.base {
+            return base;
+        }
         let whole = self.own_mounts.at(host.shm_path.as_os_str().as_bytes());
         whole.filter(|mount| mount.dev == dev).map_or(&b"/"[..], |mount| &mount.root)
     }
@@ -216,20 +271,24 @@ impl Scan {
         if found.maps_read {
             self.maps_read.insert(process.pid);
         }
-        if found.elsewhere {
-            self.elsewhere.insert(process.pid);
-        }
+        self.views.extend(found.view.map(|view| (process.pid, view)));
         if !found.mapped_names.is_empty() {
             self.mapped_names.insert(process.pid, found.mapped_names);
         }
+        let nothing = || Holder {
+            pid: process.pid,
+            comm: process.comm.clone(),
+            uid: process.uids[1],
+            how: BTreeSet::new(),
+            details: Vec::new(),
+        };
+        if !found.unlinked.is_empty() {
+            unlinked::add(&mut self.unlinked, &nothing(), found.unlinked);
+        }
         for (target, details) in found.holds {
-            self.holders.entry(target).or_default().push(Holder {
-                pid: process.pid,
-                comm: process.comm.clone(),
-                uid: process.uids[1],
-                how: details.iter().map(|detail| detail.how).collect(),
-                details,
-            });
+            let how = details.iter().map(|detail| detail.how).collect();
+            let holder = Holder { how, details, ..nothing() };
+            self.holders.entry(target).or_default().push(holder);
         }
     }
 }

@@ -2,11 +2,9 @@
 
 use std::collections::HashMap;
 
+use super::container::Container;
 use super::processes::Processes;
 use crate::tracker::host::Host;
-
-/// The digits of a container id, as runtimes put it into the name of a control group.
-const CONTAINER_ID: usize = 64;
 
 /// What a process is to people.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,19 +13,19 @@ pub struct Identity {
     pub command_line: Vec<Vec<u8>>,
     /// Its control group: that of cgroup v2, or else the first one that is not the root.
     pub cgroup: Option<String>,
-    /// The id of the container that the control group belongs to.
-    pub container: Option<String>,
+    /// The container that the control groups tell of.
+    pub container: Option<Container>,
 }
 
 /// Looks at `pids`, which are among `processes`. One that is gone or may not be read has nothing.
 #[must_use]
 pub fn of(host: &Host, processes: &Processes, pids: &[i32]) -> HashMap<i32, Identity> {
-    let lines = processes.clone().command_lines(host, pids.to_vec());
+    let lines = processes.clone().command_lines(&host.proc, pids.to_vec());
     pids.iter()
         .map(|pid| {
             let groups = host.read_proc(&format!("{pid}/cgroup")).unwrap_or_default();
-            let cgroup = cgroup(&String::from_utf8_lossy(&groups));
-            let container = cgroup.as_deref().and_then(container);
+            let groups = String::from_utf8_lossy(&groups);
+            let (cgroup, container) = (cgroup(&groups), Container::of(&groups));
             let line = lines.get(pid).and_then(Option::as_deref).unwrap_or_default();
             let line = line.strip_suffix(b"\0").unwrap_or(line);
             let command_line = match line {
@@ -47,13 +45,6 @@ fn cgroup(text: &str) -> Option<String> {
     unified.or_else(|| paths().find(|(_, path)| *path != "/")).map(|(_, path)| path.to_owned())
 }
 
-fn container(cgroup: &str) -> Option<String> {
-    cgroup
-        .split(|c: char| !c.is_ascii_hexdigit())
-        .rfind(|part| part.len() == CONTAINER_ID)
-        .map(ToOwned::to_owned)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,9 +54,8 @@ mod tests {
         let id = "0123456789abcdef".repeat(4);
         let text = format!("12:cpu:/\n0::/system.slice/docker-{id}.scope\n");
         let found = cgroup(&text).unwrap();
-        assert_eq!(container(&found), Some(id));
+        assert_eq!(Container::in_path(&found).map(|container| container.id), Some(id));
         assert_eq!(cgroup("4:memory:/user\n0::/\n").as_deref(), Some("/user"));
         assert_eq!(cgroup("0::/\n"), None);
-        assert_eq!(container("/user.slice/user-1000.slice"), None);
     }
 }

@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -80,6 +80,25 @@ impl Leased {
         sys::stat(&self.file, c"")
     }
 
+    /// Gives the lease back and keeps the file open.
+    ///
+    /// # Errors
+    /// `Held`: somebody is opening it. Else what kept the kernel from giving it back.
+    pub fn give_back(&self) -> Result<(), LeaseError> {
+        if self.is_whole() {
+            Ok(sys::release_lease(self.file.as_fd())?)
+        } else {
+            Err(LeaseError::Held)
+        }
+    }
+
+    /// Whether, after [`Leased::give_back`], nobody else has it open.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        let alone = grant(self.file.as_fd()).is_ok();
+        sys::release_lease(self.file.as_fd()).is_ok() && alone
+    }
+
     /// Gives the lease back, calls `meanwhile`, which may take its time, and takes it again, without a
     /// second open. Nobody has had the file open in between: the times of a file tell of a write at
     /// most, and to the granularity of the kernel's clock, but an open cannot be missed.
@@ -89,10 +108,7 @@ impl Leased {
     pub fn without(&self, host: &Host, meanwhile: impl FnOnce()) -> Result<(), LeaseError> {
         let watch = Watch::on(host, self.file.as_fd())?;
         // Asked when the watch is there, so that between the two there is no gap.
-        if !self.is_whole() {
-            return Err(LeaseError::Held);
-        }
-        sys::release_lease(self.file.as_fd())?;
+        self.give_back()?;
         meanwhile();
         grant(self.file.as_fd())?;
         if watch.is_quiet()? { Ok(()) } else { Err(LeaseError::Held) }
@@ -207,7 +223,12 @@ pub fn open_expected(
     if !stat.is_file() || !expected.is(&stat) {
         return Err(LeaseError::Changed);
     }
-    let link: PathBuf = host.proc.join(format!("self/fd/{}", path.as_raw_fd()));
+    reopen(host, path.as_fd())
+}
+
+/// Opens for reading what a descriptor refers to, once more or for the first time.
+fn reopen(host: &Host, file: BorrowedFd<'_>) -> Result<OwnedFd, LeaseError> {
+    let link: PathBuf = host.proc.join(format!("self/fd/{}", file.as_raw_fd()));
     match openat(
         AT_FDCWD,
         &link,
@@ -232,6 +253,57 @@ pub fn take(
     expected: &Identity,
 ) -> Result<Leased, LeaseError> {
     lease(open_expected(host, dir, name, expected)?)
+}
+
+/// The same, where leases cannot be tried out on a file of our own, as on mqueuefs, which has no files
+/// without a name: on this very file. The kernel has to refuse it while it is open here twice.
+///
+/// # Errors
+/// [`LeaseError`]; `Unsupported` when the kernel grants what it has to refuse.
+pub fn take_tested(
+    host: &Host,
+    dir: BorrowedFd<'_>,
+    name: &Name,
+    expected: &Identity,
+) -> Result<Leased, LeaseError> {
+    let file = open_expected(host, dir, name, expected)?;
+    let second = reopen(host, file.as_fd())?;
+    match grant(file.as_fd()) {
+        Err(LeaseError::Held) => {}
+        Ok(()) => {
+            sys::release_lease(file.as_fd())?;
+            return Err(LeaseError::Unsupported);
+        }
+        Err(error) => return Err(error),
+    }
+    drop(second);
+    lease(file)
+}
+
+/// Asks about one object by [`take_tested`] and gives the lease back at once.
+///
+/// # Errors
+/// As [`look`].
+pub fn look_tested(
+    host: &Host,
+    dir: BorrowedFd<'_>,
+    name: &Name,
+    expected: &Identity,
+) -> io::Result<Look> {
+    let lease = match take_tested(host, dir, name, expected) {
+        Ok(leased) => {
+            drop(leased);
+            Lease::Granted
+        }
+        Err(LeaseError::Gone) => return Ok(Look::Gone),
+        Err(LeaseError::Changed) => return Ok(Look::Changed),
+        Err(LeaseError::Held) => Lease::Refused,
+        Err(LeaseError::NoPermission) => Lease::NoPermission,
+        Err(LeaseError::Unsupported) => Lease::Unsupported,
+        Err(LeaseError::Io(error)) => return Err(error),
+        Err(error @ LeaseError::Reopen { .. }) => return Err(io::Error::other(error.to_string())),
+    };
+    Ok(Look::Seen { lease, head: None })
 }
 
 fn lease(file: OwnedFd) -> Result<Leased, LeaseError> {
@@ -350,14 +422,10 @@ pub fn calibrate(host: &Host) -> bool {
 /// probing. A courtesy only: any user can hold that lock, so it delays us by `patience` at most
 /// and nothing relies on it.
 #[must_use]
-pub fn courtesy_lock(host: &Host, patience: Duration) -> Option<File> {
-    let own = openat(
-        host.shm(),
-        c".",
-        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )
-    .ok()?;
+pub fn courtesy_lock(dir: BorrowedFd<'_>, patience: Duration) -> Option<File> {
+    let own =
+        openat(dir, c".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+            .ok()?;
     let step = Duration::from_millis(10);
     let mut waited = Duration::ZERO;
     loop {
@@ -369,6 +437,31 @@ pub fn courtesy_lock(host: &Host, patience: Duration) -> Option<File> {
             }
             _ => return None,
         }
+    }
+}
+
+/// Patience with the locks of others in several directories: each user can have many, and lock them all
+/// for ever.
+#[derive(Debug)]
+pub struct Patience {
+    one: Duration,
+    left: Duration,
+}
+
+impl Patience {
+    /// As much as `one` with one directory, and four times as much with all of them.
+    #[must_use]
+    pub fn new(one: Duration) -> Self {
+        Self { one, left: one * 4 }
+    }
+
+    /// As [`courtesy_lock`], as long as there is patience left.
+    #[must_use]
+    pub fn lock(&mut self, dir: BorrowedFd<'_>) -> Option<File> {
+        let began = Instant::now();
+        let lock = courtesy_lock(dir, self.one.min(self.left));
+        self.left = self.left.saturating_sub(began.elapsed());
+        lock
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is known about the objects: leases, holders, processes, mounts, producers, clocks, sight.
 
 pub mod clock;
+pub mod container;
 pub mod holders;
 pub mod identity;
 pub mod lease;
@@ -10,4 +11,6 @@ pub mod namespaces;
 pub mod processes;
 pub mod producers;
 pub mod sight;
+pub mod unlinked;
 pub mod usage;
+pub mod waiters;

@@ -53,24 +53,30 @@ impl Mounts {
         self.0.iter().rev().find(|mount| mount.point == point)
     }
 
+    /// The topmost mount that `path` lies on.
+    #[must_use]
+    pub fn above(&self, path: &[u8]) -> Option<&Mount> {
+        let above = self.0.iter().filter(|mount| is_within(path, &mount.point));
+        above.max_by_key(|mount| mount.point.len())
+    }
+
     /// Whether `path` lies on a network file system: looking at what it leads to may take for ever.
     #[must_use]
     pub fn may_hang(&self, path: &[u8]) -> bool {
         const NETWORK: [&[u8]; 8] =
             [b"nfs", b"nfs4", b"cifs", b"smb3", b"9p", b"ceph", b"lustre", b"afs"];
-        let above = self.0.iter().filter(|mount| is_within(path, &mount.point));
-        let containing = above.max_by_key(|mount| mount.point.len());
-        containing.is_some_and(|mount| NETWORK.contains(&mount.fstype.as_slice()))
+        self.above(path).is_some_and(|mount| NETWORK.contains(&mount.fstype.as_slice()))
     }
 
-    /// Whether `dev` is a file system of the kernel's own, on memory or a disk, which answers in time.
+    /// Whether `dev` is a file system of the kernel's own, of terminals, on memory or a disk, which answers in time.
     #[must_use]
     pub fn is_local(&self, dev: u64) -> bool {
-        const LOCAL: [&[u8]; 13] = [
+        const LOCAL: [&[u8]; 14] = [
             b"tmpfs",
             b"ramfs",
             b"rootfs",
             b"devtmpfs",
+            b"devpts",
             b"ext2",
             b"ext3",
             b"ext4",
@@ -104,10 +110,10 @@ impl Mounts {
         self.0.iter().find(|mount| mount.id == id).map(|mount| mount.dev)
     }
 
-    /// Whether a mount of `dev` shows other owners than the file system has.
+    /// Whether a mount of one of `devices` shows other owners than the file system has.
     #[must_use]
-    pub fn maps_owners_of(&self, dev: u64) -> bool {
-        self.0.iter().any(|mount| mount.dev == dev && mount.idmapped)
+    pub fn maps_owners_of(&self, devices: &HashSet<u64>) -> bool {
+        self.0.iter().any(|mount| mount.idmapped && devices.contains(&mount.dev))
     }
 
     /// The entries of the directory `base` of the file system `dev` that are in use as mounts, each
@@ -295,7 +301,7 @@ not a line
         let names: Vec<_> = uses.iter().map(|(n, _)| String::from_utf8_lossy(n)).collect();
         assert_eq!(names, ["psm_1", "gone", "inner"]);
         assert_eq!(uses[0].1, "mounted at /mnt/a b");
-        assert!(!mounts.maps_owners_of(dev));
+        assert!(!mounts.maps_owners_of(&HashSet::from([dev])));
         // /dev/shm itself is a part of a tmpfs.
         let inner = Mounts::parse(
             b"40 24 0:27 /app /dev/shm rw - tmpfs tmpfs rw\n\
@@ -315,7 +321,7 @@ not a line
             above.uses_of(dev, b"/app"),
             [(b"obj2".to_vec(), "a mount point of tmpfs".into())]
         );
-        assert!(inner.maps_owners_of(dev));
+        assert!(inner.maps_owners_of(&HashSet::from([dev])));
         let layers = mounts.layers();
         for path in ["/dev/shm/l1", "/dev/shm/l2", "/var/u", "/var/w"] {
             assert!(layers.contains(path.as_bytes()), "{path}");

@@ -27,16 +27,18 @@ use crate::tracker::sys;
 pub struct Namespace {
     /// The mounts.
     pub mounts: Mounts,
-    /// Layers of overlays, by device and inode, on the device that was asked about.
+    /// Which of the devices that were asked about are mounted in it.
+    pub places: HashSet<u64>,
+    /// Layers of overlays, by device and inode, on one of those devices.
     pub layers: HashSet<(u64, u64)>,
     /// Layers that could not be found, as their overlays were told of them.
     pub unknown_layers: Vec<Vec<u8>>,
-    /// What of the device that was asked about is mounted, by device and inode, and where: a name
+    /// What of those devices is mounted, by device and inode, and where: a name
     /// that it was mounted by may be gone while it has others.
     pub mounted: Vec<((u64, u64), String)>,
-    /// Where something of that device is mounted that has lost the name it was mounted by, and that
-    /// could not be looked at: any object may be it.
-    pub lost: Vec<String>,
+    /// Where something of one of those devices is mounted that has lost the name it was mounted by, and that
+    /// could not be looked at: any object on that device may be it.
+    pub lost: Vec<(u64, String)>,
 }
 
 impl Namespace {
@@ -47,31 +49,32 @@ impl Namespace {
         self.unknown_layers.iter().any(|path| path.split(|b| *b == b'/').any(|part| part == name))
     }
 
-    /// Looks at what `mounts`, as seen from `root`, have to do with the device `dev`.
-    fn new(mounts: Mounts, root: BorrowedFd<'_>, dev: u64) -> Self {
+    /// Looks at what `mounts`, as seen from `root`, have to do with the devices `places`.
+    fn new(mounts: Mounts, root: BorrowedFd<'_>, places: &HashSet<u64>) -> Self {
         let (mut mounted, mut lost) = (Vec::new(), Vec::new());
         let (mut layers, mut unknown_layers) = (HashSet::new(), Vec::new());
-        for mount in mounts.0.iter().filter(|mount| mount.dev == dev && mount.root != b"/") {
+        for mount in mounts.0.iter().filter(|m| places.contains(&m.dev) && m.root != b"/") {
             let at = || escape(&mount.point);
-            match inode_below(root, &mounts, &mount.point, dev) {
+            match inode_below(root, &mounts, &mount.point, places) {
                 Ok(Some(inode)) => mounted.push((inode, format!("mounted at {}", at()))),
                 // One that another mount covers, or that lies where nobody may answer, is known by its
                 // name.
                 Ok(None) | Err(_) if mount.lost_its_name() => {
                     let says =
                         format!("perhaps what is mounted at {}, which cannot be looked at", at());
-                    lost.push(says);
+                    lost.push((mount.dev, says));
                 }
                 Ok(None) | Err(_) => {}
             }
         }
         for path in mounts.layers() {
-            match inode_below(root, &mounts, &path, dev) {
+            match inode_below(root, &mounts, &path, places) {
                 Ok(inode) => layers.extend(inode),
                 Err(_) => unknown_layers.push(path),
             }
         }
-        Self { mounts, layers, unknown_layers, mounted, lost }
+        let places = mounts.0.iter().map(|mount| mount.dev).filter(|dev| places.contains(dev));
+        Self { places: places.collect(), mounts, layers, unknown_layers, mounted, lost }
     }
 }
 
@@ -114,7 +117,7 @@ impl Namespaces {
         proc: &Path,
         process: &Path,
         pid: i32,
-        dev: u64,
+        places: &HashSet<u64>,
     ) -> io::Result<(Arc<Namespace>, bool)> {
         let namespace = std::fs::read_link(process.join("ns/mnt"))?.into_os_string();
         let link = process.join("root");
@@ -132,7 +135,7 @@ impl Namespaces {
         // It may have changed its root since; and a root that is mounted nowhere shows nothing.
         from.whole = !jailed && mounts.seen_from(from.root.0);
         let kept: Vec<OsString> = mounts.namespaces().map(OsString::from_vec).collect();
-        let view = Arc::new(Namespace::new(mounts, root.as_fd(), dev));
+        let view = Arc::new(Namespace::new(mounts, root.as_fd(), places));
         let mut met = self.lock();
         met.kept.extend(kept);
         if !from.whole {
@@ -193,7 +196,7 @@ const ATTEMPTS: usize = 64;
 /// So many symbolic links are followed, as many as the kernel does.
 const MOST_LINKS: usize = 40;
 
-/// Device and inode of `path` below `root`, if it is on the device `dev`.
+/// Device and inode of `path` below `root`, if it is on one of the devices `places`.
 ///
 /// # Errors
 /// It cannot be found: it is relative, or the errno of openat2(2) or statx(2); `EAGAIN` when somebody
@@ -202,23 +205,16 @@ fn inode_below(
     root: BorrowedFd<'_>,
     mounts: &Mounts,
     path: &[u8],
-    dev: u64,
+    places: &HashSet<u64>,
 ) -> io::Result<Option<(u64, u64)>> {
     if path.first() != Some(&b'/') {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
-    let mut found = at_hand(root, path);
-    for _attempt in 1..ATTEMPTS {
-        if !matches!(found, Err(nix::Error::EAGAIN)) {
-            break;
-        }
-        found = at_hand(root, path);
-    }
-    let found = match found {
-        Err(nix::Error::EAGAIN) => name_by_name(root, mounts, path)?,
+    let found = match at_hand(root, path, ResolveFlag::empty()) {
+        Err(nix::Error::EAGAIN) => name_by_name(root, mounts, path, MOST_LINKS)?,
         found => found?,
     };
-    if sys::device(&found)? != dev {
+    if !places.contains(&sys::device(&found)?) {
         return Ok(None);
     }
     let stat = sys::stat(&found, c"")?;
@@ -226,16 +222,41 @@ fn inode_below(
 }
 
 /// What `path` leads to, if the kernel need ask no file system for it.
-fn at_hand(root: BorrowedFd<'_>, path: &[u8]) -> nix::Result<OwnedFd> {
+fn at_hand(root: BorrowedFd<'_>, path: &[u8], more: ResolveFlag) -> nix::Result<OwnedFd> {
     let cached = ResolveFlag::from_bits_retain(libc::RESOLVE_CACHED);
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | cached);
-    openat2(root, OsStr::from_bytes(path), how)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | cached | more);
+    let mut found = openat2(root, OsStr::from_bytes(path), how);
+    for _attempt in 1..ATTEMPTS {
+        if !matches!(found, Err(nix::Error::EAGAIN)) {
+            break;
+        }
+        found = openat2(root, OsStr::from_bytes(path), how);
+    }
+    found
 }
 
-/// The same by asking the file systems, none but such as answer.
-fn name_by_name(root: BorrowedFd<'_>, mounts: &Mounts, path: &[u8]) -> io::Result<OwnedFd> {
+/// An `O_PATH` descriptor of the directory `path` below `root`, without following any link.
+///
+/// # Errors
+/// The errno of openat2(2): `ELOOP` where there is a link, `EAGAIN` when a file system would have to be
+/// asked that may never answer.
+pub fn directory_below(root: BorrowedFd<'_>, mounts: &Mounts, path: &[u8]) -> io::Result<OwnedFd> {
+    let no_links = ResolveFlag::RESOLVE_NO_SYMLINKS;
+    match at_hand(root, path, no_links) {
+        Err(nix::Error::EAGAIN) => name_by_name(root, mounts, path, 0),
+        found => Ok(found?),
+    }
+}
+
+/// The same by asking the file systems, none but such as answer; at most `most_links` links are followed.
+fn name_by_name(
+    root: BorrowedFd<'_>,
+    mounts: &Mounts,
+    path: &[u8],
+    most_links: usize,
+) -> io::Result<OwnedFd> {
     let names = |path: &[u8]| -> Vec<Vec<u8>> {
         let names = path.split(|b| *b == b'/').filter(|name| !name.is_empty() && *name != b".");
         names.map(<[u8]>::to_vec).rev().collect()
@@ -256,7 +277,7 @@ fn name_by_name(root: BorrowedFd<'_>, mounts: &Mounts, path: &[u8]) -> io::Resul
             continue;
         }
         links += 1;
-        if links > MOST_LINKS {
+        if links > most_links {
             return Err(io::Error::from_raw_os_error(libc::ELOOP));
         }
         let target = readlinkat(&next, "")?.into_vec();

@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use super::mounts::number;
 use crate::tracker::deadline::{self, Unanswered};
-use crate::tracker::host::Host;
 
 /// The kernel's flag for its own threads (`PF_KTHREAD`, linux/sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -125,29 +124,29 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// Reads `/proc`; of whom it is known that they are `hung` is not asked any more.
+    /// Reads the procfs at `proc`; of whom it is known that they are `hung` is not asked any more.
     #[must_use]
-    pub fn read(host: &Host, hung: &HashSet<Hung>) -> Self {
-        let (overflow, hung) = (overflow_uid(host), hung.clone());
+    pub fn read(proc: &Path, hung: &HashSet<Hung>) -> Self {
+        let (overflow, hung) = (overflow_uid(proc), hung.clone());
         let mut list = Self { overflow, hung, ..Self::default() };
-        list.uid_maps.insert(host.read_proc("self/uid_map").unwrap_or_default(), None);
-        list.read_more(host);
+        list.uid_maps.insert(std::fs::read(proc.join("self/uid_map")).unwrap_or_default(), None);
+        list.read_more(proc);
         // An empty directory, or another PID namespace's procfs, is no list of processes.
-        let own = std::fs::read_link(host.proc.join("self")).ok();
+        let own = std::fs::read_link(proc.join("self")).ok();
         let own = own.and_then(|own| own.to_str()?.parse().ok());
         if list.missing.is_none() && !own.is_some_and(|own: i32| list.seen.contains_key(&own)) {
-            list.missing = Some(format!("{}: this process is not in it", host.proc.display()));
+            list.missing = Some(format!("{}: this process is not in it", proc.display()));
         }
         list
     }
 
     /// Adds the processes that are not in the list yet, and says which. A process that forks and
     /// exits while the list is read is in it, and its child is not, unless one looks again.
-    pub fn read_more(&mut self, host: &Host) -> Vec<i32> {
-        let all = match procfs::process::all_processes_with_root(&host.proc) {
+    pub fn read_more(&mut self, proc: &Path) -> Vec<i32> {
+        let all = match procfs::process::all_processes_with_root(proc) {
             Ok(all) => all,
             Err(error) => {
-                self.missing = Some(format!("{}: {error}", host.proc.display()));
+                self.missing = Some(format!("{}: {error}", proc.display()));
                 return Vec::new();
             }
         };
@@ -155,7 +154,7 @@ impl Processes {
         for process in all {
             match process {
                 Ok(process) if self.seen.contains_key(&process.pid()) => {}
-                Ok(process) => match read_one(&process, &host.proc, &mut self.uid_maps) {
+                Ok(process) => match read_one(&process, proc, &mut self.uid_maps) {
                     Ok(read) => {
                         new.push(read.pid);
                         self.seen.insert(read.pid, read);
@@ -169,7 +168,7 @@ impl Processes {
                 Err(procfs::ProcError::NotFound(_)) => {}
                 Err(error) => {
                     // One whose directory cannot even be opened has no pid to be known by.
-                    self.missing = Some(format!("{}: {error}", host.proc.display()));
+                    self.missing = Some(format!("{}: {error}", proc.display()));
                 }
             }
         }
@@ -215,8 +214,8 @@ impl Processes {
     /// The command lines of `pids`, NUL-separated as the kernel has them. One of which there is no
     /// answer, in time or at all, has none, unless it is gone.
     #[must_use]
-    pub fn command_lines(&mut self, host: &Host, pids: Vec<i32>) -> HashMap<i32, Option<Vec<u8>>> {
-        let root = host.proc.clone();
+    pub fn command_lines(&mut self, proc: &Path, pids: Vec<i32>) -> HashMap<i32, Option<Vec<u8>>> {
+        let root = proc.to_owned();
         let lines = self.ask(pids.into_iter().map(|pid| (pid, ())).collect(), move |pid, ()| {
             match std::fs::read(root.join(format!("{pid}/cmdline"))) {
                 Ok(line) => Some(Some(line)),
@@ -236,6 +235,14 @@ impl Processes {
 /// `mountinfo` and `uid_map` where the process, or the thread, has just exited.
 pub(crate) fn gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EINVAL))
+}
+
+/// Whether something of the process or thread, whose directory in /proc is given, cannot be read because
+/// that is gone: a link of a task that has exited meanwhile answers with `EACCES`.
+pub(crate) fn task_gone(task: &Path, error: &io::Error) -> bool {
+    gone(error)
+        || error.raw_os_error() == Some(libc::EACCES)
+            && std::fs::symlink_metadata(task).is_err_and(|error| gone(&error))
 }
 
 fn read_one(
@@ -388,15 +395,15 @@ pub(crate) fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// The overflow uid, unless this is the first user namespace, where every uid is itself.
-fn overflow_uid(host: &Host) -> Option<u32> {
-    let identity = host.read_proc("self/uid_map").is_ok_and(|map| {
+fn overflow_uid(proc: &Path) -> Option<u32> {
+    let identity = std::fs::read(proc.join("self/uid_map")).is_ok_and(|map| {
         let fields: Vec<&[u8]> = words(&map).collect();
         fields == [&b"0"[..], b"0", b"4294967295"]
     });
     if identity {
         return None;
     }
-    let text = host.read_proc("sys/kernel/overflowuid").unwrap_or_default();
+    let text = std::fs::read(proc.join("sys/kernel/overflowuid")).unwrap_or_default();
     // 65534 is the kernel's default where the setting cannot be read.
     Some(std::str::from_utf8(&text).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(65534))
 }

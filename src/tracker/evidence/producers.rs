@@ -122,6 +122,9 @@ pub struct Catalogue {
     files: OnceLock<Matcher>,
     semaphores: OnceLock<Matcher>,
     directories: OnceLock<Matcher>,
+    queues: OnceLock<Matcher>,
+    segments: OnceLock<Matcher>,
+    sets: OnceLock<Matcher>,
 }
 
 /// The patterns of some entries, compiled to be tried in one pass.
@@ -174,6 +177,9 @@ impl Catalogue {
             files: OnceLock::new(),
             semaphores: OnceLock::new(),
             directories: OnceLock::new(),
+            queues: OnceLock::new(),
+            segments: OnceLock::new(),
+            sets: OnceLock::new(),
         };
         // The tests hold a broken built-in catalogue impossible; were it not, nothing would be
         // known and so nothing would be proven.
@@ -232,15 +238,20 @@ impl Catalogue {
         &self.families
     }
 
-    /// The first entry of its kind that a file name in /dev/shm matches. musl's semaphores have no
-    /// prefix and look like memory, so for memory the patterns of semaphores are tried too.
+    /// The first entry of its kind that a name in its directory matches, or the
+    /// [catalogue name](crate::tracker::inventory::Object::catalogue_name) of a System V object. musl's
+    /// semaphores have no prefix and look like memory, so for memory the patterns of semaphores are tried
+    /// too.
     #[must_use]
     pub fn find(&self, kind: Kind, file: &[u8]) -> Option<Match<'_>> {
         let matcher = match kind {
             Kind::Shm => self.files.get_or_init(|| self.matcher(&["shm", "sem"])),
             Kind::Sem => self.semaphores.get_or_init(|| self.matcher(&["sem"])),
             Kind::Dir => self.directories.get_or_init(|| self.matcher(&["dir"])),
-            Kind::Other => return None,
+            Kind::Mqueue => self.queues.get_or_init(|| self.matcher(&["mqueue"])),
+            Kind::SysvShm => self.segments.get_or_init(|| self.matcher(&["sysv-shm"])),
+            Kind::SysvSem => self.sets.get_or_init(|| self.matcher(&["sysv-sem"])),
+            Kind::Other | Kind::SysvMsg => return None,
         };
         let first = matcher.set.matches(file).into_iter().next()?;
         let producer = self.producers.get(*matcher.indices.get(first)?)?;
@@ -326,6 +337,9 @@ mod tests {
             "shm" => Some(Kind::Shm),
             "sem" => Some(Kind::Sem),
             "dir" => Some(Kind::Dir),
+            "mqueue" => Some(Kind::Mqueue),
+            "sysv-shm" => Some(Kind::SysvShm),
+            "sysv-sem" => Some(Kind::SysvSem),
             _ => None,
         }
     }

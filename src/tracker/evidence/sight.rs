@@ -1,10 +1,12 @@
 //! What could be seen at all. A verdict must never be made bolder by what nobody could look at.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::mounts::Mounts;
 use super::processes::{Processes, words};
-use crate::tracker::host::{Host, in_first_pid_namespace};
+use crate::tracker::host::in_first_pid_namespace;
 
 /// The bit of `CAP_SYS_PTRACE` in a capability set.
 const CAP_SYS_PTRACE: u64 = 1 << 19;
@@ -24,6 +26,8 @@ pub enum Blind {
     /// The mount is idmapped somewhere: whose the processes there are says nothing of whose objects
     /// they may open.
     IdmappedMount,
+    /// The message queues of this IPC namespace are mounted nowhere, and could not be mounted.
+    MessageQueues,
 }
 
 impl Blind {
@@ -36,6 +40,7 @@ impl Blind {
             Self::PidNamespace => "processes outside this PID namespace are not visible",
             Self::UnreadableProcesses => "some processes could not be read",
             Self::IdmappedMount => "the mount has other owners where it is idmapped",
+            Self::MessageQueues => "message queues are not mounted at /dev/mqueue",
         }
     }
 }
@@ -54,6 +59,8 @@ pub struct Sight {
     /// The operator asserted that nothing outside this PID namespace uses the mount, and it
     /// mattered.
     pub assumed_complete: bool,
+    /// What objects there may be that could not be looked at, which says nothing of the others.
+    pub unseen: Vec<Blind>,
 }
 
 impl Sight {
@@ -61,14 +68,14 @@ impl Sight {
     #[must_use]
     pub fn reasons(&self) -> Vec<Blind> {
         let more = self.processes.iter().filter(|blind| !self.holders.contains(blind));
-        self.holders.iter().chain(more).copied().collect()
+        self.holders.iter().chain(more).chain(&self.unseen).copied().collect()
     }
 
-    /// Works out what was visible of the mount, which is `idmapped` somewhere; `unreadable` counts
+    /// Works out what was visible, in the procfs at `proc`, of the mount, which is `idmapped` somewhere; `unreadable` counts
     /// processes whose holdings could not be read.
     #[must_use]
     pub fn new(
-        host: &Host,
+        proc: &Path,
         mounts: &Mounts,
         idmapped: bool,
         processes: &Processes,
@@ -79,11 +86,11 @@ impl Sight {
         if processes.missing.is_some() {
             blind.push(Blind::NoProc);
         }
-        if hides_processes(host, mounts) {
+        if hides_processes(proc, mounts) {
             blind.push(Blind::Hidepid);
         }
         let mut assumed_complete = false;
-        if !in_first_pid_namespace(&host.proc) {
+        if !in_first_pid_namespace(proc) {
             if assume_complete {
                 assumed_complete = true;
             } else {
@@ -106,25 +113,26 @@ impl Sight {
             seen: processes.seen.len(),
             unreadable: unreadable + processes.unreadable.len(),
             assumed_complete,
+            unseen: Vec::new(),
         }
     }
 }
 
 /// hidepid does not bind who may trace every process: `CAP_SYS_PTRACE` in the first user
 /// namespace.
-fn hides_processes(host: &Host, mounts: &Mounts) -> bool {
+fn hides_processes(proc: &Path, mounts: &Mounts) -> bool {
     use std::os::unix::ffi::OsStrExt;
-    let Some(mount) = mounts.at(host.proc.as_os_str().as_bytes()) else { return false };
+    let Some(mount) = mounts.at(proc.as_os_str().as_bytes()) else { return false };
     let hides = mount
         .options
         .split(|b| *b == b',')
         .filter_map(|option| option.strip_prefix(b"hidepid="))
         .any(|value| value != b"0" && value != b"off");
-    hides && !(can_trace_all(host))
+    hides && !(can_trace_all(proc))
 }
 
-fn can_trace_all(host: &Host) -> bool {
-    let capable = host.read_proc("self/status").is_ok_and(|status| {
+fn can_trace_all(proc: &Path) -> bool {
+    let capable = std::fs::read(proc.join("self/status")).is_ok_and(|status| {
         status
             .split(|b| *b == b'\n')
             .find_map(|line| line.strip_prefix(b"CapEff:"))
@@ -133,7 +141,6 @@ fn can_trace_all(host: &Host) -> bool {
             .is_some_and(|set| set & CAP_SYS_PTRACE != 0)
     });
     capable
-        && host
-            .read_proc("self/uid_map")
+        && std::fs::read(proc.join("self/uid_map"))
             .is_ok_and(|map| words(&map).eq([&b"0"[..], b"0", b"4294967295"]))
 }

@@ -36,22 +36,23 @@ pub struct Thing<'a> {
 #[must_use]
 pub fn look(host: &Host, things: &[Thing<'_>], assume_complete: bool) -> Usage {
     let mut targets = Targets::default();
-    targets.dev = host.shm_dev().unwrap_or(0);
+    let dev = host.shm_dev().unwrap_or(0);
+    targets.places.insert(dev);
     for (index, thing) in things.iter().enumerate() {
         for inode in thing.inodes {
             targets.add(*inode, index);
         }
     }
     let targets = Arc::new(targets);
-    let mut processes = Processes::read(host, &HashSet::new());
+    let mut processes = Processes::read(&host.proc, &HashSet::new());
     let nothing: NameFilter = Arc::new(|_| false);
     let scan = holders::scan(host, &mut processes, &targets, &nothing, true);
-    let (idmapped, unreadable) = (scan.maps_owners_of(targets.dev), scan.unreadable.len());
+    let (idmapped, unreadable) = (scan.maps_owners_of(&targets.places), scan.unreadable.len());
     let sight =
-        Sight::new(host, &scan.own_mounts, idmapped, &processes, unreadable, assume_complete);
+        Sight::new(&host.proc, &scan.own_mounts, idmapped, &processes, unreadable, assume_complete);
     let by = things.iter().enumerate().map(|(index, thing)| {
         let held = scan.holders.get(&index).and_then(|holders| holders.first()).map(open_in);
-        held.or_else(|| mounted(host, thing, targets.dev, &scan))
+        held.or_else(|| mounted(host, thing, dev, &scan))
     });
     let by = by.collect();
     let mut blind: Vec<&'static str> = sight.holders.iter().map(|blind| blind.says()).collect();
@@ -81,7 +82,7 @@ fn mounted(host: &Host, thing: &Thing<'_>, dev: u64, scan: &Scan) -> Option<Stri
         uses.next()
             .map(|(_, says)| says)
             .or_else(|| mounts.next().map(|(_, says)| says.clone()))
-            .or_else(|| namespace.lost.first().cloned())
+            .or_else(|| namespace.lost.first().map(|(_, says)| says.clone()))
             .or_else(|| layer.then(|| "a layer of an overlay".to_owned()))
     })
 }

@@ -3,7 +3,6 @@
 //! Nothing is opened here but directories: opening a FIFO, even without blocking, can kill the
 //! writer that waits at it.
 
-use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -11,6 +10,7 @@ use nix::dir::Dir;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
+use super::{Inventory, Object, Tree};
 use crate::tracker::host::Host;
 use crate::tracker::resource::{Identity, Kind, Name};
 use crate::tracker::sys::{self, Nanoseconds, Stat};
@@ -22,175 +22,32 @@ pub const MOST_ENTRIES: usize = 100_000;
 /// At most so many levels.
 const MOST_LEVELS: usize = 64;
 
-/// The size of a semaphore (`sem_t`) on this architecture.
-pub const SEMAPHORE_SIZE: u64 = size_of::<libc::sem_t>() as u64;
-
-/// One entry of /dev/shm.
-#[derive(Debug, Clone)]
-pub struct Object {
-    /// What it is.
-    pub kind: Kind,
-    /// Its name as its users know it: a semaphore's without `sem.`.
-    pub name: Name,
-    /// Its name in the directory.
-    pub file: Name,
-    /// What statx(2) said.
-    pub stat: Stat,
-    /// For [`Kind::Other`]: symlink, fifo, socket, device.
-    pub file_type: Option<&'static str>,
-    /// For a directory: what is in it.
-    pub directory: Option<Tree>,
-    /// For a semaphore, once it was looked at.
-    pub semaphore: Option<Semaphore>,
-}
-
-/// What a directory holds.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tree {
-    /// Entries, at all levels.
-    pub entries: usize,
-    /// Apparent bytes of the files.
-    pub size: u64,
-    /// Bytes really used.
-    pub allocated: u64,
-    /// When anything in it was last changed, in nanoseconds since 1970; 0 when there is nothing.
-    pub changed: Nanoseconds,
-    /// Not all of it was counted: too many entries or levels, unreadable, or on another mount.
-    pub truncated: bool,
-    /// There is a FIFO, a socket or a device in it: who waits at one, nothing tells.
-    pub special: bool,
-    /// Device and inode of the directory and everything counted in it.
-    pub inodes: HashSet<(u64, u64)>,
-}
-
-/// The state of a named semaphore.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Semaphore {
-    /// Its value.
-    pub value: u32,
-    /// How many threads wait for it.
-    pub waiters: u32,
-}
-
-impl Object {
-    /// What `stat` says of `file`: neither what is in a directory nor the value of a semaphore.
-    #[must_use]
-    pub fn of(file: &Name, stat: Stat) -> Self {
-        let (kind, name, file_type) = classify(file, stat.file_type());
-        let file = file.clone();
-        Self { kind, name, file, stat, file_type, directory: None, semaphore: None }
-    }
-
-    /// `kind:name`, with bytes that are not UTF-8 as `\xff` and a backslash doubled, so that no two
-    /// objects have the same.
-    #[must_use]
-    pub fn id(&self) -> String {
-        let mut id = format!("{}:", self.kind);
-        for chunk in self.name.as_bytes().utf8_chunks() {
-            id.push_str(&chunk.valid().replace('\\', "\\\\"));
-            for byte in chunk.invalid() {
-                id.push_str(&format!("\\x{byte:02x}"));
-            }
-        }
-        id
-    }
-
-    /// `kind:name`, safe on a terminal.
-    #[must_use]
-    pub fn shown_id(&self) -> String {
-        format!("{}:{}", self.kind, self.name)
-    }
-
-    /// The exact bytes of `kind:name`.
-    #[must_use]
-    pub fn id_bytes(&self) -> Vec<u8> {
-        let mut id = format!("{}:", self.kind).into_bytes();
-        id.extend_from_slice(self.name.as_bytes());
-        id
-    }
-
-    /// What makes it this object.
-    #[must_use]
-    pub fn identity(&self) -> Identity {
-        Identity::of(&self.stat)
-    }
-
-    /// Apparent size in bytes; of a directory, that of the files in it.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        self.directory.as_ref().map_or(self.stat.size, |tree| tree.size)
-    }
-
-    /// Memory used, in bytes.
-    #[must_use]
-    pub fn allocated(&self) -> u64 {
-        self.directory.as_ref().map_or(self.stat.allocated, |tree| tree.allocated)
-    }
-
-    /// The latest of its birth, its last change, and that of anything in it.
-    #[must_use]
-    pub fn last_change(&self) -> Nanoseconds {
-        let inside = self.directory.as_ref().map_or(0, |tree| tree.changed);
-        self.stat.last_change().max(inside)
-    }
-
-    /// Whether it is a file that has the size of a semaphore and may be one.
-    #[must_use]
-    pub fn may_be_semaphore(&self) -> bool {
-        self.kind == Kind::Sem && self.stat.size == SEMAPHORE_SIZE
-    }
-}
-
-impl Semaphore {
-    /// Reads the state from the first bytes of a semaphore. glibc and musl keep the value in the
-    /// first word and the number of waiters in the second, on 64-bit machines.
-    #[must_use]
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
-        if cfg!(not(target_pointer_width = "64")) || bytes.len() as u64 != SEMAPHORE_SIZE {
-            return None;
-        }
-        let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-        // musl marks waiters by the sign bit of the value, which itself is at most INT_MAX.
-        Some(Self { value: word(0)? & 0x7fff_ffff, waiters: word(4)? })
-    }
-}
-
-/// What lies in the directory of the POSIX objects.
-#[derive(Debug, Default)]
-pub struct Inventory {
-    /// What could be looked at.
-    pub objects: Vec<Object>,
-    /// What could not, each with the reason.
-    pub troubles: Vec<(Name, io::Error)>,
-}
-
-/// Reads the directory of the POSIX objects.
+/// Adds what lies in the directory of the POSIX objects of a place to the inventory.
 ///
 /// # Errors
 /// The directory itself could not be read. What vanishes meanwhile is not there.
-pub fn read(host: &Host) -> io::Result<Inventory> {
-    let mut inventory = Inventory::default();
+pub fn read(host: &Host, place: usize, inventory: &mut Inventory) -> io::Result<()> {
     for name in entries(host.shm())? {
-        match read_one(host, &name) {
+        match read_one(host, place, &name) {
             Ok(object) => inventory.objects.push(object),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            Err(error) => inventory.troubles.push((name, error)),
+            Err(error) => inventory.troubles.push((name.to_string(), error)),
         }
     }
-    Ok(inventory)
+    Ok(())
 }
 
 /// Reads one entry.
 ///
 /// # Errors
 /// The errno of statx(2); `ENOENT` when there is no such name.
-pub fn read_one(host: &Host, file: &Name) -> io::Result<Object> {
+pub fn read_one(host: &Host, place: usize, file: &Name) -> io::Result<Object> {
     let dev = host.shm_dev()?;
     let Entry::Here(path) = entry(host.shm(), file, dev)? else {
-        return Ok(mount_point(file, (host.clock.wall)()));
+        return Ok(Object { place, ..mount_point(file, (host.clock.wall)()) });
     };
     let stat = sys::stat(&path, c"")?;
-    let mut object = Object::of(file, stat);
+    let mut object = Object { place, ..Object::of(file, stat) };
     object.directory =
         (object.kind == Kind::Dir).then(|| count(path.as_fd(), &stat, &mut |_, _, _| {}));
     Ok(object)
@@ -253,7 +110,7 @@ pub fn open_directory(path: BorrowedFd<'_>) -> io::Result<Dir> {
 }
 
 /// What is known of a name that another file system is mounted over: the name, now.
-fn mount_point(file: &Name, now: Nanoseconds) -> Object {
+pub(super) fn mount_point(file: &Name, now: Nanoseconds) -> Object {
     let stat = Stat {
         dev: 0,
         ino: 0,
@@ -267,15 +124,7 @@ fn mount_point(file: &Name, now: Nanoseconds) -> Object {
         modified: 0,
         changed: now,
     };
-    Object {
-        kind: Kind::Other,
-        name: file.clone(),
-        file: file.clone(),
-        stat,
-        file_type: Some("mount"),
-        directory: None,
-        semaphore: None,
-    }
+    Object { kind: Kind::Other, file_type: Some("mount"), ..Object::of(file, stat) }
 }
 
 /// The names in a directory, without `.` and `..`.
@@ -383,21 +232,5 @@ fn walk(dir: &Dir, dev: u64, tree: &mut Tree, level: usize, visit: &mut Visit<'_
         } else if stat.file_type() != libc::S_IFLNK {
             tree.special = true;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn semaphores_as_both_libraries_lay_them_out() {
-        let mut bytes = [0u8; 32];
-        bytes[0] = 3;
-        bytes[4] = 2;
-        assert_eq!(Semaphore::parse(&bytes), Some(Semaphore { value: 3, waiters: 2 }));
-        bytes[3] = 0x80;
-        assert_eq!(Semaphore::parse(&bytes).map(|s| s.value), Some(3));
-        assert_eq!(Semaphore::parse(&bytes[..31]), None);
     }
 }

@@ -4,17 +4,21 @@
 //! Fields that are not known are passed over, since they are only ever added; one that is known has to
 //! make sense by itself and beside the others.
 
-use std::collections::HashSet;
+mod sysv;
+
+use std::collections::{HashMap, HashSet};
 
 use base64::Engine;
 use serde_json::Value;
 
 use crate::tracker::host::Host;
-use crate::tracker::inventory::posix::{Object, Tree};
+use crate::tracker::inventory::mqueue::Queue;
+use crate::tracker::inventory::{Object, Tree};
 use crate::tracker::reap::{Outcome, is_quarantine_name};
 use crate::tracker::resource::{Kind, Name, escape};
 use crate::tracker::sys::{Nanoseconds, Stat};
 use crate::tracker::verdict::{Code, Evidence, Judgement, Verdict};
+use crate::tracker::world::World;
 
 /// The schema of a plan.
 pub const SCHEMA: &str = "rtrack.reap/1";
@@ -58,12 +62,17 @@ impl Item {
         if access(stat) != access(then) {
             return Err("its owner or mode was changed since the plan was made");
         }
+        let messages = |object: &Object| object.queue.map(|queue| queue.messages);
         let content = |tree: &Tree| (tree.entries, tree.size, tree.allocated, tree.changed);
         let inside = |object: &Object| object.directory.as_ref().map(content);
         if (now.size(), stat.changed) != (self.object.size(), then.changed)
             || inside(now) != inside(&self.object)
+            || messages(now) != messages(&self.object)
         {
             return Err("it was written or changed since the plan was made");
+        }
+        if now.sysv.is_some() && stat.modified != then.modified {
+            return Err("it was used since the plan was made");
         }
         Ok(())
     }
@@ -152,12 +161,21 @@ impl<'a> At<'a> {
     }
 }
 
+/// Whether a plan is about other namespaces than the one it was made in.
+#[must_use]
+pub fn is_wide(text: &[u8]) -> bool {
+    let document: Value = serde_json::from_slice(text).unwrap_or_default();
+    let places = ["mounts", "objects"].into_iter().filter_map(|key| document.get(key)?.as_array());
+    places.flatten().any(|at| at.get("namespace").is_some_and(|namespace| !namespace.is_null()))
+}
+
 /// Reads a plan for this host.
 ///
 /// # Errors
 /// The first field that does not fit: the plan is of another schema, boot, host or mount, or it was
 /// edited so that it no longer makes sense.
-pub fn read(text: &[u8], host: &Host) -> Result<Plan, PlanError> {
+pub fn read(text: &[u8], world: &World) -> Result<Plan, PlanError> {
+    let host = &world.host;
     let document: Value = serde_json::from_slice(text).map_err(|error| PlanError {
         field: "plan".into(),
         what: format!("is not one JSON document: {error}"),
@@ -175,7 +193,8 @@ pub fn read(text: &[u8], host: &Host) -> Result<Plan, PlanError> {
     if taken_at.time()? > (host.clock.wall)() {
         return Err(taken_at.wrong("is in the future"));
     }
-    let dev = mount(&top, host)?;
+    mount(&top, host)?;
+    let places = Places::of(world);
     let sight = top.get("sight")?;
     let assume_complete = sight.get("assumed_complete")?.flag()?;
     let grace = top.get("grace_s")?;
@@ -187,8 +206,8 @@ pub fn read(text: &[u8], host: &Host) -> Result<Plan, PlanError> {
     let mut items = Vec::new();
     let mut seen = HashSet::new();
     for at in top.get("objects")?.items()? {
-        let (item, outcome) = item(&at, dev)?;
-        if !seen.insert(item.object.file.clone()) {
+        let (item, outcome) = item(&at, &places)?;
+        if !seen.insert(item.object.key()) {
             return Err(at.get("id")?.wrong("is there twice"));
         }
         if outcome == Outcome::WouldReap {
@@ -199,17 +218,68 @@ pub fn read(text: &[u8], host: &Host) -> Result<Plan, PlanError> {
     Ok(Plan { id, grace, assume_complete, items })
 }
 
-/// The device of the mount that the plan is about, which has to be the one here.
-fn mount(top: &At<'_>, host: &Host) -> Result<u64, PlanError> {
+/// Our own mount, if the plan is about it, has to be the one here. Those of other namespaces are known by
+/// their objects.
+fn mount(top: &At<'_>, host: &Host) -> Result<(), PlanError> {
     let mounts = top.get("mounts")?;
-    let [mount] = &mounts.items()?[..] else {
-        return Err(mounts.wrong("expected one mount"));
-    };
-    mount.get("path")?.is(&host.shm_path.to_string_lossy(), "another mount")?;
-    let dev = mount.get("dev")?;
-    let here = host.shm_dev().map_err(|error| dev.wrong(error.to_string()))?;
-    dev.is(&show_dev(here), "another mount")?;
-    Ok(here)
+    let mut own = 0;
+    for mount in mounts.items()?.iter().filter(|at| at.optional("namespace").is_none()) {
+        own += 1;
+        mount.get("path")?.is(&host.shm_path.to_string_lossy(), "another mount")?;
+        let dev = mount.get("dev")?;
+        let here = host.shm_dev().map_err(|error| dev.wrong(error.to_string()))?;
+        dev.is(&show_dev(here), "another mount")?;
+    }
+    if own > 1 || mounts.items()?.is_empty() {
+        return Err(mounts.wrong("expected one mount of this namespace"));
+    }
+    Ok(())
+}
+
+/// The places that the objects of a plan can be in.
+struct Places {
+    /// Mounts, by device, and whether they are of message queues.
+    mounts: HashMap<String, (usize, u64, bool)>,
+    /// IPC namespaces, by number; ours is 0.
+    ipc: HashMap<u64, usize>,
+}
+
+impl Places {
+    fn of(world: &World) -> Self {
+        let places = (0..world.places.len()).rev();
+        let devices = places.filter_map(|place| Some((place, world.device_of(place).ok()?)));
+        let is_queues = |place| world.queues(place).is_some();
+        let devices = devices.map(|(place, dev)| (show_dev(dev), (place, dev, is_queues(place))));
+        let namespaces = (0..world.places.len()).filter(|place| world.ipc(*place).is_some());
+        let number = |place| world.namespace(place).map_or(0, |namespace| namespace.ipc);
+        let ipc = namespaces.map(|place| (number(place), place)).collect();
+        Self { mounts: devices.collect(), ipc }
+    }
+
+    /// The place and the device of an object.
+    fn find(&self, at: &At<'_>, kind: Kind) -> Result<(usize, u64), PlanError> {
+        let dev = at.get("dev")?;
+        let namespace = at.optional("namespace");
+        if kind.family().is_some() {
+            dev.is(&show_dev(0), "a System V object is on no mount")?;
+            let number = namespace.as_ref().map_or(Ok(0), |at| at.get("ipc")?.number())?;
+            // Another namespace may have ended since.
+            let ended = (number != 0).then_some(usize::MAX);
+            let place = self.ipc.get(&number).copied().or(ended);
+            let none = || at.wrong("there are no System V objects here");
+            return place.map(|place| (place, 0)).ok_or_else(none);
+        }
+        let found = self.mounts.get(dev.text()?).copied();
+        let found = found.filter(|(_, _, queues)| *queues == (kind == Kind::Mqueue));
+        let found = found.map(|(place, dev, _)| (place, dev));
+        let elsewhere = namespace.and_then(|_| Some((usize::MAX, parse_dev(dev.text().ok()?)?)));
+        found.or(elsewhere).ok_or_else(|| dev.wrong("is not on the mount"))
+    }
+}
+
+fn parse_dev(text: &str) -> Option<u64> {
+    let (major, minor) = text.split_once(':')?;
+    Some(libc::makedev(major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// As mountinfo has it.
@@ -217,13 +287,13 @@ fn show_dev(dev: u64) -> String {
     format!("{}:{}", libc::major(dev), libc::minor(dev))
 }
 
-fn item(at: &At<'_>, dev: u64) -> Result<(Item, Outcome), PlanError> {
+fn item(at: &At<'_>, places: &Places) -> Result<(Item, Outcome), PlanError> {
     let outcome_at = at.get("outcome")?;
     let outcome = outcome_at.word(&Outcome::ALL, Outcome::as_str)?;
     if outcome.is_removed() || outcome == Outcome::OpenedMeanwhile || outcome == Outcome::Failed {
         return Err(outcome_at.wrong("is no answer of a dry run"));
     }
-    let object = object(at, dev)?;
+    let object = object(at, places)?;
     let judgement = judgement(at)?;
     let force = at.optional("forced").map_or(Ok(false), |forced| forced.flag())?;
     let verdict = judgement.verdict;
@@ -244,27 +314,35 @@ fn item(at: &At<'_>, dev: u64) -> Result<(Item, Outcome), PlanError> {
     Ok((Item { object, judgement, user, producer, force }, outcome))
 }
 
-fn object(at: &At<'_>, dev: u64) -> Result<Object, PlanError> {
+fn object(at: &At<'_>, places: &Places) -> Result<Object, PlanError> {
     let kind = at.get("kind")?.word(&Kind::ALL, Kind::as_str)?;
     let name = name(at)?;
     let prefix: &[u8] = if kind == Kind::Sem { b"sem." } else { b"" };
     let file = Name::new([prefix, name.as_bytes()].concat());
     at.get("file")?.is(&file.to_lossy(), "is not what the name says")?;
-    at.get("dev")?.is(&show_dev(dev), "is not on the mount")?;
+    let (place, dev) = places.find(at, kind)?;
     let mode_at = at.get("mode")?;
     let permissions = u32::from_str_radix(mode_at.text()?, 8).ok().filter(|mode| *mode <= 0o7777);
     let permissions = permissions.ok_or_else(|| mode_at.wrong("expected permissions, octal"))?;
     let type_bits = match kind {
-        Kind::Shm | Kind::Sem => libc::S_IFREG,
+        Kind::Shm | Kind::Sem | Kind::Mqueue => libc::S_IFREG,
         Kind::Dir => libc::S_IFDIR,
-        Kind::Other => 0,
+        Kind::Other | Kind::SysvShm | Kind::SysvSem | Kind::SysvMsg => 0,
     };
+    let sysv = kind.family().map(|family| sysv::entry(&at.get("sysv")?, family)).transpose()?;
     let ino_at = at.get("ino")?;
     let ino = ino_at.number()?;
-    if ino == 0 {
-        return Err(ino_at.wrong("no inode has this number"));
+    match sysv {
+        Some(_) => at.get("name")?.is(&ino.to_string(), "is not what ino says")?,
+        None if ino == 0 => return Err(ino_at.wrong("no inode has this number")),
+        None => {}
     }
-    let (size, allocated) = (at.get("size")?.number()?, at.get("allocated")?.number()?);
+    // Null for a message queue of which they are not known.
+    let bytes = |key| match at.optional(key) {
+        None if kind == Kind::Mqueue => Ok(0),
+        _ => at.get(key)?.number(),
+    };
+    let (size, allocated) = (bytes("size")?, bytes("allocated")?);
     let changed = at.get("changed_at")?.time()?;
     let born = at.optional("born_at").map(|born| born.time()).transpose()?;
     let directory = if kind == Kind::Dir {
@@ -292,14 +370,35 @@ fn object(at: &At<'_>, dev: u64) -> Result<Object, PlanError> {
         size,
         allocated,
         born,
-        modified: changed,
+        modified: sysv.as_ref().map_or(changed, |entry| entry.used()),
         changed,
     };
     const TYPES: [&str; 4] = ["symlink", "fifo", "socket", "device"];
     let file_type = at.optional("file_type").map(|at| at.word(&TYPES, |one| one)).transpose()?;
-    let object = Object { kind, name, file, stat, file_type, directory, semaphore: None };
+    let queue = queue(at, kind)?;
+    let sysv = sysv.map(Box::new);
+    let object = Object::of(&file, stat);
+    let object = Object { kind, name, file_type, directory, queue, sysv, place, ..object };
     at.get("id")?.is(&object.id(), "is not what kind and name say")?;
     Ok(object)
+}
+
+/// What was in a message queue, if that was known.
+fn queue(at: &At<'_>, kind: Kind) -> Result<Option<Queue>, PlanError> {
+    if kind != Kind::Mqueue {
+        return Ok(None);
+    }
+    let queue = at.get("queue")?;
+    if queue.optional("messages").is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Queue {
+        messages: queue.get("messages")?.number()?,
+        bytes: queue.get("bytes")?.number()?,
+        max_messages: queue.get("max_messages")?.number()?,
+        message_size: queue.get("message_size")?.number()?,
+        notify_pid: None,
+    }))
 }
 
 /// The exact name: `name`, or `name_base64` where that is not UTF-8.

@@ -18,7 +18,8 @@ use super::{Outcome, Report};
 use crate::tracker::evidence::lease::{self, Lease, Look};
 use crate::tracker::evidence::usage;
 use crate::tracker::host::Host;
-use crate::tracker::inventory::posix::{Tree, entries, tree_of};
+use crate::tracker::inventory::Tree;
+use crate::tracker::inventory::posix::{entries, tree_of};
 use crate::tracker::resource::{Identity, Name};
 use crate::tracker::sys::Stat;
 

@@ -13,7 +13,7 @@ use crate::tracker::resource::{Identity, Name};
 use crate::tracker::sys::{self, Stat};
 
 /// What was done with a leftover.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settled {
     /// The directory.
     pub directory: Name,
@@ -29,6 +29,13 @@ pub struct Settled {
 }
 
 impl Settled {
+    /// Nothing was done, as the directory of the objects, called `path`, could not be read.
+    #[must_use]
+    pub fn unread(path: &std::path::Path, error: &io::Error) -> Self {
+        let directory = Name::from(path.as_os_str().to_owned());
+        Self { trouble: Some(error.to_string()), ..Self::nothing(&directory) }
+    }
+
     fn nothing(directory: &Name) -> Self {
         let directory = directory.clone();
         Self {

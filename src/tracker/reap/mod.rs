@@ -3,7 +3,7 @@
 //! [`Reaper`] removes objects that were judged, in steps that reality can interrupt: the write
 //! lease is held while the object is moved into a private directory, so that whoever opens it
 //! meanwhile blocks, is noticed, and finds it back under its name. `registered` removes by name,
-//! unconditionally, as the tracker protocol demands.
+//! unconditionally, as the tracker protocol demands; `trees` does so with folders.
 #![allow(clippy::disallowed_methods)]
 
 mod directories;
@@ -11,14 +11,18 @@ mod kept;
 mod leftovers;
 mod objects;
 mod quarantine;
+mod queues;
 pub mod registered;
 mod saving;
+pub mod sysv;
+pub mod trees;
 
 pub(super) use kept::{Building, discard, publish};
 pub use leftovers::{Fate, How, Leftover, Settled, Witness, fate, foresee, leftovers, settle};
 pub use objects::{Manner, Reaper, Steps, Target};
 pub use quarantine::is_quarantine_name;
 pub use quarantine::{at_work, is_our_leftover};
+pub use queues::remove_queue;
 
 use serde::Serialize;
 

@@ -13,7 +13,8 @@ use super::{Outcome, Report, Witness};
 use crate::tracker::archive::SaveError;
 use crate::tracker::evidence::lease::{self, LeaseError, Leased, c_name};
 use crate::tracker::host::Host;
-use crate::tracker::inventory::posix::{Tree, stat_here};
+use crate::tracker::inventory::Tree;
+use crate::tracker::inventory::posix::stat_here;
 use crate::tracker::resource::{Identity, Name};
 use crate::tracker::sys::{self, Stat};
 
@@ -30,6 +31,8 @@ pub enum Manner {
     Unleased,
     /// A directory with all that is in it, by complete holder sight or because the operator forces it.
     Directory,
+    /// A System V object, by its id.
+    ById,
 }
 
 /// One object to remove.
@@ -45,6 +48,8 @@ pub struct Target<'a> {
     pub may_go_directly: bool,
     /// What was in it, if it is a directory.
     pub tree: Option<&'a Tree>,
+    /// How many messages wait in it, if it is a message queue and that is known.
+    pub messages: Option<u64>,
     /// Whether the operator forces it, whatever could not be seen.
     pub force: bool,
 }
@@ -126,6 +131,7 @@ impl<'a> Reaper<'a> {
             Manner::Directory => {
                 self.remove_directory(target, steps, made).unwrap_or_else(|report| report)
             }
+            Manner::ById => Report::new(Outcome::Refused, "it is no object of /dev/shm"),
         }
     }
 
@@ -187,7 +193,11 @@ impl<'a> Reaper<'a> {
         }
         let directly = match made {
             Ok(()) => false,
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && target.may_go_directly => {
+            // No inode is left, or root of outside is nobody in the user namespace that this mount is of.
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EOVERFLOW))
+                    && target.may_go_directly =>
+            {
                 true
             }
             Err(error) => return Report::failed("make a private directory", &error),

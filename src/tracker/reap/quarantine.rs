@@ -10,7 +10,8 @@ use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::tracker::host::Host;
-use crate::tracker::inventory::posix::{Entry, Object, entries, entry};
+use crate::tracker::inventory::Object;
+use crate::tracker::inventory::posix::{Entry, entries, entry};
 use crate::tracker::resource::Name;
 use crate::tracker::sys;
 

@@ -1,12 +1,14 @@
 //! Removal by name and unconditionally, as the resource tracker's protocol demands it for what
 //! its clients registered and never took back.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fmt;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 
-use crate::tracker::service::protocol::Rtype;
-use crate::tracker::service::python::ReprStr;
+use super::trees::{self, TreeError};
+use crate::tracker::service::dialect::Rtype;
+use crate::tracker::service::python::{ReprStr, os_error_class};
 use crate::tracker::sys;
 
 /// Why a registered resource could not be removed. `Display` is what CPython's tracker prints.
@@ -23,7 +25,13 @@ pub enum RemoveError {
     /// before that only for semaphores.
     #[error("embedded null character")]
     EmbeddedNul,
-    /// The C library's `shm_unlink` or `sem_unlink` failed.
+    /// The same in a path.
+    #[error("embedded null byte")]
+    NulInPath,
+    /// A folder, or something in it.
+    #[error(transparent)]
+    Tree(TreeError),
+    /// The C library's `shm_unlink`, `sem_unlink` or `unlink` failed.
     #[error("{}", OsErrorText(.error, .name.as_deref()))]
     Os {
         /// With its errno.
@@ -39,6 +47,18 @@ pub struct Surrogates {
     position: usize,
     count: usize,
     first: u8,
+}
+
+impl RemoveError {
+    /// The errno, where a system call failed.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Os { error, .. } => error.raw_os_error(),
+            Self::Tree(error) => error.errno(),
+            _ => None,
+        }
+    }
 }
 
 impl Surrogates {
@@ -72,16 +92,20 @@ impl fmt::Display for Surrogates {
     }
 }
 
+/// What strerror says: std appends the number to it, Python puts that before.
+fn strerror(error: &io::Error) -> String {
+    let errno = error.raw_os_error().unwrap_or_default();
+    let text = error.to_string();
+    text.strip_suffix(&format!(" (os error {errno})")).unwrap_or(&text).to_owned()
+}
+
 struct OsErrorText<'a>(&'a io::Error, Option<&'a [u8]>);
 
 impl fmt::Display for OsErrorText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(error, name) = self;
         let errno = error.raw_os_error().unwrap_or_default();
-        let text = error.to_string();
-        // std appends the number to what strerror says; Python puts it before.
-        let text = text.strip_suffix(&format!(" (os error {errno})")).unwrap_or(&text);
-        write!(f, "[Errno {errno}] {text}")?;
+        write!(f, "[Errno {errno}] {}", strerror(error))?;
         match name {
             Some(name) => write!(f, ": {}", ReprStr(name)),
             None => Ok(()),
@@ -89,23 +113,67 @@ impl fmt::Display for OsErrorText<'_> {
     }
 }
 
-/// Removes the resource of that name. The C library's rules for names hold, since it is the C
-/// library that removes: no path is ever built from a name.
+/// The same as `repr()` shows the exception, which is what loky's tracker prints.
+#[derive(Debug)]
+pub struct Repr<'a> {
+    /// Why it could not be removed,
+    pub error: &'a RemoveError,
+    /// and its name.
+    pub name: &'a [u8],
+}
+
+impl fmt::Display for Repr<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let os = |error: &io::Error, f: &mut fmt::Formatter<'_>| {
+            let errno = error.raw_os_error().unwrap_or_default();
+            let text = strerror(error);
+            write!(f, "{}({errno}, {})", os_error_class(errno), ReprStr(text.as_bytes()))
+        };
+        match self.error {
+            RemoveError::Noop => write!(f, "RuntimeError('{}')", self.error),
+            RemoveError::NotUtf8(Surrogates { position, count, .. }) => write!(
+                f,
+                "UnicodeEncodeError('utf-8', {}, {position}, {}, 'surrogates not allowed')",
+                ReprStr(self.name),
+                position + count,
+            ),
+            RemoveError::EmbeddedNul | RemoveError::NulInPath => {
+                write!(f, "ValueError('{}')", self.error)
+            }
+            RemoveError::Os { error, .. } | RemoveError::Tree(TreeError::Os { error, .. }) => {
+                os(error, f)
+            }
+            RemoveError::Tree(error) => {
+                write!(f, "OSError({})", ReprStr(error.to_string().as_bytes()))
+            }
+        }
+    }
+}
+
+/// Removes the resource of that name, and answers how many entries were in it. For semaphores and memory
+/// the C library's rules for names hold, since it is the C library that removes: no path is ever built
+/// from a name. Files and folders are named by their paths.
 ///
 /// # Errors
 /// See [`RemoveError`].
-pub fn remove(rtype: Rtype, name: &[u8]) -> Result<(), RemoveError> {
+pub fn remove(rtype: Rtype, name: &[u8]) -> Result<u64, RemoveError> {
     let unlink = match rtype {
         Rtype::Noop => return Err(RemoveError::Noop),
-        Rtype::Dummy => return Ok(()),
-        Rtype::Semaphore => sys::sem_unlink,
+        Rtype::Dummy => return Ok(0),
+        Rtype::Semaphore | Rtype::Semlock => sys::sem_unlink,
         Rtype::SharedMemory => sys::shm_unlink,
+        Rtype::File | Rtype::Folder if name.contains(&0) => return Err(RemoveError::NulInPath),
+        Rtype::File => {
+            let os = |errno: nix::Error| RemoveError::Os { error: errno.into(), name: None };
+            return nix::unistd::unlink(OsStr::from_bytes(name)).map(|()| 0).map_err(os);
+        }
+        Rtype::Folder => return trees::remove(name).map_err(RemoveError::Tree),
     };
     if let Some(surrogates) = Surrogates::find(name) {
         return Err(RemoveError::NotUtf8(surrogates));
     }
     let text = CString::new(name).map_err(|_| RemoveError::EmbeddedNul)?;
-    unlink(&text).map_err(|error| RemoveError::Os {
+    unlink(&text).map(|()| 0).map_err(|error| RemoveError::Os {
         error,
         name: (rtype == Rtype::SharedMemory).then(|| name.to_vec()),
     })
@@ -142,5 +210,36 @@ mod tests {
             assert_eq!(error.unwrap_err().to_string(), text);
         }
         remove(Rtype::Dummy, b"\0").unwrap();
+    }
+    #[test]
+    fn exceptions_are_shown_as_loky_shows_them() {
+        for (rtype, name, shown) in [
+            (
+                Rtype::Noop,
+                &b"x"[..],
+                "RuntimeError('noop should never be registered or cleaned up')",
+            ),
+            (Rtype::Semlock, b"a\0b", "ValueError('embedded null character')"),
+            (Rtype::File, b"a\0b", "ValueError('embedded null byte')"),
+            (Rtype::Folder, b"a\0b", "ValueError('embedded null byte')"),
+            (
+                Rtype::Semlock,
+                b"/\xff",
+                "UnicodeEncodeError('utf-8', '/\\udcff', 1, 2, 'surrogates not allowed')",
+            ),
+            (Rtype::Semlock, b"/a/b", "FileNotFoundError(2, 'No such file or directory')"),
+            (Rtype::File, b"", "FileNotFoundError(2, 'No such file or directory')"),
+            (Rtype::File, b"/", "IsADirectoryError(21, 'Is a directory')"),
+            (Rtype::File, b"/dev/null/x", "NotADirectoryError(20, 'Not a directory')"),
+            (Rtype::Folder, b"", "FileNotFoundError(2, 'No such file or directory')"),
+            (Rtype::Folder, b"/dev/null", "NotADirectoryError(20, 'Not a directory')"),
+            (Rtype::Folder, b"/dev/fd", "OSError('Cannot call rmtree on a symbolic link')"),
+            (Rtype::Folder, b"/dev/fd/", "OSError('Cannot call rmtree on a symbolic link')"),
+            (Rtype::Folder, b"/proc", "OSError('Cannot call rmtree on a mount: /proc')"),
+            (Rtype::Folder, b"/", "OSError('Cannot call rmtree on /')"),
+        ] {
+            let error = remove(rtype, name).unwrap_err();
+            assert_eq!(Repr { error: &error, name }.to_string(), shown, "{rtype}");
+        }
     }
 }

@@ -44,6 +44,14 @@ pub enum TakeError {
     /// Open for writing only, or for neither (`O_PATH`).
     #[error("descriptor {0} is not open for reading")]
     NotReadable(RawFd),
+    /// Who waits for the tracker to be ready cannot be told, and would take it for dead.
+    #[error("descriptor {fd}: say that the tracker is ready: {error}")]
+    NotTold {
+        /// The number of the descriptor that was to be written to.
+        fd: RawFd,
+        /// Why it could not be.
+        error: io::Error,
+    },
     /// It looks readable and is not.
     #[error("descriptor {fd}: {operation}: {error}")]
     Os {
@@ -60,11 +68,13 @@ pub enum TakeError {
 /// tracker outlives its clients, and must not keep their files, pipes and terminals open. Least
 /// of all a write end of its own pipe, whose end it would wait for in vain.
 ///
-/// Only for a process that has opened nothing yet and has one thread.
+/// Only for a process that has opened nothing yet and has one thread. With `ready`, a newline is
+/// written there, once it is known that `fd` can be read: whoever waits for it knows that from
+/// now on every message has a reader.
 ///
 /// # Errors
 /// See [`TakeError`]. Nothing has been closed then.
-pub fn take(fd: RawFd) -> Result<Channel, TakeError> {
+pub fn take(fd: RawFd, ready: Option<RawFd>) -> Result<Channel, TakeError> {
     if fd < 0 || !sys::was_open_at_start(fd) {
         return Err(TakeError::NotOpen(fd));
     }
@@ -90,6 +100,9 @@ pub fn take(fd: RawFd) -> Result<Channel, TakeError> {
         // finds out without taking anything.
         nix::unistd::read(&channel, &mut []).map_err(|error| os("read")(error.into()))?;
     }
+    if let Some(ready) = ready {
+        tell(ready).map_err(|error| TakeError::NotTold { fd: ready, error })?;
+    }
     let mut quiet = vec![0, 1];
     let mut silent = false;
     if file_type == nix::libc::S_IFIFO {
@@ -106,6 +119,17 @@ pub fn take(fd: RawFd) -> Result<Channel, TakeError> {
     }
     sys::let_go_of_inherited(&channel, &quiet).map_err(os("close what else was inherited"))?;
     Ok(Channel { fd: channel, silent })
+}
+
+/// Writes a newline to the inherited descriptor `fd`. The copy is closed again before the inherited
+/// descriptors are, the original with them.
+fn tell(fd: RawFd) -> io::Result<()> {
+    if fd < 0 || !sys::was_open_at_start(fd) {
+        return Err(nix::Error::EBADF.into());
+    }
+    let copy = sys::duplicate(fd)?;
+    sys::interrupted(|| nix::unistd::write(&copy, b"\n"))?;
+    Ok(())
 }
 
 /// The read end of a FIFO that was opened for both (`exec 5<>fifo`, as shells do it to not block):

@@ -1,19 +1,67 @@
 //! What is registered, and what follows for the exit status: pure.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 
-use super::protocol::{Command, Message, Rtype};
+use super::dialect::{Command, Rtype};
+use super::protocol::Message;
 use super::python::ReprStr;
 
-/// The names of one type. The order only makes output reproducible; Python's sets have none.
-pub type Names = BTreeSet<Box<[u8]>>;
+/// One registered name.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    /// How many were registered before it, of all types.
+    order: u64,
+    /// How often it was registered and not given up. Only loky's dialect looks at it.
+    count: u64,
+}
+
+/// The names of one type.
+#[derive(Debug, Default)]
+pub struct Names(BTreeMap<Box<[u8]>, Entry>);
+
+impl Names {
+    /// The names with their counts in the order in which they were registered, as Python's
+    /// dictionaries keep it; its sets have none.
+    #[must_use]
+    pub fn in_order(&self) -> Vec<(&[u8], u64)> {
+        let mut names: Vec<_> = self.0.iter().collect();
+        names.sort_unstable_by_key(|(_, entry)| entry.order);
+        names.into_iter().map(|(name, entry)| (&**name, entry.count)).collect()
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
 
 /// What clients have registered and not taken back, by type. Names are keys as they were sent:
 /// `x` and `/x` are two, although they name one object.
 #[derive(Debug, Default)]
 pub struct Registry {
-    sets: [Names; Rtype::ALL.len()],
+    names: [Names; Rtype::ALL.len()],
+    registered: u64,
+}
+
+/// What a message changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing.
+    None,
+    /// It is registered, so many times now.
+    Registered(u64),
+    /// It is forgotten.
+    Forgotten,
+    /// One user less, and so many are left. With none left it is forgotten too, and to be removed.
+    Released(u64),
 }
 
 /// Something was taken back that is not registered under that type: Python's `KeyError`.
@@ -28,37 +76,52 @@ impl Registry {
         Self::default()
     }
 
-    /// Does what the message says. Registering twice is registering once.
+    /// Does what the message says. For `UNREGISTER`, registering twice is registering once; for
+    /// `MAYBE_UNLINK` it is not.
     ///
     /// # Errors
-    /// What is to be unregistered is not registered.
-    pub fn apply(&mut self, message: Message<'_>) -> Result<(), NotRegistered> {
-        let Some(names) = self.sets.get_mut(message.rtype as usize) else { return Ok(()) };
+    /// What is to be unregistered or given up is not registered.
+    pub fn apply(&mut self, message: &Message<'_>) -> Result<Change, NotRegistered> {
+        let Some(Names(names)) = self.names.get_mut(message.rtype as usize) else {
+            return Ok(Change::None);
+        };
+        let missing = || NotRegistered(message.name.to_vec());
         match message.command {
             Command::Register => {
-                if !names.contains(&*message.name) {
-                    names.insert(message.name.into_owned().into_boxed_slice());
+                if let Some(entry) = names.get_mut(&*message.name) {
+                    entry.count = entry.count.saturating_add(1);
+                    return Ok(Change::Registered(entry.count));
                 }
+                let entry = Entry { order: self.registered, count: 1 };
+                self.registered += 1;
+                names.insert((*message.name).into(), entry);
+                Ok(Change::Registered(1))
             }
             Command::Unregister => {
-                if !names.remove(&*message.name) {
-                    return Err(NotRegistered(message.name.into_owned()));
-                }
+                names.remove(&*message.name).map(|_| Change::Forgotten).ok_or_else(missing)
             }
-            Command::Probe => {}
+            Command::MaybeUnlink => {
+                let entry = names.get_mut(&*message.name).ok_or_else(missing)?;
+                entry.count = entry.count.saturating_sub(1);
+                let left = entry.count;
+                if left == 0 {
+                    names.remove(&*message.name);
+                }
+                Ok(Change::Released(left))
+            }
+            Command::Probe => Ok(Change::None),
         }
-        Ok(())
     }
 
     /// What is registered, by type, in the order of cleaning.
     pub fn iter(&self) -> impl Iterator<Item = (Rtype, &Names)> {
-        Rtype::ALL.into_iter().zip(&self.sets)
+        Rtype::ALL.into_iter().zip(&self.names)
     }
 
     /// How many names are registered.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.sets.iter().map(BTreeSet::len).sum()
+        self.names.iter().map(Names::len).sum()
     }
 
     /// Whether nothing is registered.
@@ -100,37 +163,33 @@ impl Status {
 #[derive(Debug)]
 pub struct LeakWarning<'a> {
     rtype: Rtype,
-    names: &'a Names,
+    names: &'a [(&'a [u8], u64)],
+    counts: bool,
 }
 
 impl<'a> LeakWarning<'a> {
-    /// The warning, unless there is nothing to warn of. `dummy` leaks silently.
+    /// The warning, with the counts or without, unless there is nothing to warn of. `dummy` leaks
+    /// silently.
     #[must_use]
-    pub fn new(rtype: Rtype, names: &'a Names) -> Option<Self> {
-        (!names.is_empty() && rtype != Rtype::Dummy).then_some(Self { rtype, names })
+    pub fn new(rtype: Rtype, names: &'a [(&'a [u8], u64)], counts: bool) -> Option<Self> {
+        (!names.is_empty() && rtype != Rtype::Dummy).then_some(Self { rtype, names, counts })
     }
 }
 
 impl fmt::Display for LeakWarning<'_> {
+    /// Ends with the `repr()` of a set, or of a dictionary.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "resource_tracker: There appear to be {} leaked {} objects to clean up at shutdown: {}",
+            "resource_tracker: There appear to be {} leaked {} objects to clean up at shutdown: {{",
             self.names.len(),
             self.rtype,
-            ReprSet(self.names),
-        )
-    }
-}
-
-/// `repr()` of a set that is not empty.
-#[derive(Debug)]
-pub struct ReprSet<'a>(pub &'a Names);
-
-impl fmt::Display for ReprSet<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, name) in self.0.iter().enumerate() {
-            write!(f, "{}{}", if index == 0 { "{" } else { ", " }, ReprStr(name))?;
+        )?;
+        for (index, (name, count)) in self.names.iter().enumerate() {
+            write!(f, "{}{}", if index == 0 { "" } else { ", " }, ReprStr(name))?;
+            if self.counts {
+                write!(f, ": {count}")?;
+            }
         }
         f.write_str("}")
     }
@@ -139,16 +198,24 @@ impl fmt::Display for ReprSet<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tracker::service::dialect::Dialect;
     use crate::tracker::service::protocol::parse;
 
     fn after(lines: &[&str]) -> (Registry, Vec<String>) {
         let mut registry = Registry::new();
         let mut errors = Vec::new();
         for line in lines {
-            let message = parse(line.as_bytes()).unwrap();
-            errors.extend(registry.apply(message).err().map(|error| error.to_string()));
+            let message = parse(line.as_bytes(), Dialect::Any).unwrap();
+            errors.extend(registry.apply(&message).err().map(|error| error.to_string()));
         }
         (registry, errors)
+    }
+
+    fn warnings(registry: &Registry, counts: bool) -> Vec<String> {
+        let warning = |(rtype, names): (Rtype, &Names)| {
+            LeakWarning::new(rtype, &names.in_order(), counts).map(|warning| warning.to_string())
+        };
+        registry.iter().filter_map(warning).collect()
     }
 
     #[test]
@@ -167,6 +234,30 @@ mod tests {
     }
 
     #[test]
+    fn a_count_for_whoever_gives_up() {
+        let mut registry = Registry::new();
+        for (line, change) in [
+            ("REGISTER:a:file", Some(Change::Registered(1))),
+            ("REGISTER:a:file", Some(Change::Registered(2))),
+            ("REGISTER:a:folder", Some(Change::Registered(1))),
+            ("MAYBE_UNLINK:a:file", Some(Change::Released(1))),
+            ("PROBE::", Some(Change::None)),
+            ("REGISTER:a:file", Some(Change::Registered(2))),
+            ("UNREGISTER:a:file", Some(Change::Forgotten)),
+            ("MAYBE_UNLINK:a:file", None),
+            ("REGISTER:a:file", Some(Change::Registered(1))),
+            ("MAYBE_UNLINK:a:file", Some(Change::Released(0))),
+            ("MAYBE_UNLINK:a:file", None),
+            ("UNREGISTER:a:file", None),
+            ("UNREGISTER:a:folder", Some(Change::Forgotten)),
+        ] {
+            let message = parse(line.as_bytes(), Dialect::Loky).unwrap();
+            assert_eq!(registry.apply(&message).ok(), change, "{line}");
+        }
+        assert!(registry.is_empty());
+    }
+
+    #[test]
     fn both_forms_share_a_set() {
         let (registry, errors) = after(&[
             "REGISTER:/a:semaphore",
@@ -176,19 +267,30 @@ mod tests {
     }
 
     #[test]
-    fn warnings() {
-        let (registry, _) =
-            after(&["REGISTER:b:semaphore", "REGISTER:it's:semaphore", "REGISTER:x:dummy"]);
-        let warnings: Vec<String> = registry
-            .iter()
-            .filter_map(|(rtype, names)| LeakWarning::new(rtype, names))
-            .map(|warning| warning.to_string())
-            .collect();
+    fn warnings_name_what_is_left_in_the_order_of_registration() {
+        let (registry, _) = after(&[
+            "REGISTER:z:semaphore",
+            "REGISTER:it's:semaphore",
+            "REGISTER:x:dummy",
+            "REGISTER:z:semaphore",
+            "REGISTER:d:folder",
+            "REGISTER:f:file",
+        ]);
+        let text = |number, rtype, names| {
+            format!(
+                "resource_tracker: There appear to be {number} leaked {rtype} objects to clean up \
+                 at shutdown: {names}"
+            )
+        };
         assert_eq!(
-            warnings,
-            ["resource_tracker: There appear to be 2 leaked semaphore objects to clean up at \
-             shutdown: {'b', \"it's\"}"]
+            warnings(&registry, false),
+            [
+                text(2, "semaphore", "{'z', \"it's\"}"),
+                text(1, "file", "{'f'}"),
+                text(1, "folder", "{'d'}"),
+            ]
         );
+        assert_eq!(warnings(&registry, true)[0], text(2, "semaphore", "{'z': 2, \"it's\": 1}"));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The tracker's loop: read registrations until every writer is gone, then remove what is left.
 
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 
@@ -9,10 +11,12 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::channel::Channel;
-use super::protocol::{Framer, LineError, Rtype, parse};
+use super::dialect::{Dialect, Rtype};
+use super::protocol::{Framer, LineError, Message, parse};
 use super::python::{ReprBytes, ReprStr};
-use super::registry::{LeakWarning, Registry, Status};
-use crate::tracker::reap::registered::{self, RemoveError};
+use super::registry::{Change, LeakWarning, Registry, Status};
+use crate::tracker::reap::registered::{self, RemoveError, Repr};
+use crate::tracker::resource::escape;
 use crate::tracker::sys;
 
 /// What a pipe holds at most unless somebody enlarged it (pipe(7)); more would only cost memory.
@@ -20,6 +24,9 @@ const PIECE: usize = 64 * 1024;
 
 /// How much of a bad line is quoted.
 const QUOTED: usize = 160;
+
+/// Of so many failed removals it is remembered that they were warned of.
+const REMEMBERED: usize = 1 << 16;
 
 /// What would end the tracker before it has cleaned, or stop it while it does, and is not meant
 /// for it: interrupts and hang-ups of the terminal that its clients run in, kills by program name,
@@ -57,15 +64,29 @@ fn asked() -> SigSet {
     set
 }
 
-/// What became of something that was registered and never taken back.
+/// How a tracker behaves.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// What it understands, and whose words it uses.
+    pub dialect: Dialect,
+    /// Whether it tells every step, as loky's does on demand.
+    pub verbose: bool,
+    /// Whether it warns of what was left and of what could not be removed; an interpreter that was
+    /// started with `-W ignore` does not.
+    pub warnings: bool,
+}
+
+/// What became of something that was registered, and given up by its last user or never taken back.
 #[derive(Debug)]
 pub struct Removal {
     /// Its type.
     pub rtype: Rtype,
     /// Its name, as it was registered.
     pub name: Vec<u8>,
-    /// Why it could not be removed.
-    pub error: Option<RemoveError>,
+    /// Whether its last user gave it up; else it was left at the end.
+    pub given_up: bool,
+    /// How many entries were in it; or why it could not be removed.
+    pub result: Result<u64, RemoveError>,
 }
 
 /// Runs until the last writer of `channel` is gone, cleans, and answers with the exit status.
@@ -75,29 +96,47 @@ pub struct Removal {
 /// come before anything is said about them, so that nobody who does not listen can hold them up.
 /// So does what `record`, if there is one, is told of all of them; what it answers is said as a
 /// warning.
-pub fn run(
+pub fn run<'a>(
     channel: &Channel,
-    complaints: &mut dyn Write,
-    last_words: &mut dyn Write,
-    record: Option<Recorder<'_>>,
+    options: Options,
+    complaints: &'a mut dyn Write,
+    last_words: &'a mut dyn Write,
+    record: Option<Recorder<'a>>,
 ) -> Status {
-    let (registry, status) = (Registry::new(), Status::default());
-    let mut tracker = Tracker { registry, status, line: 0, messages: complaints };
+    let mut tracker = Tracker {
+        options,
+        registry: Registry::new(),
+        status: Status::default(),
+        line: 0,
+        warned: HashSet::new(),
+        given_up: Vec::new(),
+        messages: complaints,
+        record,
+    };
+    tracker.tell(format_args!("Main resource tracker is running"));
+    tracker.flush();
     tracker.read(channel);
     tracker.messages = last_words;
-    tracker.clean(record);
+    tracker.clean();
     tracker.status
 }
 
-/// Is told of all removals once they are done; answers with what has to be said of that.
+/// Is told of removals once they are done; answers with what has to be said of that.
 pub type Recorder<'a> = &'a mut dyn FnMut(Vec<Removal>) -> Option<String>;
 
 struct Tracker<'a> {
+    options: Options,
     registry: Registry,
     status: Status,
     /// The number of the last line, from 1.
     line: u64,
+    /// Hashes of the warnings about what could not be removed when it was given up: Python shows
+    /// equal ones once, as long as they come from the same place in the source. At the end is another.
+    warned: HashSet<u64>,
+    /// What was given up and is not recorded yet.
+    given_up: Vec<Removal>,
     messages: &'a mut dyn Write,
+    record: Option<Recorder<'a>>,
 }
 
 impl Tracker<'_> {
@@ -126,12 +165,15 @@ impl Tracker<'_> {
                 Err(Errno::EAGAIN | Errno::EINTR) => continue,
                 Err(error) => {
                     framer.finish(|line| self.take(line));
+                    self.record_given_up();
                     return self.broken("read", error);
                 }
             }
+            self.record_given_up();
             self.flush();
         }
         framer.finish(|line| self.take(line));
+        self.record_given_up();
         self.flush();
     }
 
@@ -158,9 +200,9 @@ impl Tracker<'_> {
     fn take(&mut self, line: Result<&[u8], LineError<'_>>) {
         self.line += 1;
         let quoted = line.as_ref().copied().unwrap_or_default();
-        let (class, text) = match line.and_then(parse) {
-            Ok(message) => match self.registry.apply(message) {
-                Ok(()) => return,
+        let (class, text) = match line.and_then(|line| parse(line, self.options.dialect)) {
+            Ok(message) => match self.registry.apply(&message) {
+                Ok(change) => return self.follow(&message, change),
                 Err(error) => ("KeyError", error.to_string()),
             },
             Err(error) => (error.class(), error.to_string()),
@@ -177,6 +219,76 @@ impl Tracker<'_> {
             "Traceback (most recent call last):\n  line {number}: {}{more}\n{class}: {text}\n",
             ReprBytes(quoted),
         ));
+    }
+
+    /// What follows from a good line.
+    fn follow(&mut self, message: &Message<'_>, change: Change) {
+        if let Change::Released(0) = change {
+            return self.give_up(message.rtype, &message.name);
+        }
+        if self.options.verbose {
+            let (rtype, name) = (message.rtype, escape(&message.name));
+            match change {
+                Change::None => {}
+                Change::Registered(count) => self.tell(format_args!(
+                    "[ResourceTracker] incremented refcount of {rtype} {name} (current {count})"
+                )),
+                Change::Released(count) => self.tell(format_args!(
+                    "[ResourceTracker] decremented refcount of {rtype} {name} (current {count})"
+                )),
+                Change::Forgotten => {
+                    // How many types there are, as loky's own.
+                    let types = self.options.dialect.rtypes().len();
+                    self.tell(format_args!(
+                        "[ResourceTracker] unregister {name} {rtype}: cache({types})"
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Removes what its last user gave up. That it cannot be removed changes no exit status.
+    fn give_up(&mut self, rtype: Rtype, name: &[u8]) {
+        let result = registered::remove(rtype, name);
+        if self.options.verbose {
+            let name = escape(name);
+            self.tell(format_args!(
+                "[ResourceTracker] decremented refcount of {rtype} {name} (current 0)"
+            ));
+            self.tell(format_args!("[ResourceTracker] unlink {name}"));
+        }
+        if let Err(error) = &result {
+            let text = self.failure(rtype, name, error);
+            let mut hasher = DefaultHasher::new();
+            text.hash(&mut hasher);
+            let is_new = self.warned.len() >= REMEMBERED || self.warned.insert(hasher.finish());
+            if is_new {
+                self.warn(format_args!("{text}"));
+            }
+        }
+        if self.record.is_some() {
+            self.given_up.push(Removal { rtype, name: name.to_vec(), given_up: true, result });
+        }
+    }
+
+    fn record_given_up(&mut self) {
+        if self.given_up.is_empty() {
+            return;
+        }
+        let removals = std::mem::take(&mut self.given_up);
+        let warning = self.record.as_mut().and_then(|record| record(removals));
+        if let Some(text) = warning {
+            warning_of(self.messages, format_args!("{text}"));
+        }
+    }
+
+    /// The warning about what could not be removed, in the words of the tracker whose type it is.
+    fn failure(&self, rtype: Rtype, name: &[u8], error: &RemoveError) -> String {
+        if self.options.dialect.speaks_loky(rtype) {
+            format!("resource_tracker: {}: {}", escape(name), Repr { error, name })
+        } else {
+            format!("resource_tracker: {}: {error}", ReprStr(name))
+        }
     }
 
     /// Input ended by an error instead: what was registered is cleaned all the same.
@@ -198,8 +310,13 @@ impl Tracker<'_> {
             self.registry.len()
         ));
         for (rtype, names) in self.registry.iter() {
-            for name in names {
-                let written = writeln!(self.messages, "{rtype} {}", ReprStr(name));
+            let counts = self.options.dialect.releases(rtype);
+            for (name, count) in names.in_order() {
+                let name = ReprStr(name);
+                let written = match counts {
+                    true => writeln!(self.messages, "{rtype} {name} {count}"),
+                    false => writeln!(self.messages, "{rtype} {name}"),
+                };
                 written.unwrap_or(());
             }
         }
@@ -207,41 +324,73 @@ impl Tracker<'_> {
     }
 
     /// Removes what is left, then says what was and what could not be removed.
-    fn clean(&mut self, record: Option<Recorder<'_>>) {
+    fn clean(&mut self) {
         let registry = std::mem::take(&mut self.registry);
+        let left: Vec<_> = registry
+            .iter()
+            .filter(|(_, names)| !names.is_empty())
+            .map(|(rtype, names)| (rtype, names.in_order()))
+            .collect();
         let mut removals = Vec::new();
-        let mut failures: Vec<(Rtype, &[u8], String)> = Vec::new();
-        for (rtype, names) in registry.iter().filter(|(_, names)| !names.is_empty()) {
+        // What will be said of each: of failures always, of others only if everything is told.
+        let mut said: Vec<(Rtype, &[u8], Option<String>)> = Vec::new();
+        for (rtype, names) in &left {
             self.status.leftovers();
-            for name in names {
-                let error = registered::remove(rtype, name).err();
-                if let Some(error) = &error {
-                    self.status.failed_removal();
-                    failures.push((rtype, name, error.to_string()));
+            for (name, _) in names {
+                let result = registered::remove(*rtype, name);
+                match &result {
+                    Err(error) => {
+                        self.status.failed_removal();
+                        said.push((*rtype, name, Some(self.failure(*rtype, name, error))));
+                    }
+                    Ok(_) if self.options.verbose => said.push((*rtype, name, None)),
+                    Ok(_) => {}
                 }
-                if record.is_some() {
-                    removals.push(Removal { rtype, name: name.to_vec(), error });
+                if self.record.is_some() {
+                    let (rtype, name) = (*rtype, name.to_vec());
+                    removals.push(Removal { rtype, name, given_up: false, result });
                 }
             }
         }
-        let warning = record.and_then(|record| record(removals));
-        let mut failures = failures.into_iter().peekable();
-        for (rtype, names) in registry.iter() {
-            if let Some(warning) = LeakWarning::new(rtype, names) {
+        let warning = self.record.as_mut().and_then(|record| record(removals));
+        let mut said = said.into_iter().peekable();
+        // The name may be registered under several types, and fail alike under each.
+        let mut warned = HashSet::new();
+        for (rtype, names) in &left {
+            let counts = self.options.dialect.speaks_loky(*rtype);
+            if let Some(warning) = LeakWarning::new(*rtype, names, counts) {
                 self.warn(format_args!("{warning}"));
             }
-            while let Some((_, name, error)) = failures.next_if(|(of, _, _)| *of == rtype) {
-                self.warn(format_args!("resource_tracker: {}: {error}", ReprStr(name)));
+            while let Some((_, name, failure)) = said.next_if(|(of, ..)| of == rtype) {
+                match failure {
+                    Some(failure) => {
+                        if warned.insert(failure.clone()) {
+                            self.warn(format_args!("{failure}"));
+                        }
+                    }
+                    None => self.tell(format_args!("[ResourceTracker] unlink {}", escape(name))),
+                }
             }
         }
-        if let Some(warning) = warning {
-            self.warn(format_args!("{warning}"));
+        if let Some(text) = warning {
+            warning_of(self.messages, format_args!("{text}"));
         }
+        self.tell(format_args!("resource tracker shut down"));
         self.flush();
     }
 
+    /// A warning that Python's trackers give too.
     fn warn(&mut self, text: std::fmt::Arguments<'_>) {
-        warning(self.messages, text);
+        if self.options.warnings {
+            warning_of(self.messages, text);
+        }
+    }
+
+    /// A step, in the form of Python's `multiprocessing.util.debug`.
+    fn tell(&mut self, text: std::fmt::Arguments<'_>) {
+        if self.options.verbose {
+            self.say(format_args!("[DEBUG/MainProcess] {text}\n"));
+        }
     }
 
     fn say(&mut self, text: std::fmt::Arguments<'_>) {
@@ -255,7 +404,7 @@ impl Tracker<'_> {
 }
 
 /// A warning as Python prints it: where from, the category, the text.
-fn warning(messages: &mut dyn Write, text: std::fmt::Arguments<'_>) {
+fn warning_of(messages: &mut dyn Write, text: std::fmt::Arguments<'_>) {
     // Whoever closed stderr does not want to know.
     messages
         .write_fmt(format_args!("rtrack:{}: UserWarning: {text}\n", std::process::id()))
@@ -264,6 +413,6 @@ fn warning(messages: &mut dyn Write, text: std::fmt::Arguments<'_>) {
 
 /// The same, written at once: what has to be said before the loop begins.
 pub fn warn(messages: &mut dyn Write, text: std::fmt::Arguments<'_>) {
-    warning(messages, text);
+    warning_of(messages, text);
     messages.flush().unwrap_or(());
 }

@@ -1,26 +1,29 @@
 //! What is known of the processes at one moment, and what that says of an object.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::mounted::Mounted;
 use super::owners::{Owners, is_system_uid};
 use crate::tracker::evidence::clock::Clocks;
-use crate::tracker::evidence::holders::{self, NameFilter, Scan, Targets};
+use crate::tracker::evidence::holders::{self, NameFilter, Scan, Segment, Targets};
 use crate::tracker::evidence::lease::Lease;
 use crate::tracker::evidence::locks::Locks;
 use crate::tracker::evidence::processes::{Executable, Hung, Process, Processes};
 use crate::tracker::evidence::producers::{Catalogue, Family, Producer};
 use crate::tracker::evidence::sight::Sight;
+use crate::tracker::evidence::unlinked::memfd_device;
+use crate::tracker::evidence::waiters::Waiters;
 use crate::tracker::host::Host;
-use crate::tracker::inventory::posix::{Object, stat_here};
-use crate::tracker::resource::Name;
-use crate::tracker::sys;
+use crate::tracker::inventory::Object;
+use crate::tracker::inventory::posix::stat_here;
+use crate::tracker::resource::{Kind, Name};
+use crate::tracker::sys::{self, Nanoseconds};
 use crate::tracker::verdict::{CreatorState, FamilyState, KinState, Who};
-
-/// So many mounts of one object are told of: any user can make a hundred thousand.
-const MOST_USES: usize = 16;
+use crate::tracker::world::World;
 
 /// What is known of the processes at one moment.
 #[derive(Debug, Default)]
@@ -31,6 +34,8 @@ pub struct Snapshot {
     pub scan: Scan,
     /// What could be seen.
     pub sight: Sight,
+    /// Who waits at System V message queues, if there are any.
+    pub waiters: Waiters,
     /// When this look began: nothing of it is younger.
     pub began: Option<Instant>,
     clocks: Option<Clocks>,
@@ -51,8 +56,8 @@ pub struct Snapshot {
     kin: RefCell<HashMap<(u32, bool), KinState>>,
     /// Who has what locked, unless that could not be found out.
     locks: Option<Locks>,
-    /// Objects that are mounted, or under a mount, with what is seen of it.
-    uses: HashMap<Vec<u8>, Vec<String>>,
+    /// What of the objects is mounted.
+    mounted: Mounted,
 }
 
 /// Who may come back for objects, or clean them.
@@ -82,23 +87,26 @@ pub(super) struct Matter<'a> {
     pub(super) threads: bool,
     /// Processes that did not answer an earlier look.
     pub(super) hung: &'a HashSet<Hung>,
+    /// The inodes that have a name, if what has none is looked for.
+    pub(super) named: Option<&'a Arc<HashSet<(u64, u64)>>>,
 }
 
 impl Snapshot {
     /// Looks at every process.
-    pub(super) fn take(host: &Host, catalogue: &Arc<Catalogue>, matter: Matter<'_>) -> Self {
+    pub(super) fn take(world: &World, catalogue: &Arc<Catalogue>, matter: Matter<'_>) -> Self {
         let began = Some(Instant::now());
-        let targets = Arc::new(targets(host, matter.objects));
+        let host = &world.host;
+        let targets = Arc::new(targets(world, &matter));
         let remember: NameFilter = {
             let catalogue = Arc::clone(catalogue);
             Arc::new(move |name| catalogue.families().iter().any(|f| f.has_mapping(name)))
         };
-        let mut processes = Processes::read(host, matter.hung);
+        let mut processes = Processes::read(&host.proc, matter.hung);
         let mut scan = holders::scan(host, &mut processes, &targets, &remember, matter.threads);
         // A directory that nobody holds has only this look to show it.
         let mut asked = matter.objects.iter().zip(matter.leases).enumerate();
         let unexplained = asked.any(|(index, (object, lease))| {
-            (*lease == Lease::Refused || object.directory.is_some())
+            (*lease == Lease::Refused && object.sysv.is_none() || object.directory.is_some())
                 && !scan.holders.contains_key(&index)
         });
         if unexplained && !matter.threads {
@@ -107,16 +115,18 @@ impl Snapshot {
             scan = holders::scan(host, &mut processes, &targets, &remember, true);
         }
         let families = catalogue.families().iter();
+        let sight = Sight::new(
+            &host.proc,
+            &scan.own_mounts,
+            scan.maps_owners_of(&targets.places),
+            &processes,
+            scan.unreadable.len(),
+            matter.assume_complete,
+        );
+        let queues = matter.objects.iter().any(|object| object.kind == Kind::SysvMsg);
         let mut snapshot = Self {
             began,
-            sight: Sight::new(
-                host,
-                &scan.own_mounts,
-                scan.maps_owners_of(targets.dev),
-                &processes,
-                scan.unreadable.len(),
-                matter.assume_complete,
-            ),
+            sight: Sight { unseen: world.unseen.own.clone(), ..sight },
             clocks: Some(Clocks::read(host, &scan.own_mounts)),
             guardians: find_guardians(host, catalogue, matter.objects, &mut processes),
             families: families
@@ -124,7 +134,8 @@ impl Snapshot {
                 .collect(),
             ancestors: ancestors(&processes),
             locks: Locks::read(host),
-            uses: uses(host, matter.objects, &targets, &scan),
+            mounted: Mounted::new(world, matter.objects, &targets, &scan),
+            waiters: if queues { Waiters::read(host) } else { Waiters::default() },
             by_any_pid: HashMap::new(),
             by_elder: HashMap::new(),
             by_uid: HashMap::new(),
@@ -159,17 +170,12 @@ impl Snapshot {
 
     fn index(&mut self) {
         for process in self.processes.running() {
-            // A pid of another PID namespace means something only where the mount is seen.
-            let elsewhere = self.scan.elsewhere.contains(&process.pid);
-            let inner = |pids: &[i32]| {
-                if elsewhere { BTreeSet::new() } else { BTreeSet::from_iter(pids.iter().copied()) }
-            };
-            let mut own = inner(&process.ns_pids);
+            let mut own = BTreeSet::from_iter(process.ns_pids.iter().copied());
             own.insert(process.pid);
             for pid in own {
                 self.by_any_pid.entry(pid).or_default().push(process.pid);
             }
-            let mut elders = inner(&process.ns_leaders);
+            let mut elders = BTreeSet::from_iter(process.ns_leaders.iter().copied());
             elders.extend([process.ppid, process.group, process.session]);
             for pid in elders {
                 self.by_elder.entry(pid).or_default().push(process.pid);
@@ -191,25 +197,23 @@ impl Snapshot {
 
     /// Mounts that the object is part of.
     pub(super) fn mounted(&self, object: &Object) -> Vec<String> {
-        self.uses.get(object.file.as_bytes()).cloned().unwrap_or_default()
+        self.mounted.of(object)
     }
 
     /// Mounts and layers that nobody can look at, and that the object may be part of.
     pub(super) fn perhaps_mounted(&self, object: &Object) -> Vec<String> {
-        let namespaces = self.scan.namespaces.iter();
-        let lost = namespaces.clone().flat_map(|namespace| namespace.lost.iter().cloned());
-        let name = object.file.as_bytes();
-        let layer = object.directory.is_some()
-            && namespaces.clone().any(|namespace| namespace.may_be_layer(name));
-        let layer = layer.then(|| "perhaps a layer of an overlay that cannot be looked at".into());
-        lost.take(MOST_USES).chain(layer).collect()
+        self.mounted.perhaps(object, &self.scan)
     }
 
     /// What became of the pid in the object's name.
     pub(super) fn creator(&self, object: &Object, pid: i32) -> CreatorState {
         let candidates = self.by_any_pid.get(&pid).map_or(&[][..], Vec::as_slice);
         let mut recycled = None;
-        for process in candidates.iter().filter_map(|pid| self.processes.seen.get(pid)) {
+        let candidates = candidates.iter().filter_map(|pid| self.processes.seen.get(pid));
+        // A pid of another PID namespace means something only where the object is in reach.
+        let candidates =
+            candidates.filter(|process| process.pid == pid || self.may_reach(process.pid, object));
+        for process in candidates {
             if self.started_after(process, object) {
                 recycled = Some(who(process));
             } else {
@@ -223,20 +227,51 @@ impl Snapshot {
         }
     }
 
+    /// What became of a process that the kernel records with a System V object, which it was connected
+    /// with until `last`; times of such objects are in whole seconds.
+    pub(super) fn recorded(&self, pid: i32, last: Nanoseconds) -> CreatorState {
+        let later = last + 1_000_000_000;
+        let started_after = |process: &Process| {
+            let clocks = self.clocks.as_ref();
+            clocks.is_some_and(|clocks| clocks.started_after(process.start_ticks, Some(later)))
+        };
+        let known = self.by_any_pid.get(&pid).into_iter().flatten().any(|known| *known == pid);
+        match self.processes.seen.get(&pid).filter(|_| known) {
+            Some(process) if started_after(process) => CreatorState::Recycled(who(process)),
+            Some(process) => CreatorState::Alive(who(process)),
+            None if self.sight.processes.is_empty() => CreatorState::Dead,
+            None => CreatorState::NotVisible,
+        }
+    }
+
     /// A process of the session or the group that the creator led, or a child of it.
-    pub(super) fn descendant(&self, pid: i32) -> Option<Who> {
-        let descendants = self.by_elder.get(&pid)?;
-        let other = descendants.iter().find(|descendant| **descendant != pid)?;
-        self.processes.seen.get(other).map(who)
+    pub(super) fn descendant(&self, object: &Object, pid: i32) -> Option<Who> {
+        let descendants = self.by_elder.get(&pid)?.iter().filter(|descendant| **descendant != pid);
+        let mut descendants = descendants.filter_map(|pid| self.processes.seen.get(pid));
+        let own = |process: &Process| [process.ppid, process.group, process.session].contains(&pid);
+        // The kernel tells the pid that the creator has here.
+        let may_be =
+            |process: &Process| object.sysv.is_none() && self.may_reach(process.pid, object);
+        let seen = descendants.find(|process| own(process) || may_be(process));
+        seen.map(who)
+    }
+
+    /// Whether a process can reach the object, as far as is known. A message queue is reached without any
+    /// mount.
+    fn may_reach(&self, pid: i32, object: &Object) -> bool {
+        object.kind == Kind::Mqueue || self.scan.may_see(pid, object.stat.dev)
     }
 
     /// The producer's own lock on the object or on a lock file beside it.
     pub(super) fn locked(
         &self,
-        host: &Host,
+        dir: BorrowedFd<'_>,
         object: &Object,
         producer: Option<&Producer>,
     ) -> Option<String> {
+        if object.sysv.is_some() {
+            return None;
+        }
         let says = |pid: i32, what: &str| match pid {
             0 => format!("somebody has a lock on {what}"),
             pid => format!("process {pid} has a lock on {what}"),
@@ -248,7 +283,7 @@ impl Snapshot {
         }
         producer?.lock_suffixes.iter().find_map(|suffix| {
             let name = Name::new([object.file.as_bytes(), suffix.as_bytes()].concat());
-            let stat = stat_here(host.shm(), &name, object.stat.dev).ok()??;
+            let stat = stat_here(dir, &name, object.stat.dev).ok()??;
             match holder(stat.dev, stat.ino) {
                 Some(pid) => Some(says(pid?, &name.to_string())),
                 None => {
@@ -320,9 +355,17 @@ impl Snapshot {
     /// Whether a process lives that has the owner's uid, in any thread, or whose user namespace maps
     /// it, whatever its age.
     pub(super) fn kin(&self, object: &Object, owners: &Owners) -> KinState {
-        let (uid, roots_too) = (object.stat.uid, bears_roots_group(object, owners));
+        let roots_too = bears_roots_group(object, owners);
         let mut known = self.kin.borrow_mut();
-        known.entry((uid, roots_too)).or_insert_with(|| self.kin_of(uid, roots_too)).clone()
+        let mut kin = KinState::Gone;
+        for uid in owners_of(object) {
+            let of_one = known.entry((uid, roots_too));
+            let of_one = of_one.or_insert_with(|| self.kin_of(uid, roots_too));
+            if *of_one != KinState::Gone && kin != KinState::SystemUser {
+                kin = of_one.clone();
+            }
+        }
+        kin
     }
 
     fn kin_of(&self, uid: u32, roots_too: bool) -> KinState {
@@ -351,22 +394,51 @@ impl Snapshot {
     fn may_open(&self, process: &Process, object: &Object, owners: &Owners) -> bool {
         let overflow = self.processes.overflow;
         super::is_shared(object.stat.mode)
-            || process.may_be_of(object.stat.uid, overflow)
+            || owners_of(object).any(|uid| process.may_be_of(uid, overflow))
             || bears_roots_group(object, owners)
                 && process.may_be_of(0, overflow)
                 && !self.ancestors.contains(&process.pid)
     }
 }
 
-/// Whether the object has root's group and its owner does not.
-fn bears_roots_group(object: &Object, owners: &Owners) -> bool {
-    object.stat.uid != 0 && object.stat.gid == 0 && owners.primary_group(object.stat.uid) != Some(0)
+/// Who may use the object as its owner: of a System V object also who made it, if that is another one.
+fn owners_of(object: &Object) -> impl Iterator<Item = u32> {
+    let own = object.stat.uid;
+    let creator = object.sysv.as_ref().and_then(|entry| entry.creator_uid);
+    std::iter::once(own).chain(creator.filter(|uid| *uid != own))
 }
 
-fn targets(host: &Host, objects: &[Object]) -> Targets {
+/// Whether the object has root's group and its owner does not.
+fn bears_roots_group(object: &Object, owners: &Owners) -> bool {
+    let creators = object.sysv.as_ref().and_then(|entry| entry.creator_gid);
+    let roots = object.stat.gid == 0 || creators == Some(0);
+    object.stat.uid != 0 && roots && owners.primary_group(object.stat.uid) != Some(0)
+}
+
+fn targets(world: &World, matter: &Matter<'_>) -> Targets {
     let mut targets = Targets::default();
-    targets.dev = host.shm_dev().unwrap_or(0);
-    for (index, object) in objects.iter().enumerate() {
+    let places = (0..world.places.len()).filter_map(|place| world.device_of(place).ok());
+    targets.places.extend(places);
+    if let Some(named) = matter.named {
+        targets.named = Arc::clone(named);
+        targets.unlinked.extend(world.wanted_shm().filter_map(|(_, host)| host.shm_dev().ok()));
+        // A memfd belongs to no mount.
+        targets.unlinked.extend(memfd_device().ok().filter(|_| world.whole));
+    }
+    let namespaces: HashMap<usize, Option<u64>> = (0..world.places.len())
+        .filter_map(|place| Some((place, world.ipc(place)?.number(&world.host))))
+        .collect();
+    let devices = OnceCell::new();
+    for (index, object) in matter.objects.iter().enumerate() {
+        if object.kind == Kind::SysvShm {
+            let namespace = namespaces.get(&object.place).copied().flatten();
+            for dev in devices.get_or_init(sys::ipc::memory_devices) {
+                targets.add_segment((*dev, object.stat.ino), Segment { index, namespace });
+            }
+        }
+        if object.sysv.is_some() {
+            continue;
+        }
         let own = (object.stat.dev, object.stat.ino);
         targets.add(own, index);
         if let Some(tree) = &object.directory {
@@ -389,10 +461,10 @@ fn find_guardians(
     let mut owners = HashSet::from([0]);
     let mut anybody = false;
     for object in objects {
-        let found = catalogue.find(object.kind, object.file.as_bytes());
+        let found = catalogue.find(object.kind, &object.catalogue_name());
         if let Some(name) = found.and_then(|found| found.producer.guardian.as_ref()) {
             names.insert(name.as_str());
-            owners.insert(object.stat.uid);
+            owners.extend(owners_of(object));
             anybody |= super::is_shared(object.stat.mode);
         }
     }
@@ -407,7 +479,7 @@ fn find_guardians(
         })
         .map(|process| process.pid)
         .collect();
-    let lines = processes.command_lines(host, pids);
+    let lines = processes.command_lines(&host.proc, pids);
     let of = |name: &str| -> Option<Vec<i32>> {
         let guardian = catalogue.guardian(name)?;
         let lines = lines.iter().filter(|(_, line)| {
@@ -453,48 +525,6 @@ fn ancestors(processes: &Processes) -> HashSet<i32> {
         pid = process.ppid;
     }
     line
-}
-
-/// The objects that are mounted somewhere, under a mount, or a layer of an overlay.
-fn uses(
-    host: &Host,
-    objects: &[Object],
-    targets: &Targets,
-    scan: &Scan,
-) -> HashMap<Vec<u8>, Vec<String>> {
-    let mut uses: HashMap<Vec<u8>, Vec<String>> = HashMap::new();
-    let mut note = |name: &[u8], says: String| {
-        let known = uses.entry(name.to_vec()).or_default();
-        if known.len() < MOST_USES && !known.contains(&says) {
-            known.push(says);
-        }
-    };
-    let base = scan.base(host, targets.dev);
-    let namespaces = scan.namespaces.iter().map(|namespace| &namespace.mounts);
-    for mounts in namespaces.chain([&scan.own_mounts]) {
-        for (name, says) in mounts.uses_of(targets.dev, base) {
-            note(&name, says);
-        }
-    }
-    let named = |inode| targets.at(inode).iter().filter_map(|index| objects.get(*index));
-    for (inode, says) in scan.namespaces.iter().flat_map(|namespace| &namespace.mounted) {
-        for object in named(*inode) {
-            note(object.file.as_bytes(), says.clone());
-        }
-    }
-    // Unlike a file, a directory in a layer is not open for the kernel's answer to tell of.
-    let directories = || objects.iter().filter(|object| object.directory.is_some());
-    let whole = sys::stat(host.shm(), c"").ok().map(|stat| (stat.dev, stat.ino));
-    for namespace in &scan.namespaces {
-        for object in namespace.layers.iter().flat_map(|inode| named(*inode)) {
-            note(object.file.as_bytes(), "a layer of an overlay".into());
-        }
-        let all = whole.is_some_and(|whole| namespace.layers.contains(&whole));
-        for object in directories().filter(|_| all) {
-            note(object.file.as_bytes(), "in a layer of an overlay".into());
-        }
-    }
-    uses
 }
 
 fn who(process: &Process) -> Who {

@@ -1,6 +1,7 @@
 //! A test for each row of the rule, for pairs of rows that could conflict, and properties.
 
 mod conflicts;
+mod counts;
 mod properties;
 mod rows;
 
@@ -46,7 +47,9 @@ fn free() -> Facts {
         process_blind: Vec::new(),
         holder_blind: Vec::new(),
         assumed_complete: false,
+        queue: None,
         catalogue_broken: None,
+        counts: None,
     }
 }
 

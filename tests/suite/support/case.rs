@@ -1,8 +1,10 @@
 //! Cases, and how they become the tests of libtest-mimic.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode, exit};
+use std::process::{Command, ExitCode, Stdio, exit};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -122,12 +124,17 @@ fn execute(name: &str, case: &Case, environment: &[(&str, String)]) -> Result<Co
     let _alone = is_alone.then(|| ALONE.write().unwrap_or_else(PoisonError::into_inner));
     let _beside_others = (!is_alone).then(|| ALONE.read().unwrap_or_else(PoisonError::into_inner));
     // A process group of its own: Ctrl-C reaches this process only, and its end the supervisor.
-    let output = Command::new("/proc/self/exe")
+    // Files and no pipes: what a case leaves behind, and what cannot even be killed, would hold those open.
+    let (mut stdout, mut stderr) = (tempfile(name, "stdout")?, tempfile(name, "stderr")?);
+    let status = Command::new("/proc/self/exe")
         .args(["__case", name])
         .envs(environment.iter().map(|(key, value)| (key, value)))
         .process_group(0)
-        .output()?;
-    let stdout = String::from_utf8_lossy(&output.stdout);
+        .stdin(Stdio::null())
+        .stdout(stdout.try_clone()?)
+        .stderr(stderr.try_clone()?)
+        .status()?;
+    let (stdout, stderr) = (text(&mut stdout)?, text(&mut stderr)?);
     let mut reason = None;
     for line in stdout.lines() {
         if line.starts_with(SKIP_MARK) || line.starts_with(NOTE_MARK) {
@@ -136,13 +143,25 @@ fn execute(name: &str, case: &Case, environment: &[(&str, String)]) -> Result<Co
         }
         reason = line.strip_prefix(SKIP_MARK).or(reason);
     }
-    match (output.status.code(), reason) {
+    match (status.code(), reason) {
         (Some(0), _) => Ok(Completion::Completed),
         (Some(SKIPPED), Some(reason)) => Ok(Completion::ignored_with(reason)),
-        _ => Err(Failed::from(format!(
-            "{}\n--- stdout\n{stdout}\n--- stderr\n{}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr),
-        ))),
+        _ => Err(Failed::from(format!("{status}\n--- stdout\n{stdout}\n--- stderr\n{stderr}",))),
     }
+}
+
+/// A file without a name.
+fn tempfile(name: &str, what: &str) -> io::Result<File> {
+    let path = std::env::temp_dir().join(format!("rtrack-{}-{name}-{what}", std::process::id()));
+    let file = File::options().read(true).append(true).create_new(true).open(&path)?;
+    std::fs::remove_file(path)?;
+    Ok(file)
+}
+
+/// All that was written to it.
+fn text(file: &mut File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

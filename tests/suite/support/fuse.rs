@@ -34,8 +34,30 @@ impl SilentFile {
         // The root of this file system is a regular file: there is nothing to look up.
         let options = format!("fd={fd},rootmode=100000,user_id=0,group_id=0");
         mount("silent", path.to_str().unwrap(), "fuse", 0, &options).unwrap();
-        thread::spawn(move || serve(&server));
+        thread::spawn(move || serve(&server, true));
         Self { path }
+    }
+}
+
+/// A mounted file that can be opened, and of which nothing else is ever answered until this is dropped: who
+/// asks for its size or its type waits.
+pub(crate) struct OpensOnly(SilentFile);
+
+impl OpensOnly {
+    /// Mounts it, over a file that is made in the scratch directory.
+    pub(crate) fn mount() -> Self {
+        let path = scratch().join("opens-only");
+        fs::write(&path, "").unwrap();
+        let server = OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
+        let options = format!("fd={},rootmode=100000,user_id=0,group_id=0", server.as_raw_fd());
+        mount("silent", path.to_str().unwrap(), "fuse", 0, &options).unwrap();
+        thread::spawn(move || serve(&server, false));
+        Self(SilentFile { path })
+    }
+
+    /// Opens it.
+    pub(crate) fn open(&self) -> File {
+        File::open(&self.0.path).unwrap()
     }
 }
 
@@ -49,6 +71,15 @@ pub(crate) fn never_opens(path: &Path) -> File {
     server
 }
 
+/// Mounts a directory whose server never answers anything, over `path`, for as long as what is returned
+/// is open.
+pub(crate) fn never_answers(path: &Path) -> File {
+    let server = OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+    mount("silent", path.to_str().unwrap(), "fuse", 0, &options).unwrap();
+    server
+}
+
 impl Drop for SilentFile {
     fn drop(&mut self) {
         let path = CString::new(self.path.to_str().unwrap()).unwrap();
@@ -57,8 +88,8 @@ impl Drop for SilentFile {
     }
 }
 
-/// Answers everything but reads, until the file is unmounted.
-fn serve(mut server: &File) {
+/// Answers everything but reads, or to be opened and nothing else, until the file is unmounted.
+fn serve(mut server: &File, tells_of_itself: bool) {
     let mut request = vec![0; 1 << 18];
     while let Ok(length @ 40..) = server.read(&mut request) {
         let word = |at: usize| u32::from_ne_bytes(request[at..at + 4].try_into().unwrap());
@@ -67,6 +98,7 @@ fn serve(mut server: &File) {
             // Version 7.31, and a write size.
             INIT => words(16, &[(0, 7), (1, 31), (5, 4096)]),
             // One page, a regular file of mode 0600.
+            GETATTR if !tells_of_itself => continue,
             GETATTR => words(26, &[(4, 1), (6, 4096), (19, 0o100_600), (20, 1), (24, 4096)]),
             // The page that somebody waits for stays (FOPEN_KEEP_CACHE): else the next one to open
             // it would wait for that.

@@ -10,16 +10,17 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio, exit};
 use std::thread;
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::stat::Mode;
 
 use super::shm::sem_open_existing;
-use super::{Finish, check, fuse, place, sandbox, scratch, wait_for};
+use super::{Finish, check, fuse, mqueue, place, sandbox, scratch, sysv, wait_for};
 
 /// What keeps the hold: dropped when the fixture ends.
 type Kept = Box<dyn Any>;
@@ -30,6 +31,66 @@ type Take = fn(&Path) -> Kept;
 /// Every way to take hold that needs one process with one thread.
 const KINDS: &[(&str, Take)] = &[
     ("nothing", |_| Box::new(())),
+    // The path of these is the id of a System V object.
+    ("sysv-attached", |id| attached(number(id))),
+    ("sysv-attached-by-a-child-too", |id| {
+        let kept = attached(number(id));
+        if sandbox::fork() == 0 {
+            place::end_with_parent();
+            wait_for_the_end();
+            exit(0);
+        }
+        kept
+    }),
+    ("sysv-attached-and-detached", |id| {
+        sysv::detach(sysv::attach(number(id)).unwrap());
+        Box::new(())
+    }),
+    ("sysv-made-and-attached", |id| {
+        assert_eq!(sysv::segment(0, 4096, 0o600), number(id));
+        attached(number(id))
+    }),
+    ("sysv-waiting", |id| {
+        let id = number(id);
+        Box::new(thread::spawn(move || sysv::operate(id, 0, -1)))
+    }),
+    ("sysv-receiving", |id| {
+        let id = number(id);
+        Box::new(thread::spawn(move || sysv::receive(id)))
+    }),
+    ("sysv-sending", |id| {
+        sysv::send(number(id));
+        Box::new(())
+    }),
+    // The path is a uid: a segment of its is made, with the key 0x66, as a daemon does that is root again.
+    ("effective-uid-for-a-moment", |uid| {
+        let uid = number(uid).unsigned_abs().into();
+        nix::unistd::setegid(nix::unistd::Gid::from_raw(nix::unistd::Uid::as_raw(uid))).unwrap();
+        nix::unistd::seteuid(uid).unwrap();
+        sysv::segment(0x66, 4096, 0o600);
+        nix::unistd::seteuid(0.into()).unwrap();
+        nix::unistd::setegid(0.into()).unwrap();
+        Box::new(())
+    }),
+    // Memfds are on the device of System V memory, and number their inodes by themselves.
+    ("memfd-under-the-number", |id| {
+        let wanted = u64::from(number(id).unsigned_abs());
+        let files = (0..10_000).map(|_| {
+            nix::sys::memfd::memfd_create(c"x", nix::sys::memfd::MFdFlags::empty()).unwrap()
+        });
+        Box::new(files.take(1 + usize::try_from(wanted).unwrap()).collect::<Vec<_>>())
+    }),
+    // The path is the name that the kernel shows of it.
+    ("memfd", |name| {
+        let flags = nix::sys::memfd::MFdFlags::empty();
+        let file = nix::sys::memfd::memfd_create(&*c_path(name), flags).unwrap();
+        nix::unistd::ftruncate(&file, 8192).unwrap();
+        Box::new(file)
+    }),
+    ("fd-and-map", |path| {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        Box::new((read_write(path), map(path, protection, libc::MAP_SHARED)))
+    }),
     ("fd-read", |path| Box::new(File::open(path).unwrap())),
     ("fd-write", |path| Box::new(read_write(path))),
     ("fd-o-path", |path| {
@@ -47,6 +108,11 @@ const KINDS: &[(&str, Take)] = &[
     }),
     ("fd-without-access", |path| Box::new(without_access(path))),
     ("map-shared", |path| map(path, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED)),
+    ("map-shared-and-deleted", |path| {
+        let kept = map(path, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        fs::remove_file(path).unwrap();
+        kept
+    }),
     ("map-private", |path| map(path, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)),
     ("map-no-access", |path| map(path, libc::PROT_NONE, libc::MAP_SHARED)),
     ("in-flight", |path| Box::new(in_flight(read_write(path)))),
@@ -63,6 +129,18 @@ const KINDS: &[(&str, Take)] = &[
         env::set_current_dir(path).unwrap();
         sandbox::mount("tmpfs", "/dev/shm", "tmpfs", 0, "mode=1777").unwrap();
         Box::new(())
+    }),
+    ("message-queue", |path| Box::new(queue(path))),
+    ("message-queue-in-flight", |path| Box::new(in_flight(queue(path).file()))),
+    ("told-of-messages", |path| {
+        let queue = queue(path);
+        queue.notify(false);
+        Box::new(queue)
+    }),
+    ("told-of-messages-by-signal", |path| {
+        let queue = queue(path);
+        queue.notify(true);
+        Box::new(queue)
     }),
     ("bind-mount", bind_mount),
     ("open-tree", |path| Box::new(open_tree(path))),
@@ -98,6 +176,16 @@ const KINDS: &[(&str, Take)] = &[
         overlay
     }),
     ("loop-device", loop_device),
+    ("server-of-one", |path| {
+        let server = UnixListener::bind(path).unwrap();
+        // Whoever waits for this process to be ready connects later.
+        thread::spawn(move || {
+            let client = server.accept().unwrap();
+            thread::sleep(Duration::MAX);
+            drop((server, client));
+        });
+        Box::new(())
+    }),
     ("file-lock", |path| {
         Box::new(Flock::lock(read_write(path), FlockArg::LockExclusiveNonblock).unwrap())
     }),
@@ -163,12 +251,27 @@ fn ready() {
     io::stdout().flush().unwrap();
 }
 
-fn wait_for_the_end() {
+pub(super) fn wait_for_the_end() {
     io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+/// As mq_open(3) opens it, whatever mount `path` says.
+fn queue(path: &Path) -> mqueue::Queue {
+    mqueue::open_queue(path.file_name().unwrap()).unwrap()
 }
 
 fn read_write(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).open(path).unwrap()
+}
+
+/// The number that stands in the place of a path.
+fn number(path: &Path) -> i32 {
+    path.to_str().unwrap().parse().unwrap()
+}
+
+fn attached(id: i32) -> Kept {
+    sysv::attach(id).unwrap();
+    Box::new(())
 }
 
 /// A mapping of the first page whose descriptor is closed.

@@ -49,6 +49,10 @@ pub(crate) fn private_mounts(own_pids: bool) -> io::Result<()> {
     if own_pids {
         mount("proc", "/proc", "proc", 0, "")?;
     }
+    // Where the machine's message queues are mounted, this IPC namespace's cover them.
+    if fs::metadata("/dev/mqueue").is_ok_and(|meta| meta.is_dir()) {
+        mount("mqueue", "/dev/mqueue", "mqueue", 0, "")?;
+    }
     mount("tmpfs", "/dev/shm", "tmpfs", 0, "mode=1777,size=256M")
 }
 

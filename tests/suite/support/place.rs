@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, chroot};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -10,6 +11,7 @@ use std::process::{Command, ExitCode, exit};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::Mode;
 
 use super::{check, object, sandbox, scratch};
 
@@ -51,7 +53,9 @@ pub(super) fn end_with_parent() {
 pub(super) fn enter(places: &str, path: Option<&Path>) {
     for place in places.split(':') {
         match place.split_once('=').unwrap_or((place, "")) {
+            ("", _) => {}
             ("own-mounts", _) => unshare(libc::CLONE_NEWNS),
+            ("own-ipc", _) => unshare(libc::CLONE_NEWIPC),
             // The /proc is still that of the namespace outside.
             ("own-pids", _) => {
                 unshare(libc::CLONE_NEWPID);
@@ -69,6 +73,38 @@ pub(super) fn enter(places: &str, path: Option<&Path>) {
                 go_on_in_a_child();
             }
             ("equal-path", _) => another_shm(path.unwrap()),
+            // A /dev/shm of its own, as a container has one, with these objects.
+            ("own-shm", names) => {
+                unshare(libc::CLONE_NEWNS);
+                sandbox::mount("tmpfs", "/dev/shm", "tmpfs", 0, "mode=1777").unwrap();
+                for name in names.split('+').filter(|name| !name.is_empty()) {
+                    object().make(name);
+                }
+            }
+            // An IPC namespace of its own, in which the first System V objects have the id 0.
+            ("filled-ipc", queue) => {
+                unshare(libc::CLONE_NEWIPC);
+                super::sysv::segment(0x4242, 8192, 0o600);
+                super::sysv::semaphores(0x4242, 2, 0o600);
+                let full = super::sysv::queue(0x4242, 0o600);
+                super::sysv::send(full);
+                let name = std::ffi::CString::new(format!("/{queue}")).unwrap();
+                let (flags, no_attributes) = (libc::O_CREAT | libc::O_RDWR, 0_usize);
+                // SAFETY: the name is NUL-terminated, and no attributes are given.
+                let made = unsafe { libc::mq_open(name.as_ptr(), flags, 0o600, no_attributes) };
+                // SAFETY: the descriptor is this process's own.
+                check(unsafe { libc::mq_close(check(made).unwrap()) }).unwrap();
+            }
+            // Message queues of its own, these among them, mounted where they usually are.
+            ("own-queues", names) => {
+                unshare(libc::CLONE_NEWNS | libc::CLONE_NEWIPC);
+                sandbox::mount("mqueue", "/dev/mqueue", "mqueue", 0, "").unwrap();
+                names.split('+').for_each(|name| drop(super::mqueue::make_small_queue(name, 2)));
+            }
+            // The mount, IPC and PID namespace of a process.
+            ("join", pid) => join(pid),
+            // As `own-shm`, but what lies there is of another type, or a link, or is elsewhere as well.
+            ("odd-shm", what) => odd_shm(what),
             ("jail", _) => {
                 let jail = scratch().join("jail");
                 let shm = jail.join("dev/shm");
@@ -103,8 +139,18 @@ fn unshare(flags: i32) {
     check(unsafe { libc::unshare(flags) }).unwrap();
 }
 
+fn join(pid: &str) {
+    let namespace = |name: &str| fs::File::open(format!("/proc/{pid}/ns/{name}")).unwrap();
+    // Once the mounts are others, so is /proc.
+    for file in ["pid", "ipc", "mnt"].map(namespace) {
+        // SAFETY: this process has a single thread.
+        check(unsafe { libc::setns(file.as_raw_fd(), 0) }).unwrap();
+    }
+    go_on_in_a_child();
+}
+
 /// New namespaces for PIDs and time are entered by children only.
-fn go_on_in_a_child() {
+pub(super) fn go_on_in_a_child() {
     let (mut told, mut tells) = std::io::pipe().unwrap();
     let child = sandbox::fork();
     if child == 0 {
@@ -135,6 +181,55 @@ fn another_shm(path: &Path) {
         object().make(name);
     }
     assert_eq!(fs::metadata(path).unwrap().ino(), before.ino(), "only the device differs");
+}
+
+/// A directory in the case's /dev/shm, for `odd-shm=part`.
+pub(crate) const SOMEBODYS: &str = "/dev/shm/somebodys";
+
+/// A /dev/shm as somebody may make it who wants whoever looks to hang, or to take other files for
+/// objects.
+fn odd_shm(what: &str) {
+    unshare(libc::CLONE_NEWNS);
+    let tmpfs = |at: &str| sandbox::mount("tmpfs", at, "tmpfs", 0, "mode=1777").unwrap();
+    let silent = |at: &str| std::mem::forget(super::fuse::never_answers(Path::new(at)));
+    match what {
+        "ramfs" => sandbox::mount("ramfs", "/dev/shm", "ramfs", 0, "").unwrap(),
+        "fuse" => silent("/dev/shm"),
+        // Only what is below it is asked for.
+        "fuse-above" => silent("/dev"),
+        "link" => {
+            leave_shm();
+            tmpfs("/dev");
+            let target = scratch().join("target");
+            fs::create_dir_all(&target).unwrap();
+            tmpfs(target.to_str().unwrap());
+            std::os::unix::fs::symlink(target, "/dev/shm").unwrap();
+        }
+        "elsewhere" => {
+            tmpfs("/dev/shm");
+            object().make("psm_0a1b2c3d");
+            let target = scratch().join("private");
+            fs::create_dir_all(&target).unwrap();
+            let target = target.to_str().unwrap();
+            sandbox::mount("/dev/shm", target, "", libc::MS_BIND, "").unwrap();
+        }
+        "part" => sandbox::mount(SOMEBODYS, "/dev/shm", "", libc::MS_BIND, "").unwrap(),
+        // The same; but in the list of mounts another one comes last.
+        "part-moved" => {
+            let beside = scratch().join("beside");
+            fs::create_dir_all(&beside).unwrap();
+            let beside = beside.to_str().unwrap();
+            sandbox::mount(SOMEBODYS, beside, "", libc::MS_BIND, "").unwrap();
+            sandbox::mount("/dev/shm", "/dev/shm", "", libc::MS_BIND, "").unwrap();
+            sandbox::mount(beside, "/dev/shm", "", libc::MS_MOVE, "").unwrap();
+        }
+        "fifo" => {
+            tmpfs("/dev/shm");
+            nix::unistd::mkfifo("/dev/shm/psm_0a1b2c3d", Mode::from_bits_truncate(0o600)).unwrap();
+            std::os::unix::fs::symlink("/etc/passwd", "/dev/shm/psm_11111111").unwrap();
+        }
+        _ => panic!("{what} is no odd /dev/shm"),
+    }
 }
 
 /// Takes the case's /dev/shm out of this process's mount namespace.

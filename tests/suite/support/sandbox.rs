@@ -15,9 +15,11 @@ pub(crate) use super::namespaces::{fork, mount, status_of};
 use super::pythons;
 
 /// Names the directory of this run to the cases.
-const RUN_DIRECTORY: &str = "RTRACK_SUITE_DIR";
+pub(super) const RUN_DIRECTORY: &str = "RTRACK_SUITE_DIR";
 /// Overrides the binary under test.
 const BINARY: &str = "RTRACK_BIN";
+/// Overrides the program of `examples/register.rs`.
+const EXAMPLE: &str = "RTRACK_EXAMPLE";
 
 /// A directory for the whole run, which every user can enter; removed at the end.
 pub(super) struct RunDirectory {
@@ -68,6 +70,17 @@ impl Drop for RunDirectory {
 /// The binary under test.
 pub(crate) fn binary() -> PathBuf {
     std::env::var_os(BINARY).unwrap().into()
+}
+
+/// The example that registers a memory object. Cargo builds it with all tests, and not with this one
+/// alone: then the case is skipped.
+pub(crate) fn example() -> PathBuf {
+    let built = || Path::new(env!("CARGO_BIN_EXE_rtrack")).with_file_name("examples/register");
+    let path = std::env::var_os(EXAMPLE).map_or_else(built, PathBuf::from);
+    if !path.exists() {
+        skip(format_args!("{} is not built: cargo build --examples", path.display()));
+    }
+    path
 }
 
 /// The directory of the whole run: no tmpfs where the machine's temporary directory is none.
@@ -126,6 +139,7 @@ pub(crate) fn supervise(name: &str) -> ExitCode {
         exit(enter_and_run(&case));
     }
     let status = watch(&case, child, &signals);
+    let end = Instant::now() + Duration::from_secs(60);
     while let [first, rest @ ..] = descendants().as_slice() {
         for &pid in std::iter::once(first).chain(rest) {
             // SAFETY: the pid is a descendant's, and a zombie's pid is not used again before the
@@ -134,6 +148,10 @@ pub(crate) fn supervise(name: &str) -> ExitCode {
         }
         // SAFETY: waiting without a status touches no memory.
         while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } > 0 {}
+        if Instant::now() > end {
+            eprintln!("{:?} cannot be ended", descendants());
+            return ExitCode::FAILURE;
+        }
         std::thread::sleep(Duration::from_millis(1));
     }
     status

@@ -8,12 +8,14 @@ const SCHEMAS: &[(&str, &str)] = &[
     ("rtrack.audit/1", include_str!("../../../schema/audit.schema.json")),
     ("rtrack.groups/1", include_str!("../../../schema/groups.schema.json")),
     ("rtrack.inventory/1", include_str!("../../../schema/inventory.schema.json")),
+    ("rtrack.limits/1", include_str!("../../../schema/limits.schema.json")),
     ("rtrack.log/1", include_str!("../../../schema/log.schema.json")),
     ("rtrack.probe/1", include_str!("../../../schema/probe.schema.json")),
     ("rtrack.producers/1", include_str!("../../../schema/producers.schema.json")),
     ("rtrack.reap/1", include_str!("../../../schema/reap.schema.json")),
     ("rtrack.restore/1", include_str!("../../../schema/restore.schema.json")),
     ("rtrack.show/1", include_str!("../../../schema/show.schema.json")),
+    ("rtrack.trackers/1", include_str!("../../../schema/trackers.schema.json")),
 ];
 
 /// Fails the case unless `document` is what the schema that it names says.

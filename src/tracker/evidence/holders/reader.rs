@@ -5,20 +5,14 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::{Detail, How, MOST_DETAILS, NameFilter, Targets};
 use crate::tracker::evidence::mounts::{Mounts, number};
-use crate::tracker::evidence::namespaces::Namespaces;
-use crate::tracker::evidence::processes::{self, words};
+use crate::tracker::evidence::namespaces::{Namespace, Namespaces};
+use crate::tracker::evidence::processes::{task_gone as gone, words};
+use crate::tracker::evidence::unlinked::{self, Trace};
 use crate::tracker::sys;
-
-/// Whether something of the process or thread, whose directory in /proc is given, cannot be read because
-/// that is gone: a link of a task that has exited meanwhile answers with `EACCES`.
-fn gone(task: &Path, error: &io::Error) -> bool {
-    processes::gone(error)
-        || error.raw_os_error() == Some(libc::EACCES)
-            && std::fs::symlink_metadata(task).is_err_and(|error| processes::gone(&error))
-}
 
 /// What one process showed.
 #[derive(Default)]
@@ -26,8 +20,11 @@ pub(super) struct Found {
     pub(super) holds: HashMap<usize, Vec<Detail>>,
     pub(super) mapped_names: BTreeSet<Vec<u8>>,
     pub(super) maps_read: bool,
-    pub(super) elsewhere: bool,
+    /// What it sees, unless that is a part of its mount namespace only.
+    pub(super) view: Option<Arc<Namespace>>,
     pub(super) incomplete: bool,
+    /// What has no name.
+    pub(super) unlinked: Vec<Trace>,
 }
 
 impl Found {
@@ -59,7 +56,7 @@ impl Reader<'_> {
                 Err(_) => found.incomplete = true,
             }
         }
-        let look = |root: &PathBuf| namespaces.of(self.root, root, pid, self.targets.dev);
+        let look = |root: &PathBuf| namespaces.of(self.root, root, pid, &self.targets.places);
         let mut looked = look(&own);
         if looked.as_ref().is_err_and(|error| gone(&own, error)) {
             // A first thread that has exited has no namespaces any more; those that go on have.
@@ -71,9 +68,7 @@ impl Reader<'_> {
         let namespace = looked.ok();
         let mounts = namespace.as_ref().map(|(namespace, _)| &namespace.mounts);
         // What a jail does not show may still be in its reach.
-        found.elsewhere = namespace.as_ref().is_some_and(|(namespace, jailed)| {
-            !jailed && namespace.mounts.0.iter().all(|mount| mount.dev != self.targets.dev)
-        });
+        found.view = namespace.as_ref().filter(|(_, jailed)| !jailed).map(|(view, _)| view.clone());
         // A thread can have mounts of its own, too.
         let link = |task: &Path| std::fs::read_link(task.join("ns/mnt")).ok();
         let known = link(&own);
@@ -83,7 +78,7 @@ impl Reader<'_> {
         }
         for root in &roots {
             self.maps(root, &mut found);
-            if self.targets.by_inode.is_empty() {
+            if self.targets.by_inode.is_empty() && self.targets.unlinked.is_empty() {
                 continue;
             }
             self.descriptors(root, mounts, namespaces, &mut found);
@@ -104,11 +99,34 @@ impl Reader<'_> {
             }
         };
         found.maps_read = true;
+        let mut own: Option<Number> = None;
         let mut last: &[u8] = b"";
         for line in text.split(|b| *b == b'\n') {
             let Some(map) = parse_map(line) else { continue };
             for target in self.targets.at((map.dev, map.ino)) {
                 found.note(*target, map.detail());
+            }
+            // What an anonymous mapping that is shared maps has no name to be known by.
+            if self.targets.is_unlinked((map.dev, map.ino))
+                && let Some(name) = unlinked::name_of(map.path).filter(|_| map.is_shared())
+                && !map.path.starts_with(b"/SYSV")
+                && map.path != b"/dev/zero (deleted)"
+            {
+                let range = String::from_utf8_lossy(map.range);
+                found.unlinked.push(Trace {
+                    inode: (map.dev, map.ino),
+                    name: name.to_vec(),
+                    link: root.join("map_files").join(without_zeroes(&range)),
+                    detail: map.detail(),
+                });
+            }
+            // Memfds are on the same device, and a name of any file may look like this one.
+            if map.path.starts_with(b"/SYSV") {
+                for segment in self.targets.segments_at((map.dev, map.ino)) {
+                    if own.get_or_insert_with(|| namespace_of(root)).may_be(segment.namespace) {
+                        found.note(segment.index, map.detail());
+                    }
+                }
             }
             let name = map.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
             if name != last {
@@ -141,22 +159,28 @@ impl Reader<'_> {
                 return;
             };
             // Sockets, pipes and their like name no path; a file does, whatever its mount.
-            match std::fs::read_link(entry.path()) {
+            let link = match std::fs::read_link(entry.path()) {
                 Ok(link) if !link.as_os_str().as_bytes().starts_with(b"/") => {
                     namespaces.note_kept(link.as_os_str());
                     continue;
                 }
-                Ok(_) => {}
+                Ok(link) => link,
                 Err(error) if gone(root, &error) => continue,
                 Err(_) => {
                     found.incomplete = true;
                     continue;
                 }
-            }
-            match self.descriptor(root, &entry.file_name(), mounts) {
-                Ok((targets, detail)) => {
-                    for target in targets {
+            };
+            match self.descriptor(root, &entry.file_name(), &link, mounts) {
+                Ok((inode, detail)) => {
+                    let Some(inode) = inode else { continue };
+                    for target in self.targets.at(inode) {
                         found.note(*target, detail.clone());
+                    }
+                    let name = unlinked::name_of(link.as_os_str().as_bytes());
+                    if let Some(name) = name.filter(|_| self.targets.is_unlinked(inode)) {
+                        let (name, link) = (name.to_vec(), entry.path());
+                        found.unlinked.push(Trace { inode, name, link, detail });
                     }
                 }
                 Err(error) if gone(root, &error) => {}
@@ -165,7 +189,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The targets that a descriptor refers to. A mount that the process's namespace does not list
+    /// The inode that a descriptor refers to, if it may be one that is asked for. A mount that the process's namespace does not list
     /// is the kernel's own (memfd, System V), another namespace's, or attached nowhere (open_tree(2),
     /// or a bind mount that was taken away): then the descriptor itself tells its device, if its
     /// inode number is one of ours.
@@ -173,8 +197,9 @@ impl Reader<'_> {
         &self,
         root: &Path,
         fd: &OsStr,
+        link: &Path,
         mounts: Option<&Mounts>,
-    ) -> io::Result<(&[usize], Detail)> {
+    ) -> io::Result<(Option<(u64, u64)>, Detail)> {
         let info = std::fs::read(root.join("fdinfo").join(fd))?;
         let field = |key: &[u8]| {
             info.split(|b| *b == b'\n')
@@ -188,9 +213,14 @@ impl Reader<'_> {
             None if self.targets.has_number(ino) => {
                 inode_on(&root.join("fd").join(fd), &self.targets.devices)?
             }
+            // Others may be on file systems that never answer.
+            None if !self.targets.unlinked.is_empty()
+                && link.as_os_str().as_bytes().starts_with(b"/memfd:") =>
+            {
+                inode_on(&root.join("fd").join(fd), &self.targets.unlinked)?
+            }
             None => None,
         };
-        let targets = inode.map_or(&[][..], |inode| self.targets.at(inode));
         let flags = info
             .split(|b| *b == b'\n')
             .find_map(|line| words(line.strip_prefix(b"flags:")?).next())
@@ -212,7 +242,7 @@ impl Reader<'_> {
             bytes: None,
             fd: number(fd.as_bytes()),
         };
-        Ok((targets, detail))
+        Ok((inode, detail))
     }
 
     /// The root and the working directory of a process, which are asked themselves: their paths say
@@ -244,6 +274,30 @@ impl Reader<'_> {
     }
 }
 
+/// A range of `maps` as `map_files` has it: `00400000-00401000` there is `400000-401000` here.
+fn without_zeroes(range: &str) -> String {
+    let ends = range.split('-').map(|end| end.trim_start_matches('0'));
+    ends.map(|end| if end.is_empty() { "0" } else { end }).collect::<Vec<_>>().join("-")
+}
+
+/// The number of an IPC namespace, unless it could not be found out.
+struct Number(Option<u64>);
+
+impl Number {
+    fn may_be(&self, other: Option<u64>) -> bool {
+        self.0.is_none() || other.is_none() || self.0 == other
+    }
+}
+
+/// The IPC namespace that a process is in.
+fn namespace_of(root: &Path) -> Number {
+    let link = std::fs::read_link(root.join("ns/ipc")).ok();
+    let number = link.as_ref().and_then(|link| {
+        number(link.as_os_str().as_bytes().strip_prefix(b"ipc:[")?.strip_suffix(b"]")?)
+    });
+    Number(number)
+}
+
 /// Device and inode of what a link of /proc leads to, if it is on one of `devices`.
 fn inode_on(link: &Path, devices: &HashSet<u64>) -> io::Result<Option<(u64, u64)>> {
     let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
@@ -259,6 +313,7 @@ fn inode_on(link: &Path, devices: &HashSet<u64>) -> io::Result<Option<(u64, u64)
 /// One line of `maps`.
 #[derive(Debug, PartialEq, Eq)]
 struct Map<'a> {
+    range: &'a [u8],
     bytes: u64,
     permissions: &'a [u8],
     dev: u64,
@@ -267,11 +322,15 @@ struct Map<'a> {
 }
 
 impl Map<'_> {
+    fn is_shared(&self) -> bool {
+        self.permissions.get(3) == Some(&b's')
+    }
+
     fn detail(&self) -> Detail {
         Detail {
             how: How::Map,
             access: String::from_utf8_lossy(self.permissions.get(..3).unwrap_or_default()).into(),
-            shared: Some(self.permissions.get(3) == Some(&b's')),
+            shared: Some(self.is_shared()),
             bytes: Some(self.bytes),
             fd: None,
         }
@@ -291,24 +350,27 @@ fn parse_map(line: &[u8]) -> Option<Map<'_>> {
     };
     let (range, permissions, _offset) = (field()?, field()?, field()?);
     let (dev, ino) = (field()?, number(field()?)?);
-    if ino == 0 {
-        return None;
-    }
     let mut dev = dev.split(|b| *b == b':').map(|part| {
         std::str::from_utf8(part).ok().and_then(|part| u32::from_str_radix(part, 16).ok())
     });
     let (major, minor) = (dev.next()??, dev.next()??);
     let path = rest.iter().position(|b| *b != b' ').and_then(|at| rest.get(at..));
+    let path = path.unwrap_or_default();
+    // System V memory has the id 0 as well; else there is no file.
+    if ino == 0 && !path.starts_with(b"/SYSV") {
+        return None;
+    }
     let mut ends = range.split(|b| *b == b'-').map(|part| {
         std::str::from_utf8(part).ok().and_then(|part| u64::from_str_radix(part, 16).ok())
     });
     let (start, end) = (ends.next()??, ends.next()??);
     Some(Map {
+        range,
         bytes: end.saturating_sub(start),
         permissions,
         dev: libc::makedev(major, minor),
         ino,
-        path: path.unwrap_or_default(),
+        path,
     })
 }
 
@@ -323,6 +385,7 @@ mod tests {
         assert_eq!(
             parse_map(line),
             Some(Map {
+                range: b"7f00-7f01",
                 bytes: 1,
                 permissions: b"rw-s",
                 dev: libc::makedev(0, 0x1b),
@@ -332,6 +395,8 @@ mod tests {
         );
         assert_eq!(parse_map(b"7f00-7f01 rw-p 00000000 00:00 0 [heap]"), None);
         assert_eq!(parse_map(b"7f00-7f01 rw-p 00000000 103:02 7").map(|m| m.ino), Some(7));
+        let first = b"7f00-7f01 rw-s 00000000 00:01 0                 /SYSV00000000 (deleted)";
+        assert_eq!(parse_map(first).map(|m| (m.dev, m.ino)), Some((libc::makedev(0, 1), 0)));
         for rubbish in
             [&b""[..], b"x", b"a b c d e", b"a b c 1:2:3 9 /x", b"1-2 b", b"a b c zz:1 9"]
         {

@@ -11,6 +11,7 @@ use nix::sys::stat::{FileStat, Mode, fstat};
 use procfs::process::Process;
 
 use super::descriptors::{access, info, numbers, proc};
+use super::everywhere::device;
 use super::{Kind, Target, Tracker};
 use crate::tracker::host::in_first_pid_namespace;
 
@@ -38,6 +39,8 @@ impl Ends {
     pub(super) fn look(stat: &FileStat, pipe: &OwnedFd) -> Self {
         let mut ends = Self::default();
         let own = fs::read_link(format!("/proc/self/fd/{}", pipe.as_raw_fd())).unwrap_or_default();
+        let own =
+            Own { link: &own, device: device(Path::new("/proc/self"), pipe.as_raw_fd()), stat };
         let Ok(entries) = fs::read_dir("/proc") else {
             ends.hidden = true;
             return ends;
@@ -61,7 +64,7 @@ impl Ends {
             let (mut reads, mut writes) = (false, false);
             for access in found
                 .into_iter()
-                .filter(|fd| is_same(pid, *fd, &own, stat))
+                .filter(|fd| own.is_same(pid, *fd))
                 .filter_map(|fd| access(pid, fd))
             {
                 reads |= access.reads;
@@ -88,21 +91,39 @@ fn may_hold_descriptors(pid: i32) -> bool {
     }
 }
 
-/// Whether descriptor `fd` of `pid` is the pipe with that `stat`, which `own` is the link of.
-/// Nothing is opened before its inode number is known to fit, and then by `O_PATH` only: whatever
-/// else other processes have open is none of our business.
-fn is_same(pid: i32, fd: RawFd, own: &Path, stat: &FileStat) -> bool {
-    let path = proc(pid, "fd").join(fd.to_string());
-    let Ok(link) = fs::read_link(&path) else { return false };
-    if link == own && !own.has_root() {
-        return true;
+/// The pipe that is asked about.
+struct Own<'a> {
+    link: &'a Path,
+    /// The device of the mount that it was reached by, and whether that answers in time.
+    device: Option<(u64, bool)>,
+    stat: &'a FileStat,
+}
+
+impl Own<'_> {
+    /// Whether descriptor `fd` of `pid` is that pipe. Nothing is opened before its inode number is
+    /// known to fit, and then by `O_PATH` only: whatever else other processes have open is none of
+    /// our business. On a file system that may never answer it is not opened at all.
+    fn is_same(&self, pid: i32, fd: RawFd) -> bool {
+        let path = proc(pid, "fd").join(fd.to_string());
+        let Ok(link) = fs::read_link(&path) else { return false };
+        let named = self.link.has_root();
+        if link == self.link && !named {
+            return true;
+        }
+        if !named || !link.has_root() || info(pid, fd, "ino:", 10) != Some(self.stat.st_ino) {
+            return false;
+        }
+        match device(&proc(pid, ""), fd) {
+            Some((_, true)) => {
+                let handle = open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+                handle.and_then(fstat).is_ok_and(|other| {
+                    (other.st_dev, other.st_ino) == (self.stat.st_dev, self.stat.st_ino)
+                })
+            }
+            Some((dev, false)) => self.device.is_some_and(|(own, _)| own == dev),
+            None => false,
+        }
     }
-    if !own.has_root() || !link.has_root() || info(pid, fd, "ino:", 10) != Some(stat.st_ino) {
-        return false;
-    }
-    let handle = open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
-    let other = handle.and_then(fstat);
-    other.is_ok_and(|other| (other.st_dev, other.st_ino) == (stat.st_dev, stat.st_ino))
 }
 
 /// How many readers of one pipe are looked at.

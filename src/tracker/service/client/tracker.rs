@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::descriptors::proc;
 use crate::tracker::deadline;
+use crate::tracker::service::dialect::Dialect;
 use crate::tracker::service::protocol::{Form, form_for};
 
 /// Whose tracker it is.
@@ -45,18 +46,6 @@ impl Kind {
             Self::Unknown => "unknown",
         }
     }
-
-    /// The resource types that such a tracker cleans up.
-    #[must_use]
-    pub const fn rtypes(self) -> &'static [&'static str] {
-        match self {
-            Self::Cpython | Self::Rtrack => &["semaphore", "shared_memory", "dummy", "noop"],
-            Self::Loky | Self::Joblib => &["semlock", "file", "folder", "dummy", "noop"],
-            Self::Unknown => {
-                &["semaphore", "shared_memory", "semlock", "file", "folder", "dummy", "noop"]
-            }
-        }
-    }
 }
 
 /// A version of Python, as far as the path of an interpreter tells it.
@@ -71,7 +60,7 @@ pub struct Version {
 impl Version {
     /// Looks for `3.N.P`, else `3.N`, anywhere in `path`: `/usr/bin/python3.11`,
     /// `…/versions/3.13.0/bin/python3.13`.
-    fn find(path: &[u8]) -> Option<Self> {
+    pub(super) fn find(path: &[u8]) -> Option<Self> {
         fn number(digits: &[u8]) -> Option<(u32, &[u8])> {
             let length = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
             let (number, rest) = digits.split_at_checked(length)?;
@@ -146,6 +135,8 @@ pub struct Tracker {
     pub pid: i32,
     /// Whose tracker it is.
     pub kind: Kind,
+    /// What it understands; everything, if that is not known.
+    pub dialect: Dialect,
     /// The Python that runs it.
     pub version: Option<Version>,
     /// The name of its thread, as the kernel has it.
@@ -185,6 +176,7 @@ impl Tracker {
         Some(Self {
             pid,
             kind,
+            dialect: dialect_of(kind, &arguments),
             version,
             comm: stat.comm,
             since: started_at(stat.starttime),
@@ -196,7 +188,7 @@ impl Tracker {
 }
 
 /// When a process started that did so `ticks` after boot (proc(5), field 22 of `stat`).
-fn started_at(ticks: u64) -> Option<Timestamp> {
+pub(super) fn started_at(ticks: u64) -> Option<Timestamp> {
     let per_second = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
     let start = Duration::from_millis(ticks.checked_mul(1000)? / per_second);
     let boot = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
@@ -243,6 +235,21 @@ fn kind_of(exe: Option<&Path>, arguments: &[Vec<u8>]) -> (Kind, Option<RawFd>) {
         }
     }
     (Kind::Unknown, None)
+}
+
+/// What a tracker of that kind understands, which a daemon's command line tells.
+fn dialect_of(kind: Kind, arguments: &[Vec<u8>]) -> Dialect {
+    match kind {
+        Kind::Cpython => Dialect::Cpython,
+        Kind::Loky | Kind::Joblib => Dialect::Loky,
+        Kind::Unknown => Dialect::Any,
+        Kind::Rtrack => {
+            let joined = arguments.iter().filter_map(|word| word.strip_prefix(b"--protocol="));
+            let apart = arguments.iter().skip_while(|word| *word != b"--protocol").skip(1).take(1);
+            let word = joined.chain(apart.map(Vec::as_slice)).next();
+            word.and_then(Dialect::from_word).unwrap_or_default()
+        }
+    }
 }
 
 #[cfg(test)]
@@ -296,6 +303,22 @@ mod tests {
             let arguments: Vec<Vec<u8>> =
                 arguments.iter().map(|word| word.as_bytes().to_vec()).collect();
             assert_eq!(kind_of(Some(Path::new(exe)), &arguments), (kind, fd), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn dialects_by_command_lines() {
+        for (kind, arguments, dialect) in [
+            (Kind::Rtrack, &["rtrack", "daemon", "--fd", "5"][..], Dialect::Cpython),
+            (Kind::Rtrack, &["rtrack", "daemon", "--protocol", "loky"], Dialect::Loky),
+            (Kind::Rtrack, &["rtrack", "daemon", "--protocol=any", "--fd=5"], Dialect::Any),
+            (Kind::Cpython, &["p", "--protocol=any"], Dialect::Cpython),
+            (Kind::Joblib, &[], Dialect::Loky),
+            (Kind::Unknown, &[], Dialect::Any),
+        ] {
+            let words: Vec<Vec<u8>> =
+                arguments.iter().map(|word| word.as_bytes().to_vec()).collect();
+            assert_eq!(dialect_of(kind, &words), dialect, "{arguments:?}");
         }
     }
 

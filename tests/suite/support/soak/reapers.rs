@@ -112,6 +112,7 @@ impl Reapers {
                 manner: Manner::Leased,
                 may_go_directly: false,
                 tree: None,
+                messages: None,
                 force: false,
             };
             let report = reaper.remove(&target, &mut Always);
