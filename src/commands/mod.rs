@@ -75,13 +75,16 @@ pub type Status = u8;
 /// Parses `arguments`, runs the command, and says what went wrong on stderr.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(args) = daemon::parse_plain(&arguments) {
+        return finish(daemon::run(&args), || Ui::new(false, ColorChoice::default()));
+    }
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         Err(error) => return refuse(&arguments, &error),
     };
     let ui = Ui::new(cli.quiet, cli.color);
     let result = match cli.command {
-        Command::Daemon(args) => daemon::run(&args, &ui),
+        Command::Daemon(args) => daemon::run(&args),
         Command::Send(args) => send::run(&args, &ui),
         Command::Probe(args) => probe::run(&args, &ui),
         Command::List(args) => list::run(&args, &ui),
@@ -93,7 +96,15 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Producers(args) => producers::run(&args, &ui),
         Command::Completions(args) => completions::run(&args, &ui),
     };
-    ExitCode::from(result.unwrap_or_else(|error: CommandError| report(&ui, &error)))
+    finish(result, || ui)
+}
+
+/// The exit status, once an error has been said: `error: …` and `hint: …`.
+fn finish(result: Result<Status, CommandError>, ui: impl FnOnce() -> Ui) -> ExitCode {
+    ExitCode::from(result.unwrap_or_else(|error| {
+        ui().errors(std::slice::from_ref(&error));
+        error.kind.status()
+    }))
 }
 
 /// Prints help, the version, or what is wrong with the command line.
@@ -123,10 +134,4 @@ fn refuse(arguments: &[OsString], error: &clap::Error) -> ExitCode {
         _ => Kind::Usage,
     };
     ExitCode::from(kind.status())
-}
-
-/// `error: …` and `hint: …`, and the exit status.
-fn report(ui: &Ui, error: &CommandError) -> Status {
-    ui.errors(std::slice::from_ref(error));
-    error.kind.status()
 }

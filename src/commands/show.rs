@@ -249,35 +249,16 @@ fn as_text(
         let dev = format!("{}:{}", libc::major(stat.dev), libc::minor(stat.dev));
         format!("device {dev}, inode {}", stat.ino)
     };
-    if row.object.is_of_unknown_owner() {
+    if row.object.is_known_by_mapping_only() {
         line("what", format!("{kind}, {place}"))?;
         line("owner", "not known: it has no name, and its mapping may not be followed".to_owned())?;
     } else {
         line("what", format!("{kind}, mode {:04o}, {place}", stat.mode & 0o7777))?;
         line("owner", format!("{} (uid {}, gid {})", row.user, stat.uid, stat.gid))?;
     }
-    let mut size = match object.kind {
-        Kind::Mqueue => messages(object),
-        _ => format!(
-            "{} ({}), {} in use",
-            show_size(object.size()),
-            bytes(object.size()),
-            show_size(object.allocated())
-        ),
-    };
-    if let Some(tree) = &object.directory {
-        let more = if tree.truncated { ", not everything counted" } else { "" };
-        let entries = values::plural(tree.entries, "entry", "entries");
-        size.push_str(&format!(", {entries}{more}"));
+    for (key, value) in size_and_times(row) {
+        line(key, value)?;
     }
-    if object.kind != Kind::SysvSem {
-        line("size", size)?;
-    }
-    let ago = |time: i128| {
-        format!("{} ({} ago)", show_time(time).unwrap_or_default(), show_age(row.now - time))
-    };
-    line("born", stat.born.map_or_else(|| "not known".to_owned(), ago))?;
-    line(if object.deleted { "deleted" } else { "changed" }, ago(stat.changed))?;
     if let Some(semaphore) = object.semaphore {
         line("semaphore", format!("value {}, {} waiting", semaphore.value, semaphore.waiters))?;
     }
@@ -340,6 +321,38 @@ fn file(found: &Look, object: &Object) -> String {
         Some(queues) => format!("{}/{}", queues.path.display(), object.file),
         None => format!("/dev/shm/{}", object.file),
     }
+}
+
+fn size_and_times(row: &Row<'_>) -> Vec<(&'static str, String)> {
+    let (object, stat) = (row.object, &row.object.stat);
+    if object.is_known_by_mapping_only() {
+        let (shown, exact) = (show_size(object.size()), bytes(object.size()));
+        return vec![("size", format!("at least {shown} ({exact}), as much is mapped"))];
+    }
+    let mut lines = Vec::new();
+    let mut size = match object.kind {
+        Kind::Mqueue => messages(object),
+        _ => format!(
+            "{} ({}), {} in use",
+            show_size(object.size()),
+            bytes(object.size()),
+            show_size(object.allocated())
+        ),
+    };
+    if let Some(tree) = &object.directory {
+        let more = if tree.truncated { ", not everything counted" } else { "" };
+        let entries = values::plural(tree.entries, "entry", "entries");
+        size.push_str(&format!(", {entries}{more}"));
+    }
+    if object.kind != Kind::SysvSem {
+        lines.push(("size", size));
+    }
+    let ago = |time: i128| {
+        format!("{} ({} ago)", show_time(time).unwrap_or_default(), show_age(row.now - time))
+    };
+    lines.push(("born", stat.born.map_or_else(|| "not known".to_owned(), ago)));
+    lines.push((if object.deleted { "deleted" } else { "changed" }, ago(stat.changed)));
+    lines
 }
 
 /// What is in a message queue.

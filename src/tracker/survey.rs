@@ -476,6 +476,7 @@ impl Survey {
             descendant: maker.and_then(|pid| snapshot.descendant(object, pid)),
             locked: snapshot.locked(world.directory_of(object.place), object, producer),
             kin: snapshot.kin(object, &self.owners),
+            nameless: object.deleted,
             shared_mode: is_shared(object.stat.mode),
             owner: self.owners.says(object.stat.uid),
             process_blind,

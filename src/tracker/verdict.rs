@@ -208,6 +208,8 @@ pub struct Facts {
     pub locked: Option<String>,
     /// Whether anybody lives who could come back for it as its owner.
     pub kin: KinState,
+    /// It has no name any more, by which anybody could come back for it.
+    pub nameless: bool,
     /// The mode grants something to group or others.
     pub shared_mode: bool,
     /// Name of the owner, for sentences.
@@ -249,7 +251,8 @@ pub fn judge(facts: &Facts) -> Judgement {
         ],
     );
     let probed = probing(facts, &mut found);
-    let proof = proving(facts, &mut found);
+    // Nothing has to be proven of what goes by itself with the last of its holders.
+    let proof = if facts.nameless { Err(Code::NoLease) } else { proving(facts, &mut found) };
 
     let (verdict, reason) = if let Some(code) = held {
         (Verdict::Held, code)

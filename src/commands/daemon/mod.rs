@@ -1,5 +1,6 @@
 //! `rtrack daemon`: the resource tracker.
 
+mod plain;
 mod record;
 
 use std::io::{self, Write};
@@ -12,11 +13,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::commands::Status;
 use crate::commands::error::{CommandError, Kind};
-use crate::commands::ui::Ui;
 use crate::tracker::service::channel::{self, TakeError};
 use crate::tracker::service::dialect::Dialect;
 use crate::tracker::service::server::{self, Options};
 use crate::tracker::sys;
+
+pub use plain::parse as parse_plain;
 
 /// Read registrations from a pipe until every writer is gone, then remove what is left
 ///
@@ -34,7 +36,7 @@ use crate::tracker::sys;
 ///
 /// Exit status: 0 nothing was left, 1 leftovers were removed, 2 something could not be removed,
 /// 3 a line was bad (what happened last decides), 64 the tracker did not start.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, PartialEq, Eq, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct DaemonArgs {
     /// The descriptor to read, usually the read end of a pipe
@@ -67,7 +69,7 @@ pub struct DaemonArgs {
 ///
 /// # Errors
 /// It could not start: status 64.
-pub fn run(args: &DaemonArgs, _ui: &Ui) -> Result<Status, CommandError> {
+pub fn run(args: &DaemonArgs) -> Result<Status, CommandError> {
     let not_started = |error: anyhow::Error| CommandError::new(Kind::NotStarted, error);
     server::ignore_signals()
         .map_err(|error| not_started(anyhow::Error::new(error).context("set up signals")))?;

@@ -160,15 +160,15 @@ pub static COLUMNS: &[Column] = &[
         "changed_at",
         "CHANGED",
         "when its inode changed last",
-        |r| time(Some(r.object.stat.changed)).unwrap_or_default(),
-        |r| json!(time(Some(r.object.stat.changed))),
+        |r| changed(r).unwrap_or_default(),
+        |r| json!(changed(r)),
     ),
     right(column(
         "age_s",
         "AGE",
         "time since it was made",
-        |r| show_age(r.age()),
-        |r| json!(seconds(r.age())),
+        |r| r.age().map_or_else(|| "?".to_owned(), show_age),
+        |r| json!(r.age().map(seconds)),
     )),
     optional(column(
         "semaphore",
@@ -383,17 +383,22 @@ fn mode(row: &Row<'_>) -> String {
 
 /// Owner, group or mode, unless they are not known.
 fn shown_owned(row: &Row<'_>, text: String) -> String {
-    if row.object.is_of_unknown_owner() { "?".to_owned() } else { text }
+    if row.object.is_known_by_mapping_only() { "?".to_owned() } else { text }
 }
 
 /// The same in a document.
 fn owned(row: &Row<'_>, value: Value) -> Value {
-    if row.object.is_of_unknown_owner() { Value::Null } else { value }
+    if row.object.is_known_by_mapping_only() { Value::Null } else { value }
 }
 
 /// To the nanosecond: a plan knows by it what it was made for.
 fn time(nanoseconds: Option<i128>) -> Option<String> {
     show_exact_time(nanoseconds?)
+}
+
+fn changed(row: &Row<'_>) -> Option<String> {
+    let known = !row.object.is_known_by_mapping_only();
+    time(known.then_some(row.object.stat.changed))
 }
 
 #[allow(clippy::cast_precision_loss, reason = "milliseconds of an age fit into 53 bits")]
@@ -407,10 +412,11 @@ fn content_changed(row: &Row<'_>) -> Option<i128> {
 
 /// A size that is only a part of it, because not everything could be counted, says so.
 fn counted(row: &Row<'_>, size: String) -> String {
-    if row.object.is_of_unknown_size() {
+    let unseen = row.object.is_known_by_mapping_only();
+    if row.object.is_of_unknown_size() && !unseen {
         return "?".into();
     }
-    let truncated = row.object.directory.as_ref().is_some_and(|tree| tree.truncated);
+    let truncated = unseen || row.object.directory.as_ref().is_some_and(|tree| tree.truncated);
     if truncated { format!("≥ {size}") } else { size }
 }
 

@@ -44,10 +44,11 @@ pub struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// Nanoseconds since birth.
+    /// Nanoseconds since birth, if that or the last change is known.
     #[must_use]
-    pub fn age(&self) -> i128 {
-        self.now - self.object.stat.born.unwrap_or(self.object.stat.changed)
+    pub fn age(&self) -> Option<i128> {
+        let known = !self.object.is_known_by_mapping_only();
+        known.then(|| self.now - self.object.stat.born.unwrap_or(self.object.stat.changed))
     }
 }
 

@@ -178,7 +178,7 @@ impl Object {
     }
 
     /// Apparent size in bytes; of a directory, that of the files in it, of a message queue, that of the
-    /// messages in it, 0 if that is not known.
+    /// messages in it, 0 if that is not known. Of what only a mapping was seen of, so many at least.
     #[must_use]
     pub fn size(&self) -> u64 {
         if self.kind == Kind::Mqueue {
@@ -208,13 +208,13 @@ impl Object {
     /// Whether its size could not be found out.
     #[must_use]
     pub fn is_of_unknown_size(&self) -> bool {
-        self.kind == Kind::Mqueue && self.queue.is_none()
+        self.kind == Kind::Mqueue && self.queue.is_none() || self.is_known_by_mapping_only()
     }
 
-    /// Whether owner, group and mode could not be found out: of what has no name any more, and is mapped by a
-    /// process whose mappings may be listed and not followed. No file has this owner.
+    /// Whether only a mapping of it was seen: it has no name any more, and the process's mappings may be
+    /// listed and not followed. Then owner, group, mode, times and size are not known. No file has this owner.
     #[must_use]
-    pub fn is_of_unknown_owner(&self) -> bool {
+    pub fn is_known_by_mapping_only(&self) -> bool {
         self.deleted && self.stat.uid == u32::MAX
     }
 

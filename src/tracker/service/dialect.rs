@@ -35,8 +35,14 @@ impl Command {
 
     /// The command of that word; case matters.
     #[must_use]
-    pub fn from_word(word: &[u8]) -> Option<Self> {
-        Self::ALL.into_iter().find(|command| command.as_str().as_bytes() == word)
+    pub const fn from_word(word: &[u8]) -> Option<Self> {
+        match word {
+            b"REGISTER" => Some(Self::Register),
+            b"UNREGISTER" => Some(Self::Unregister),
+            b"MAYBE_UNLINK" => Some(Self::MaybeUnlink),
+            b"PROBE" => Some(Self::Probe),
+            _ => None,
+        }
     }
 }
 
@@ -88,8 +94,17 @@ impl Rtype {
 
     /// The type of that word; case matters.
     #[must_use]
-    pub fn from_word(word: &[u8]) -> Option<Self> {
-        Self::ALL.into_iter().find(|rtype| rtype.as_str().as_bytes() == word)
+    pub const fn from_word(word: &[u8]) -> Option<Self> {
+        match word {
+            b"noop" => Some(Self::Noop),
+            b"dummy" => Some(Self::Dummy),
+            b"semaphore" => Some(Self::Semaphore),
+            b"shared_memory" => Some(Self::SharedMemory),
+            b"file" => Some(Self::File),
+            b"semlock" => Some(Self::Semlock),
+            b"folder" => Some(Self::Folder),
+            _ => None,
+        }
     }
 }
 
@@ -141,6 +156,15 @@ impl Dialect {
         }
     }
 
+    /// Whether it knows that type.
+    const fn knows(self, rtype: Rtype) -> bool {
+        match rtype {
+            Rtype::Noop | Rtype::Dummy => true,
+            Rtype::Semaphore | Rtype::SharedMemory => !matches!(self, Self::Loky),
+            Rtype::File | Rtype::Semlock | Rtype::Folder => !matches!(self, Self::Cpython),
+        }
+    }
+
     /// Whether resources of that type have users that are counted, so that `MAYBE_UNLINK` is
     /// understood.
     #[must_use]
@@ -172,7 +196,7 @@ impl Dialect {
     /// The type of that word, if it is known.
     #[must_use]
     pub fn rtype(self, word: &[u8]) -> Option<Rtype> {
-        Rtype::from_word(word).filter(|rtype| self.rtypes().contains(rtype))
+        Rtype::from_word(word).filter(|rtype| self.knows(*rtype))
     }
 }
 

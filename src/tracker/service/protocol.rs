@@ -123,8 +123,22 @@ impl fmt::Display for UnknownType<'_> {
 /// checked before the command, as there: an unknown type is an error even in a probe. Only the
 /// empty type of the probes of loky 3.4 (joblib up to 1.4) is none for whoever speaks with loky.
 pub fn parse(line: &[u8], dialect: Dialect) -> Result<Message<'_>, LineError<'_>> {
-    let (command, name, rtype) =
-        if line.first() == Some(&b'{') { fields_of_json(line)? } else { fields_of_ascii(line)? };
+    if line.first() == Some(&b'{') {
+        let (command, name, rtype) = fields_of_json(line)?;
+        understand(command.into(), name.into(), rtype.into(), dialect)
+    } else {
+        let (command, name, rtype) = fields_of_ascii(line)?;
+        understand(command.into(), name.into(), rtype.into(), dialect)
+    }
+}
+
+#[inline]
+fn understand<'a>(
+    command: Cow<'a, [u8]>,
+    name: Cow<'a, [u8]>,
+    rtype: Cow<'a, [u8]>,
+    dialect: Dialect,
+) -> Result<Message<'a>, LineError<'a>> {
     let Some(rtype) = dialect.rtype(&rtype) else {
         if rtype.is_empty() && *command == *b"PROBE" && dialect != Dialect::Cpython {
             return Ok(Message { command: Command::Probe, name, rtype: Rtype::Noop });
@@ -137,18 +151,21 @@ pub fn parse(line: &[u8], dialect: Dialect) -> Result<Message<'_>, LineError<'_>
     }
 }
 
-type Fields<'a> = (Cow<'a, [u8]>, Cow<'a, [u8]>, Cow<'a, [u8]>);
+/// Command, name and type.
+type Fields<Bytes> = (Bytes, Bytes, Bytes);
 
-fn fields_of_ascii(line: &[u8]) -> Result<Fields<'_>, LineError<'_>> {
+fn fields_of_ascii(line: &[u8]) -> Result<Fields<&[u8]>, LineError<'_>> {
     let line = strip(line);
-    if let Some(position) = line.iter().position(|byte| !byte.is_ascii()) {
+    if !line.is_ascii() {
+        let position = line.iter().position(|byte| !byte.is_ascii()).unwrap_or_default();
         let byte = line.get(position).copied().unwrap_or_default();
         return Err(LineError::NotAscii { byte, position });
     }
+    // Commands and types are short, and not worth a search that has to be set up.
     let colon = |&byte: &u8| byte == b':';
     let (command, rest) = split(line, line.iter().position(colon))?;
     let (name, rtype) = split(rest, rest.iter().rposition(colon))?;
-    Ok((command.into(), name.into(), rtype.into()))
+    Ok((command, name, rtype))
 }
 
 /// What lies before and after the byte at `place`.
@@ -177,7 +194,7 @@ fn strip(mut line: &[u8]) -> &[u8] {
     line
 }
 
-fn fields_of_json(line: &[u8]) -> Result<Fields<'_>, LineError<'_>> {
+fn fields_of_json(line: &[u8]) -> Result<Fields<Vec<u8>>, LineError<'_>> {
     let value: Value = if line.is_ascii() { serde_json::from_slice(line).ok() } else { None }
         .ok_or(LineError::NotJson(line))?;
     for key in ["cmd", "rtype"] {
@@ -195,7 +212,7 @@ fn fields_of_json(line: &[u8]) -> Result<Fields<'_>, LineError<'_>> {
         return Err(LineError::NotStrings(Box::new(value)));
     };
     let name = decode_base64(name).ok_or_else(|| LineError::NotBase64(name.to_owned()))?;
-    Ok((command.as_bytes().to_vec().into(), name.into(), rtype.as_bytes().to_vec().into()))
+    Ok((command.as_bytes().to_vec(), name, rtype.as_bytes().to_vec()))
 }
 
 /// `base64.urlsafe_b64decode` as trackers call it: both alphabets are taken, everything outside
@@ -259,7 +276,7 @@ impl Framer {
     /// Takes a piece of the stream and calls `each` for every line that it completes. A line
     /// includes its newline, as Python's do.
     pub fn push(&mut self, mut piece: &[u8], mut each: impl FnMut(Result<&[u8], LineError<'_>>)) {
-        while let Some(end) = piece.iter().position(|&byte| byte == b'\n') {
+        while let Some(end) = memchr::memchr(b'\n', piece) {
             let (line, rest) = piece.split_at(end + 1);
             piece = rest;
             if self.partial.is_empty() && !self.skipping {

@@ -199,24 +199,31 @@ impl Tracker<'_> {
     /// One line: a bad one is reported, and the next one is read.
     fn take(&mut self, line: Result<&[u8], LineError<'_>>) {
         self.line += 1;
-        let quoted = line.as_ref().copied().unwrap_or_default();
-        let (class, text) = match line.and_then(|line| parse(line, self.options.dialect)) {
-            Ok(message) => match self.registry.apply(&message) {
-                Ok(change) => return self.follow(&message, change),
-                Err(error) => ("KeyError", error.to_string()),
-            },
-            Err(error) => (error.class(), error.to_string()),
+        let line = match line {
+            Ok(line) => line,
+            Err(error) => return self.refuse(&[], error.class(), &error),
         };
+        match parse(line, self.options.dialect) {
+            Ok(message) => match self.registry.apply(&message) {
+                Ok(change) => self.follow(&message, change),
+                Err(error) => self.refuse(line, "KeyError", &error),
+            },
+            Err(error) => self.refuse(line, error.class(), &error),
+        }
+    }
+
+    /// Reports a bad line, in the shape in which Python's tracker reports an exception, with the
+    /// line of input where a line of source would be.
+    #[cold]
+    fn refuse(&mut self, line: &[u8], class: &str, error: &dyn std::fmt::Display) {
         self.status.bad_line();
-        // The shape in which Python's tracker reports an exception, with the line of input where
-        // a line of source would be.
-        let (quoted, more) = match quoted.get(..QUOTED) {
-            Some(beginning) if quoted.len() > QUOTED => (beginning, "..."),
-            _ => (quoted, ""),
+        let (quoted, more) = match line.get(..QUOTED) {
+            Some(beginning) if line.len() > QUOTED => (beginning, "..."),
+            _ => (line, ""),
         };
         let number = self.line;
         self.say(format_args!(
-            "Traceback (most recent call last):\n  line {number}: {}{more}\n{class}: {text}\n",
+            "Traceback (most recent call last):\n  line {number}: {}{more}\n{class}: {error}\n",
             ReprBytes(quoted),
         ));
     }

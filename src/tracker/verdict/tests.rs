@@ -42,6 +42,7 @@ fn free() -> Facts {
         descendant: None,
         locked: None,
         kin: KinState::Alive(who(3), 1),
+        nameless: false,
         shared_mode: false,
         owner: "alice".into(),
         process_blind: Vec::new(),

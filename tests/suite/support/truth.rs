@@ -257,13 +257,15 @@ impl Entry {
     }
 
     /// Only its mappings lead to it. They may be listed by whoever may read its process, and followed only by
-    /// root of the first user namespace: nobody else finds out whose it is.
+    /// root of the first user namespace: nobody else finds out whose it is, and how large.
     fn only_mapped(mut self) -> Self {
         if let Some(root) = &mut self.root {
             root.sees_owner = is_real_root();
+            root.sees_size = root.sees_owner;
         }
         if let Some(user) = &mut self.user {
             user.sees_owner = false;
+            user.sees_size = false;
         }
         self
     }

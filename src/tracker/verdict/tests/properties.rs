@@ -72,6 +72,7 @@ prop_compose! {
             kin,
             process_blind: if flags[4] { vec!["p"] } else { Vec::new() },
             holder_blind: if flags[5] { vec!["h"] } else { Vec::new() },
+            nameless: false,
             shared_mode: flags[6],
             guardian: flags[7].then(tracker),
             descendant: flags[8].then(|| who(9)),
