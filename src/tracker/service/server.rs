@@ -19,8 +19,10 @@ use crate::tracker::reap::registered::{self, RemoveError, Repr};
 use crate::tracker::resource::escape;
 use crate::tracker::sys;
 
-/// What a pipe holds at most unless somebody enlarged it (pipe(7)); more would only cost memory.
-const PIECE: usize = 64 * 1024;
+/// How much is read at once. A pipe holds 64 KiB unless somebody enlarged it (pipe(7)). This is more than
+/// what malloc(3) takes from its heap (mallopt(3), `M_MMAP_THRESHOLD`): of pages that come from the
+/// kernel, only those cost memory that something was read into.
+const PIECE: usize = 256 * 1024;
 
 /// How much of a bad line is quoted.
 const QUOTED: usize = 160;
