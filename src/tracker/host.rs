@@ -70,11 +70,14 @@ pub struct Clock {
 
 impl Default for Clock {
     fn default() -> Self {
-        Self {
-            wall: || read_clock(nix::time::ClockId::CLOCK_REALTIME),
-            since_boot: || read_clock(nix::time::ClockId::CLOCK_BOOTTIME),
-        }
+        Self { wall: wall_clock, since_boot: || read_clock(nix::time::ClockId::CLOCK_BOOTTIME) }
     }
+}
+
+/// Now, by `CLOCK_REALTIME`.
+#[must_use]
+pub fn wall_clock() -> Nanoseconds {
+    read_clock(nix::time::ClockId::CLOCK_REALTIME)
 }
 
 fn read_clock(id: nix::time::ClockId) -> Nanoseconds {

@@ -1,9 +1,11 @@
 //! The only place with `unsafe`: system calls that neither std nor nix wraps.
 
+pub mod credentials;
 pub mod ipc;
 pub(crate) mod launch;
 pub mod mqueue;
 pub(crate) mod pipe_end;
+
 mod processes;
 pub(crate) mod section;
 pub(crate) mod signals;

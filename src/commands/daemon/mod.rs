@@ -1,5 +1,6 @@
 //! `rtrack daemon`: the resource tracker.
 
+mod listen;
 mod plain;
 mod record;
 
@@ -41,7 +42,11 @@ pub use plain::parse as parse_plain;
 pub struct DaemonArgs {
     /// The descriptor to read, usually the read end of a pipe
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
-    fd: i32,
+    #[arg(required_unless_present = "listen", conflicts_with = "listen")]
+    fd: Option<i32>,
+
+    #[command(flatten)]
+    listen: listen::ListenArgs,
 
     /// Whose tracker it is
     #[arg(long, value_enum, default_value_t, value_name = "DIALECT")]
@@ -70,23 +75,22 @@ pub struct DaemonArgs {
 /// # Errors
 /// It could not start: status 64.
 pub fn run(args: &DaemonArgs) -> Result<Status, CommandError> {
-    let not_started = |error: anyhow::Error| CommandError::new(Kind::NotStarted, error);
-    server::ignore_signals()
-        .map_err(|error| not_started(anyhow::Error::new(error).context("set up signals")))?;
-    let channel = channel::take(args.fd, args.ready_fd).map_err(|error| {
-        let hint = hint(&error, args.fd);
-        not_started(error.into()).hint(hint)
-    })?;
     // That nobody listened for a while is no reason not to say what has leaked.
     let (mut complaints, mut last_words) = (PatientStderr::new(), PatientStderr::new());
+    if let Some(path) = &args.listen.listen {
+        let bound = listen::bind(path, args)?;
+        let mut record = open_record(args, &mut complaints);
+        return listen::run(bound, args, &mut complaints, record.as_mut());
+    }
+    let fd = args.fd.unwrap_or(-1);
+    server::ignore_signals()
+        .map_err(|error| not_started(anyhow::Error::new(error).context("set up signals")))?;
+    let channel = channel::take(fd, args.ready_fd).map_err(|error| {
+        let hint = hint(&error, fd);
+        not_started(error.into()).hint(hint)
+    })?;
     // Only now: everything that was open before is closed.
-    let mut record = args.audit.as_deref().map(|path| {
-        let (record, warning) = record::Record::open(path);
-        if let Some(warning) = warning {
-            server::warn(&mut complaints, format_args!("{warning}"));
-        }
-        record
-    });
+    let mut record = open_record(args, &mut complaints);
     let options =
         Options { dialect: args.protocol, verbose: args.verbose, warnings: !args.no_warnings };
     let mut write;
@@ -99,6 +103,20 @@ pub fn run(args: &DaemonArgs) -> Result<Status, CommandError> {
     };
     let status = server::run(&channel, options, &mut complaints, &mut last_words, recorder);
     Ok(status.code())
+}
+
+fn not_started(error: anyhow::Error) -> CommandError {
+    CommandError::new(Kind::NotStarted, error)
+}
+
+fn open_record(args: &DaemonArgs, complaints: &mut PatientStderr) -> Option<record::Record> {
+    args.audit.as_deref().map(|path| {
+        let (record, warning) = record::Record::open(path);
+        if let Some(warning) = warning {
+            server::warn(complaints, format_args!("{warning}"));
+        }
+        record
+    })
 }
 
 fn hint(error: &TakeError, fd: i32) -> String {

@@ -9,6 +9,7 @@
 use std::ffi::{OsStr, OsString};
 
 use super::DaemonArgs;
+use super::listen::ListenArgs;
 use crate::tracker::service::dialect::Dialect;
 
 /// The arguments of `rtrack daemon`, if `arguments` (with the program's name first) are of the
@@ -47,7 +48,8 @@ pub fn parse(arguments: &[OsString]) -> Option<DaemonArgs> {
         }
     }
     Some(DaemonArgs {
-        fd: fd?,
+        fd: Some(fd?),
+        listen: ListenArgs::default(),
         protocol: protocol.unwrap_or_default(),
         verbose,
         no_warnings,

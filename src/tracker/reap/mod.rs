@@ -14,6 +14,7 @@ mod quarantine;
 mod queues;
 pub mod registered;
 mod saving;
+pub mod sockets;
 pub mod sysv;
 pub mod trees;
 

@@ -123,7 +123,10 @@ pub fn take(fd: RawFd, ready: Option<RawFd>) -> Result<Channel, TakeError> {
 
 /// Writes a newline to the inherited descriptor `fd`. The copy is closed again before the inherited
 /// descriptors are, the original with them.
-fn tell(fd: RawFd) -> io::Result<()> {
+///
+/// # Errors
+/// `EBADF`: it is not open. Else the errno of write(2).
+pub fn tell(fd: RawFd) -> io::Result<()> {
     if fd < 0 || !sys::was_open_at_start(fd) {
         return Err(nix::Error::EBADF.into());
     }

@@ -37,9 +37,9 @@ pub struct Message<'a> {
 /// tracker raises for it; control characters, which Python passes through, are escaped.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum LineError<'a> {
-    /// A line beyond [`LINE_MAX`], which real trackers do not have.
-    #[error("line longer than {LINE_MAX} bytes")]
-    TooLong,
+    /// A line beyond a bound of so many bytes, which real trackers do not have.
+    #[error("line longer than {0} bytes")]
+    TooLong(usize),
     /// No colon, or only one.
     #[error("not enough values to unpack (expected 2, got 1)")]
     MissingColon,
@@ -85,7 +85,7 @@ impl LineError<'_> {
     #[must_use]
     pub const fn class(&self) -> &'static str {
         match self {
-            Self::TooLong
+            Self::TooLong(_)
             | Self::MissingColon
             | Self::UnknownRtype { .. }
             | Self::NotJson(_)
@@ -257,9 +257,11 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
 
 /// Cuts a stream into lines, whatever the pieces it arrives in.
 ///
-/// It keeps at most [`LINE_MAX`] bytes, and those only while a line is incomplete.
-#[derive(Debug, Default)]
+/// It keeps at most as many bytes as a line may have, and those only while a line is incomplete.
+#[derive(Debug)]
 pub struct Framer {
+    /// How long a line may be, in bytes without its newline.
+    bound: usize,
     /// The beginning of a line whose end has not arrived.
     partial: Vec<u8>,
     /// The line is too long already: what arrives up to its end is dropped.
@@ -267,10 +269,16 @@ pub struct Framer {
 }
 
 impl Framer {
-    /// An empty one.
+    /// An empty one for lines of up to [`LINE_MAX`] bytes.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub const fn new() -> Self {
+        Self::with_bound(LINE_MAX)
+    }
+
+    /// An empty one for lines of up to `bound` bytes.
+    #[must_use]
+    pub const fn with_bound(bound: usize) -> Self {
+        Self { bound, partial: Vec::new(), skipping: false }
     }
 
     /// Takes a piece of the stream and calls `each` for every line that it completes. A line
@@ -280,13 +288,14 @@ impl Framer {
             let (line, rest) = piece.split_at(end + 1);
             piece = rest;
             if self.partial.is_empty() && !self.skipping {
-                each(if line.len() > LINE_MAX + 1 { Err(LineError::TooLong) } else { Ok(line) });
+                let fits = line.len() <= self.bound + 1;
+                each(if fits { Ok(line) } else { Err(LineError::TooLong(self.bound)) });
             } else {
-                self.keep(line, LINE_MAX + 1);
+                self.keep(line, self.bound + 1);
                 self.end(&mut each);
             }
         }
-        self.keep(piece, LINE_MAX);
+        self.keep(piece, self.bound);
     }
 
     /// The stream has ended: an unterminated last line counts too.
@@ -306,7 +315,8 @@ impl Framer {
     }
 
     fn end(&mut self, each: &mut impl FnMut(Result<&[u8], LineError<'_>>)) {
-        each(if self.skipping { Err(LineError::TooLong) } else { Ok(&self.partial) });
+        let too_long = LineError::TooLong(self.bound);
+        each(if self.skipping { Err(too_long) } else { Ok(&self.partial) });
         self.skipping = false;
         self.partial.clear();
         // A long line must not cost its memory for the rest of the tracker's life.

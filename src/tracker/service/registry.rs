@@ -9,25 +9,39 @@ use super::python::ReprStr;
 
 /// One registered name.
 #[derive(Debug, Clone, Copy)]
-struct Entry {
+pub struct Entry<T> {
     /// How many were registered before it, of all types.
     order: u64,
     /// How often it was registered and not given up. Only loky's dialect looks at it.
-    count: u64,
+    pub count: u64,
+    /// What else was known when it was registered first.
+    pub more: T,
 }
 
 /// The names of one type.
-#[derive(Debug, Default)]
-pub struct Names(BTreeMap<Box<[u8]>, Entry>);
+#[derive(Debug)]
+pub struct Names<T = ()>(BTreeMap<Box<[u8]>, Entry<T>>);
 
-impl Names {
+impl<T> Default for Names<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<T> Names<T> {
+    /// The names with all that is known of them, in the order in which they were registered.
+    #[must_use]
+    pub fn entries(&self) -> Vec<(&[u8], &Entry<T>)> {
+        let mut names: Vec<_> = self.0.iter().map(|(name, entry)| (&**name, entry)).collect();
+        names.sort_unstable_by_key(|(_, entry)| entry.order);
+        names
+    }
+
     /// The names with their counts in the order in which they were registered, as Python's
     /// dictionaries keep it; its sets have none.
     #[must_use]
     pub fn in_order(&self) -> Vec<(&[u8], u64)> {
-        let mut names: Vec<_> = self.0.iter().collect();
-        names.sort_unstable_by_key(|(_, entry)| entry.order);
-        names.into_iter().map(|(name, entry)| (&**name, entry.count)).collect()
+        self.entries().into_iter().map(|(name, entry)| (name, entry.count)).collect()
     }
 
     /// How many.
@@ -45,10 +59,16 @@ impl Names {
 
 /// What clients have registered and not taken back, by type. Names are keys as they were sent:
 /// `x` and `/x` are two, although they name one object.
-#[derive(Debug, Default)]
-pub struct Registry {
-    names: [Names; Rtype::ALL.len()],
+#[derive(Debug)]
+pub struct Registry<T = ()> {
+    names: [Names<T>; Rtype::ALL.len()],
     registered: u64,
+}
+
+impl<T> Default for Registry<T> {
+    fn default() -> Self {
+        Self { names: std::array::from_fn(|_| Names::default()), registered: 0 }
+    }
 }
 
 /// What a message changed.
@@ -69,7 +89,17 @@ pub enum Change {
 #[error("{}", ReprStr(.0))]
 pub struct NotRegistered(pub Vec<u8>);
 
-impl Registry {
+impl<T: Default> Registry<T> {
+    /// Does what the message says, as [`Registry::apply_with`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn apply(&mut self, message: &Message<'_>) -> Result<Change, NotRegistered> {
+        self.apply_with(message, T::default)
+    }
+}
+
+impl<T> Registry<T> {
     /// An empty one.
     #[must_use]
     pub fn new() -> Self {
@@ -77,11 +107,15 @@ impl Registry {
     }
 
     /// Does what the message says. For `UNREGISTER`, registering twice is registering once; for
-    /// `MAYBE_UNLINK` it is not.
+    /// `MAYBE_UNLINK` it is not. What is registered for the first time is kept with what `more` answers.
     ///
     /// # Errors
     /// What is to be unregistered or given up is not registered.
-    pub fn apply(&mut self, message: &Message<'_>) -> Result<Change, NotRegistered> {
+    pub fn apply_with(
+        &mut self,
+        message: &Message<'_>,
+        more: impl FnOnce() -> T,
+    ) -> Result<Change, NotRegistered> {
         let Some(Names(names)) = self.names.get_mut(message.rtype as usize) else {
             return Ok(Change::None);
         };
@@ -92,7 +126,7 @@ impl Registry {
                     entry.count = entry.count.saturating_add(1);
                     return Ok(Change::Registered(entry.count));
                 }
-                let entry = Entry { order: self.registered, count: 1 };
+                let entry = Entry { order: self.registered, count: 1, more: more() };
                 self.registered += 1;
                 names.insert((*message.name).into(), entry);
                 Ok(Change::Registered(1))
@@ -114,8 +148,24 @@ impl Registry {
     }
 
     /// What is registered, by type, in the order of cleaning.
-    pub fn iter(&self) -> impl Iterator<Item = (Rtype, &Names)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Rtype, &Names<T>)> {
         Rtype::ALL.into_iter().zip(&self.names)
+    }
+
+    /// Whether that name is registered under that type.
+    #[must_use]
+    pub fn contains(&self, rtype: Rtype, name: &[u8]) -> bool {
+        self.names.get(rtype as usize).is_some_and(|names| names.0.contains_key(name))
+    }
+
+    /// What was known when the name of `message` was registered first, if it is.
+    #[must_use]
+    pub fn more(&self, message: &Message<'_>) -> Option<T>
+    where
+        T: Copy,
+    {
+        let names = self.names.get(message.rtype as usize)?;
+        names.0.get(&*message.name).map(|entry| entry.more)
     }
 
     /// How many names are registered.

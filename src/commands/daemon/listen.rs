@@ -1,0 +1,117 @@
+//! The tracker on a socket.
+
+use std::path::{Path, PathBuf};
+
+use super::record::Record;
+use super::{DaemonArgs, PatientStderr, not_started};
+use crate::commands::Status;
+use crate::commands::error::CommandError;
+use crate::tracker::service::channel;
+use crate::tracker::service::listener::{self, BindError, Bound, Limits, Options};
+use crate::tracker::service::server::Recorder;
+
+/// The options of a tracker that listens
+#[derive(Debug, Default, PartialEq, Eq, clap::Args)]
+pub(super) struct ListenArgs {
+    /// Listen on a unix socket of this name instead: what a client registered is removed when its process is
+    /// gone, with the rights of its user. SIGTERM and SIGINT remove what is left and end the daemon. A socket
+    /// that a service manager passes (LISTEN_FDS) is taken in its place
+    #[arg(long, value_name = "PATH")]
+    pub(super) listen: Option<PathBuf>,
+
+    /// The permissions of the socket; 0666 if root listens, else 0600
+    #[arg(long, value_name = "MODE", value_parser = mode, requires = "listen")]
+    socket_mode: Option<u32>,
+
+    /// How many clients there may be at a time, 4096 if not given; half of them of one user other than root
+    #[arg(long, value_name = "N", value_parser = number, requires = "listen")]
+    max_clients: Option<usize>,
+
+    /// How many names a client may have registered at a time, 65536 if not given; twice as many one user
+    #[arg(long, value_name = "N", value_parser = number, requires = "listen")]
+    max_registrations: Option<usize>,
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| mode & !0o777 == 0)
+        .ok_or_else(|| "permissions in octal, such as 0660".to_owned())
+}
+
+fn number(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "a number from 1 on".to_owned())
+}
+
+/// Listens; nothing else stays open but stderr.
+pub(super) fn bind(path: &Path, args: &DaemonArgs) -> Result<Bound, CommandError> {
+    listener::block_signals()
+        .map_err(|error| not_started(anyhow::Error::new(error).context("set up signals")))?;
+    let root = nix::unistd::geteuid().is_root();
+    let mode = args.listen.socket_mode.unwrap_or(if root { 0o666 } else { 0o600 });
+    let bound = Bound::new(path, mode).map_err(|error| {
+        let hint = match &error {
+            BindError::InUse(_) => Some("end that daemon first, or choose another name"),
+            BindError::NotASocket(_) => Some("choose another name"),
+            BindError::Passed | BindError::Io { .. } => None,
+        };
+        let error = not_started(error.into());
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    })?;
+    if let Some(fd) = args.ready_fd {
+        channel::tell(fd).map_err(|error| {
+            not_started(anyhow::Error::new(error).context("say that it is ready"))
+        })?;
+    }
+    bound
+        .let_go_of_everything_else()
+        .map_err(|error| not_started(anyhow::Error::new(error).context("close what was inherited")))
+}
+
+/// Serves to the end.
+pub(super) fn run(
+    bound: Bound,
+    args: &DaemonArgs,
+    messages: &mut PatientStderr,
+    record: Option<&mut Record>,
+) -> Result<Status, CommandError> {
+    let limits = Limits {
+        clients: args.listen.max_clients.unwrap_or(4096),
+        registrations: args.listen.max_registrations.unwrap_or(65536),
+    };
+    // Two for each client: its connection and its process.
+    raise_limit_of_descriptors(2 * limits.clients + 64);
+    let options = Options {
+        dialect: args.protocol,
+        verbose: args.verbose,
+        warnings: !args.no_warnings,
+        limits,
+    };
+    let mut write;
+    let recorder: Option<Recorder<'_>> = match record {
+        Some(record) => {
+            write = |removals| record.write(removals);
+            Some(&mut write)
+        }
+        None => None,
+    };
+    let status = listener::run(bound.listener(), options, messages, recorder)
+        .map_err(|error| CommandError::from(anyhow::Error::new(error).context("serve clients")))?;
+    // The next daemon replaces a name that stays.
+    bound.close().unwrap_or(());
+    Ok(status.code())
+}
+
+/// As far as that goes: clients beyond it are turned away.
+fn raise_limit_of_descriptors(wanted: usize) {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let wanted = wanted.try_into().unwrap_or(u64::MAX);
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < wanted
+    {
+        setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard).unwrap_or(());
+    }
+}

@@ -1,0 +1,45 @@
+//! A tracker that listens on a socket: each connection is an owner, and what it registered goes when its
+//! process is gone, not when everybody is.
+//!
+//! On a connection the protocol is that of the pipe, in lines of at most [`LINE_MAX`] bytes, and besides:
+//!
+//! - `PROBE` is answered by a line of JSON: how many messages of this connection were understood and how many
+//!   were not, how many names its owner has registered, and what was wrong with the last bad message, if any.
+//!   Everything that was written before it has been done by then.
+//! - `{"cmd":"OWNER","pid":N}`, before anything is registered, makes the process N the owner, with the rights
+//!   of who writes: a program that ends at once registers for another one. The end of the connection
+//!   means nothing then.
+//!
+//! Nobody takes back what is another owner's. A daemon of root removes with the rights of who registered, so that
+//! nothing goes that this user could not remove; and who lives in other mount or IPC namespaces, where the same
+//! names mean other objects, is not served.
+
+mod bind;
+mod clients;
+mod owners;
+mod peer;
+mod remover;
+
+pub use bind::{BindError, Bound};
+pub use clients::{block_signals, run};
+pub use owners::{Limits, Refused};
+pub use peer::{Peer, Unfit};
+
+use super::dialect::Dialect;
+
+/// The longest line, in bytes without its newline. No client's message is longer than
+/// [`MESSAGE_MAX`](super::protocol::MESSAGE_MAX).
+pub const LINE_MAX: usize = 1024;
+
+/// How a listening tracker behaves.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// What it understands, and whose words it uses.
+    pub dialect: Dialect,
+    /// Whether it tells every step.
+    pub verbose: bool,
+    /// Whether it warns of what was left and of what could not be removed.
+    pub warnings: bool,
+    /// How much a client may have.
+    pub limits: Limits,
+}

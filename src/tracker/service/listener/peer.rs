@@ -1,0 +1,206 @@
+//! Who a client is.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+
+use crate::tracker::resource::escape;
+use crate::tracker::sys::credentials;
+
+/// A process that registers, or for which somebody registers, and the rights with which is removed what
+/// it leaves.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its pid, in this PID namespace.
+    pub pid: i32,
+    /// When it started, in clock ticks since boot: with the pid it is that process and no other.
+    pub started: u64,
+    /// The uid that registers.
+    pub uid: u32,
+    /// The gid that registers.
+    pub gid: u32,
+    /// Its name, as the kernel has it.
+    pub comm: Vec<u8>,
+    process: Arc<OwnedFd>,
+}
+
+/// Why a process cannot be a client.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    /// Whoever it was has ended already.
+    #[error("it is gone already")]
+    Gone,
+    /// It is not seen from here: it runs in a PID namespace that this one does not know.
+    #[error("its process cannot be seen from here")]
+    Unseen,
+    /// Another user, and this daemon is not root's.
+    #[error("it is of uid {0}, and this daemon serves its own user and root")]
+    OtherUser(u32),
+    /// Its uid has no number in this user namespace.
+    #[error("its uid is not known here")]
+    UnknownUser,
+    /// The same names are other objects there.
+    #[error("it has another {0} namespace, where the same names are other objects")]
+    OtherNamespace(&'static str),
+    /// It could not be looked at.
+    #[error("{0}: {1}")]
+    Io(&'static str, io::Error),
+}
+
+/// What a process shows of itself.
+struct Shown {
+    started: u64,
+    comm: Vec<u8>,
+    real_uid: u32,
+}
+
+impl Peer {
+    /// Who connected `stream`.
+    ///
+    /// # Errors
+    /// See [`Unfit`].
+    pub fn of(stream: impl AsFd) -> Result<Self, Unfit> {
+        let credentials = getsockopt(&stream, PeerCredentials)
+            .map_err(|errno| Unfit::Io("getsockopt SO_PEERCRED", errno.into()))?;
+        let (pid, uid, gid) = (credentials.pid(), credentials.uid(), credentials.gid());
+        let own = nix::unistd::geteuid().as_raw();
+        if uid == overflow() {
+            return Err(Unfit::UnknownUser);
+        }
+        if own != 0 && uid != own && uid != 0 {
+            return Err(Unfit::OtherUser(uid));
+        }
+        if pid <= 0 {
+            return Err(Unfit::Unseen);
+        }
+        let process = match credentials::peer_process(&stream) {
+            Ok(process) => process,
+            // Before Linux 6.5. A pid that was taken again since is another process's, which may be of
+            // another user: that is looked at, too.
+            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => open(pid)?,
+            Err(_) => return Err(Unfit::Gone),
+        };
+        Self::fit(pid, uid, gid, process).map(|(peer, _)| peer)
+    }
+
+    /// The process `pid`, for which this one registers: with the rights of this one, until that one ends.
+    ///
+    /// # Errors
+    /// See [`Unfit`]. Only root registers for processes of others.
+    pub fn on_behalf_of(&self, pid: i32) -> Result<Self, Unfit> {
+        let (peer, shown) = Self::fit(pid, self.uid, self.gid, open(pid)?)?;
+        if self.uid != 0 && shown.real_uid != self.uid {
+            return Err(Unfit::OtherUser(shown.real_uid));
+        }
+        Ok(peer)
+    }
+
+    fn fit(pid: i32, uid: u32, gid: u32, process: OwnedFd) -> Result<(Self, Shown), Unfit> {
+        for (kind, name) in [("mnt", "mount"), ("ipc", "IPC")] {
+            let link = |who: &str| fs::read_link(format!("/proc/{who}/ns/{kind}"));
+            let ours = link("self").map_err(|error| Unfit::Io("read the own namespaces", error))?;
+            let theirs = link(&pid.to_string()).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => Unfit::Gone,
+                _ => Unfit::Io("read its namespaces", error),
+            })?;
+            if ours != theirs {
+                return Err(Unfit::OtherNamespace(name));
+            }
+        }
+        let shown = shown(pid)?;
+        let Shown { started, ref comm, .. } = shown;
+        let process = Arc::new(process);
+        let peer = Self { pid, started, uid, gid, comm: comm.clone(), process };
+        // What was read above was its own if it lives still.
+        if peer.has_ended() { Err(Unfit::Gone) } else { Ok((peer, shown)) }
+    }
+
+    /// Whether the process has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let mut target = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        poll(&mut target, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Whether both are one process.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        (self.pid, self.started) == (other.pid, other.started)
+    }
+}
+
+impl AsFd for Peer {
+    /// It is readable when the process has ended (pidfd_open(2)).
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}] of uid {}", escape(&self.comm), self.pid, self.uid)
+    }
+}
+
+fn open(pid: i32) -> Result<OwnedFd, Unfit> {
+    credentials::process(pid).map_err(|error| match error.raw_os_error() {
+        Some(libc::ESRCH) => Unfit::Gone,
+        Some(libc::EINVAL) => Unfit::Unseen,
+        _ => Unfit::Io("pidfd_open", error),
+    })
+}
+
+/// The uid that stands for all that this user namespace does not know (user_namespaces(7)).
+fn overflow() -> u32 {
+    let text = fs::read_to_string("/proc/sys/fs/overflowuid").unwrap_or_default();
+    text.trim().parse().unwrap_or(65534)
+}
+
+/// What /proc says of a process. Neither file waits for it.
+fn shown(pid: i32) -> Result<Shown, Unfit> {
+    let read = |name: &str| {
+        let path: PathBuf = ["/proc", &pid.to_string(), name].iter().collect();
+        fs::read(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Unfit::Gone,
+            _ => Unfit::Io("read what /proc says of it", error),
+        })
+    };
+    let stat = read("stat")?;
+    let status = read("status")?;
+    parse(&stat, &status)
+        .ok_or_else(|| Unfit::Io("read what /proc says of it", io::ErrorKind::InvalidData.into()))
+}
+
+fn parse(stat: &[u8], status: &[u8]) -> Option<Shown> {
+    let first = stat.iter().position(|byte| *byte == b'(')?;
+    let last = stat.iter().rposition(|byte| *byte == b')')?;
+    let comm = stat.get(first + 1..last)?.to_vec();
+    // The start is field 22 of proc_pid_stat(5); the first one behind the name is field 3.
+    let rest = std::str::from_utf8(stat.get(last + 1..)?).ok()?;
+    let started = rest.split_ascii_whitespace().nth(22 - 3)?.parse().ok()?;
+    let uids = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Uid:"))?;
+    let real = std::str::from_utf8(uids).ok()?.split_ascii_whitespace().next()?.parse().ok()?;
+    Some(Shown { started, comm, real_uid: real })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_proc_says() {
+        let fields: Vec<String> = (4..30).map(|field| field.to_string()).collect();
+        let stat = format!("7 (a) b) S {}\n", fields.join(" "));
+        let status = b"Name:\tx\nUid:\t1000\t1001\t1002\t1003\nGid:\t5\t5\t5\t5\n";
+        let shown = parse(stat.as_bytes(), status).unwrap();
+        assert_eq!((shown.started, &shown.comm[..], shown.real_uid), (22, &b"a) b"[..], 1000));
+        assert!(parse(b"7 (a", status).is_none());
+        assert!(parse(stat.as_bytes(), b"").is_none());
+    }
+}
