@@ -2,14 +2,18 @@
 
 mod everywhere;
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::Status;
 use super::error::{CommandError, Kind as ErrorKind};
-use super::target::{TargetArgs, unreachable};
+use super::target::{TargetArgs, not_told, unreachable};
 use super::ui::Ui;
 use crate::tracker::resource::escape;
-use crate::tracker::service::client::{Kind, Life, Probe, TargetError, Tracker};
+use crate::tracker::service::client::{
+    Connection, ConnectionError, Kind, Life, Probe, TargetError, Tracker,
+};
 
 /// Is a tracker alive? The exit status is the answer
 ///
@@ -64,6 +68,9 @@ pub fn run(args: &ProbeArgs, ui: &Ui) -> Result<Status, CommandError> {
     if args.all.all {
         return everywhere::run(&args.all, args.json, ui);
     }
+    if let Some(path) = args.target.socket() {
+        return of_socket(&path, args.json, ui);
+    }
     let result = args.target.open()?.and_then(|target| {
         Probe::of(&target).map_err(|error| TargetError::Os {
             operation: "poll",
@@ -82,9 +89,13 @@ pub fn run(args: &ProbeArgs, ui: &Ui) -> Result<Status, CommandError> {
             (life, of_life(life, format!("{:#}", error.source)))
         }
     };
+    tell(life, &answer, args.json, ui)
+}
+
+fn tell(life: Life, answer: &Answer, json: bool, ui: &Ui) -> Result<Status, CommandError> {
     ui.answer(|out| {
-        if args.json {
-            serde_json::to_writer_pretty(&mut *out, &answer)?;
+        if json {
+            serde_json::to_writer_pretty(&mut *out, answer)?;
             writeln!(out)
         } else {
             writeln!(out, "{}", answer.says)
@@ -95,6 +106,43 @@ pub fn run(args: &ProbeArgs, ui: &Ui) -> Result<Status, CommandError> {
         Life::Dead => ErrorKind::No.status(),
         Life::Unknown => ErrorKind::Failed.status(),
     })
+}
+
+/// A tracker on a socket is asked, and answers.
+fn of_socket(path: &Path, json: bool, ui: &Ui) -> Result<Status, CommandError> {
+    let asked = Connection::open(path).and_then(|connection| {
+        connection.probe()?;
+        Ok(connection.daemon())
+    });
+    let (life, answer) = match asked {
+        Ok(pid) => {
+            let tracker = pid.and_then(Tracker::look);
+            let path = escape(path.as_os_str().as_encoded_bytes());
+            let who = match &tracker {
+                Some(tracker) => {
+                    let since = tracker.since.map(|since| format!(" since {since}"));
+                    format!("process {}{}", tracker.pid, since.unwrap_or_default())
+                }
+                None => "a process that cannot be seen from here".to_owned(),
+            };
+            let answer = Answer {
+                pid,
+                kind: Some(Kind::Rtrack),
+                since: tracker.and_then(|tracker| tracker.since).map(|since| since.to_string()),
+                ..of_life(Life::Alive, format!("{who} listens at {path}, and answers"))
+            };
+            (Life::Alive, answer)
+        }
+        Err(error @ ConnectionError::Dead { .. }) => {
+            (Life::Dead, of_life(Life::Dead, error.to_string()))
+        }
+        Err(error) if json => (Life::Unknown, of_life(Life::Unknown, error.to_string())),
+        Err(error) => {
+            let error = not_told(error);
+            return Err(CommandError { source: error.source.context("cannot tell"), ..error });
+        }
+    };
+    tell(life, &answer, json, ui)
 }
 
 /// An answer of which only this much is known.

@@ -3,15 +3,18 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, Read};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use anyhow::{Context, anyhow};
 
 use super::Status;
 use super::error::{CommandError, Kind as ErrorKind};
-use super::target::{TargetArgs, unreachable};
+use super::target::{TargetArgs, not_told, unreachable};
 use super::ui::Ui;
 use crate::tracker::resource::escape;
-use crate::tracker::service::client::{Kind, Life, Probe, Reader, SendError, Target, Tracker};
+use crate::tracker::service::client::{
+    Connection, Kind, Life, Probe, Reader, SendError, Target, Tracker,
+};
 use crate::tracker::service::dialect::{Command, Dialect};
 use crate::tracker::service::protocol::{self, LINE_MAX, encode};
 use crate::tracker::sys;
@@ -32,6 +35,9 @@ use crate::tracker::sys;
 /// taken as it is. A line that begins with { is the protocol's JSON form, for names with
 /// newlines. The first line that cannot be sent ends the stream; those before it have been sent.
 ///
+/// To a tracker that listens on a socket (--socket, $RTRACK_SOCKET), the message is registered for the process
+/// --owner, and `send` waits until the tracker has it: 0 is said only then.
+///
 /// A message is one write of at most 512 bytes, so that clients never interleave. Names with
 /// newlines or beyond ASCII go as JSON, which CPython reads since 3.13.10 and 3.14.1.
 ///
@@ -42,6 +48,10 @@ use crate::tracker::sys;
 pub struct SendArgs {
     #[command(flatten)]
     target: TargetArgs,
+
+    /// Of a tracker on a socket: the process whose end is waited for, the parent of this one if not given
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    owner: Option<u32>,
 
     /// What the tracker understands, where it is not to be found out or to be believed
     #[arg(long, value_enum, value_name = "DIALECT")]
@@ -71,8 +81,7 @@ pub fn run(args: &SendArgs, ui: &Ui) -> Result<Status, CommandError> {
         if name.is_some() {
             return Err(CommandError::usage("messages come from stdin: no NAME and RTYPE here"));
         }
-        let mut sender = Sender::open(args, ui)?;
-        return stream(&mut sender);
+        return stream(open(args, ui)?.as_mut());
     }
     let command = command(args.command.as_bytes())?;
     let (name, rtype) = match (command, name.zip(rtype)) {
@@ -84,9 +93,67 @@ pub fn run(args: &SendArgs, ui: &Ui) -> Result<Status, CommandError> {
         }
     };
     understood(command, rtype, args.protocol.unwrap_or(Dialect::Any))?;
-    let mut sender = Sender::open(args, ui)?;
+    let mut sender = open(args, ui)?;
     sender.send(command, name, rtype)?;
+    sender.finish()?;
     Ok(0)
+}
+
+/// Where messages go.
+trait Send {
+    /// Sends one.
+    fn send(&mut self, command: Command, name: &[u8], rtype: &[u8]) -> Result<(), CommandError>;
+
+    /// Waits until all have arrived, where that can be known.
+    fn finish(&mut self) -> Result<(), CommandError> {
+        Ok(())
+    }
+}
+
+fn open<'a>(args: &SendArgs, ui: &'a Ui) -> Result<Box<dyn Send + 'a>, CommandError> {
+    match args.target.socket() {
+        Some(path) => Ok(Box::new(OnSocket::open(&path, args)?)),
+        None if args.owner.is_some() => {
+            Err(CommandError::usage("an owner is for trackers on a socket")
+                .hint("name one by --socket PATH or $RTRACK_SOCKET"))
+        }
+        None => Ok(Box::new(Sender::open(args, ui)?)),
+    }
+}
+
+/// A tracker on a socket.
+struct OnSocket {
+    connection: Connection,
+    dialect: Dialect,
+    /// Messages that are not sent yet.
+    waiting: Vec<u8>,
+}
+
+/// So many bytes are sent at once.
+const BATCH: usize = 32 * 1024;
+
+impl OnSocket {
+    fn open(path: &Path, args: &SendArgs) -> Result<Self, CommandError> {
+        let owner = args.owner.unwrap_or_else(std::os::unix::process::parent_id);
+        let connection = Connection::open_for(path, owner).map_err(not_told)?;
+        let dialect = args.protocol.unwrap_or(Dialect::Any);
+        Ok(Self { connection, dialect, waiting: Vec::new() })
+    }
+}
+
+impl Send for OnSocket {
+    fn send(&mut self, command: Command, name: &[u8], rtype: &[u8]) -> Result<(), CommandError> {
+        let rtype = understood(command, rtype, self.dialect)?;
+        let message = encode(command, name, rtype, protocol::form_for(name))
+            .map_err(|error| CommandError::new(ErrorKind::Usage, error))?;
+        self.waiting.extend(message);
+        if self.waiting.len() >= BATCH { self.finish() } else { Ok(()) }
+    }
+
+    fn finish(&mut self) -> Result<(), CommandError> {
+        let messages = std::mem::take(&mut self.waiting);
+        self.connection.exchange(&messages).map(drop).map_err(not_told)
+    }
 }
 
 /// The command of that word, which has to be in capitals as on the wire.
@@ -142,7 +209,9 @@ impl<'a> Sender<'a> {
         let tracker = target.tracker.clone().map(Some);
         Ok(Self { target, ui, tracker, dialect: args.protocol, doubted: false, life })
     }
+}
 
+impl Send for Sender<'_> {
     fn send(&mut self, command: Command, name: &[u8], rtype: &[u8]) -> Result<(), CommandError> {
         match (self.life, command) {
             (Life::Alive, _) => {}
@@ -201,7 +270,7 @@ impl<'a> Sender<'a> {
 }
 
 /// One message for each line of stdin.
-fn stream(sender: &mut Sender<'_>) -> Result<Status, CommandError> {
+fn stream(sender: &mut dyn Send) -> Result<Status, CommandError> {
     if !sys::was_open_at_start(0) {
         return Err(anyhow!("stdin is not open").into());
     }
@@ -214,15 +283,19 @@ fn stream(sender: &mut Sender<'_>) -> Result<Status, CommandError> {
         if length.context("read stdin")? == 0 {
             break;
         }
-        send_line(sender, line.strip_suffix(b"\n").unwrap_or(&line)).map_err(|mut error| {
+        let sent = send_line(sender, line.strip_suffix(b"\n").unwrap_or(&line));
+        if let Err(mut error) = sent {
+            // Those before it have been sent.
+            sender.finish()?;
             error.source = error.source.context(format!("line {number}"));
-            error
-        })?;
+            return Err(error);
+        }
     }
+    sender.finish()?;
     Ok(0)
 }
 
-fn send_line(sender: &mut Sender<'_>, line: &[u8]) -> Result<(), CommandError> {
+fn send_line(sender: &mut dyn Send, line: &[u8]) -> Result<(), CommandError> {
     if line.first() == Some(&b'{') {
         let message = protocol::parse(line, Dialect::Any)
             .map_err(|error| CommandError::usage(format!("{}: {error}", error.class())))?;

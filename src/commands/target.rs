@@ -1,9 +1,11 @@
 //! Which tracker `send` and `probe` talk to.
 
+use std::path::PathBuf;
+
 use anyhow::anyhow;
 
 use super::error::{CommandError, Kind};
-use crate::tracker::service::client::{Target, TargetError};
+use crate::tracker::service::client::{ConnectionError, SOCKET_VARIABLE, Target, TargetError};
 
 /// The options that name a tracker
 #[derive(Debug, clap::Args)]
@@ -13,12 +15,26 @@ pub struct TargetArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
     pub fd: Option<i32>,
 
+    /// The tracker that listens on this socket; $RTRACK_SOCKET if neither this nor $RTRACK_FD is given
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+
     /// The tracker that is process PID
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     pub pid: Option<i32>,
 }
 
 impl TargetArgs {
+    /// The socket that the options name, or else the environment.
+    #[must_use]
+    pub fn socket(&self) -> Option<PathBuf> {
+        if self.socket.is_some() || self.fd.is_some() || self.pid.is_some() {
+            return self.socket.clone();
+        }
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        if set("RTRACK_FD").is_some() { None } else { set(SOCKET_VARIABLE).map(PathBuf::from) }
+    }
+
     /// Opens the pipe that the options, or else `$RTRACK_FD`, name.
     ///
     /// # Errors
@@ -37,8 +53,9 @@ impl TargetArgs {
                     CommandError::usage(format!("RTRACK_FD is {text:?}, which is no descriptor"))
                 })?,
             _ => {
-                return Err(CommandError::usage("which tracker is not said")
-                    .hint("name it by --fd N, --pid PID or the environment variable RTRACK_FD"));
+                return Err(CommandError::usage("which tracker is not said").hint(
+                    "name it by --fd N, --socket PATH, --pid PID, $RTRACK_FD or $RTRACK_SOCKET",
+                ));
             }
         };
         Ok(Target::inherited(fd))
@@ -66,6 +83,27 @@ pub fn unreachable(error: TargetError) -> CommandError {
         }
     };
     let result = CommandError::new(kind, anyhow!(error));
+    match hint {
+        Some(hint) => result.hint(hint),
+        None => result,
+    }
+}
+
+/// The error with its exit status and hint, where a tracker on a socket was spoken to.
+pub fn not_told(error: ConnectionError) -> CommandError {
+    let (kind, hint) = match &error {
+        ConnectionError::Dead { .. } => {
+            (Kind::No, Some("start one there: rtrack daemon --listen PATH"))
+        }
+        ConnectionError::Encode(_) => (Kind::Usage, None),
+        ConnectionError::Io { error, .. }
+            if error.kind() == std::io::ErrorKind::PermissionDenied =>
+        {
+            (Kind::Failed, Some("the permissions of the socket say who may register"))
+        }
+        _ => (Kind::Failed, None),
+    };
+    let result = CommandError::new(kind, error);
     match hint {
         Some(hint) => result.hint(hint),
         None => result,

@@ -23,6 +23,7 @@ mod killed;
 mod leaks;
 mod lease;
 mod limits;
+mod listening;
 mod loky;
 mod mqueue;
 mod mqueue_reaping;
@@ -74,6 +75,7 @@ const MODULES: &[Module] = &[
     ("leaks", leaks::tests),
     ("lease", lease::tests),
     ("limits", limits::tests),
+    ("listening", listening::tests),
     ("mqueue", mqueue::tests),
     ("mqueue_reaping", mqueue_reaping::tests),
     ("loky", loky::tests),

@@ -3,6 +3,7 @@
 //! out whether anybody reads it.
 
 mod builder;
+mod connection;
 mod death;
 mod descriptors;
 pub mod everywhere;
@@ -14,6 +15,7 @@ mod target;
 mod tracker;
 
 pub use builder::Builder;
+pub use connection::{Answer, Connection, ConnectionError, SOCKET_VARIABLE};
 pub use death::{Death, End};
 pub use failure::{ClientError, Shortened};
 pub use probe::{Ends, Life, Probe};

@@ -99,13 +99,15 @@ impl<T: Default> Registry<T> {
     }
 }
 
-impl<T> Registry<T> {
+impl Registry {
     /// An empty one.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
+}
 
+impl<T> Registry<T> {
     /// Does what the message says. For `UNREGISTER`, registering twice is registering once; for
     /// `MAYBE_UNLINK` it is not. What is registered for the first time is kept with what `more` answers.
     ///

@@ -360,8 +360,16 @@ impl Service<'_> {
             // This process's directory is not the client's.
             return self.refuse(number, line, &"a path has to begin with / here");
         }
-        let then =
-            || Then { at: wall_clock(), inode: remover::inode(message.rtype, &message.name) };
+        let found = match message.command {
+            Command::Register => remover::found(message.rtype, &message.name),
+            _ => None,
+        };
+        let uid = client.peer.uid;
+        if let Some(other) = found.map(|stat| stat.uid).filter(|owner| uid != 0 && *owner != uid) {
+            return self.refuse(number, line, &format_args!("it belongs to uid {other}"));
+        }
+        let inode = found.map(|stat| (stat.dev, stat.ino));
+        let then = || Then { at: wall_clock(), inode };
         match self.owners.apply(owner, &message, then) {
             Ok(None) => {}
             Ok(Some(given_up)) => {

@@ -1,7 +1,7 @@
 //! Who has registered what: pure.
 //!
-//! A name that several owners have registered goes with the last of them. What one owner takes back, the
-//! others still have.
+//! A name that several owners of one user have registered goes with the last of them. What one owner takes back,
+//! the others still have. What another user registers under that name changes nothing of that.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -82,8 +82,8 @@ pub(super) struct Owners {
     limits: Limits,
     next: Id,
     owners: BTreeMap<Id, Owner>,
-    /// By how many owners a name is registered.
-    registered: HashMap<(Rtype, Box<[u8]>), u32>,
+    /// By how many owners of a user a name is registered.
+    registered: HashMap<(u32, Rtype, Box<[u8]>), u32>,
     /// How many names the owners of a user have.
     of_user: HashMap<u32, usize>,
 }
@@ -100,7 +100,7 @@ impl Owners {
     pub(super) fn add(&mut self, uid: u32) -> Id {
         let id = self.next;
         self.next += 1;
-        self.owners.insert(id, Owner { uid, registry: Registry::new() });
+        self.owners.insert(id, Owner { uid, registry: Registry::default() });
         id
     }
 
@@ -130,7 +130,7 @@ impl Owners {
         let then = if is_new { Some(then()) } else { owner.registry.more(message) };
         let then = then.unwrap_or(Then { at: 0, inode: None });
         let change = owner.registry.apply_with(message, || then)?;
-        let key = || (message.rtype, message.name.to_vec().into_boxed_slice());
+        let key = || (uid, message.rtype, message.name.to_vec().into_boxed_slice());
         match change {
             Change::Registered(1) if is_new => {
                 *of_user += 1;
@@ -165,7 +165,7 @@ impl Owners {
         let mut left = Vec::new();
         for (rtype, names) in owner.registry.iter() {
             for (name, entry) in names.entries() {
-                if self.let_go((rtype, name.into())) {
+                if self.let_go((owner.uid, rtype, name.into())) {
                     let name = name.to_vec();
                     left.push(Left { rtype, name, count: entry.count, then: entry.more });
                 }
@@ -175,7 +175,7 @@ impl Owners {
     }
 
     /// One owner less has it registered: whether none is left.
-    fn let_go(&mut self, key: (Rtype, Box<[u8]>)) -> bool {
+    fn let_go(&mut self, key: (u32, Rtype, Box<[u8]>)) -> bool {
         match self.registered.get_mut(&key) {
             Some(count) if *count > 1 => {
                 *count -= 1;
@@ -229,13 +229,15 @@ mod tests {
     #[test]
     fn what_an_owner_left_goes_with_it_and_with_the_last() {
         let mut owners = Owners::new(LIMITS);
-        let (first, second) = (owners.add(1000), owners.add(1001));
+        let (first, second) = (owners.add(1000), owners.add(1000));
+        let stranger = owners.add(1001);
         for (id, line) in [
             (first, "REGISTER:/a:shared_memory"),
             (first, "REGISTER:/both:shared_memory"),
             (first, "REGISTER:/both:shared_memory"),
             (second, "REGISTER:/both:shared_memory"),
             (second, "REGISTER:/a:semaphore"),
+            (stranger, "REGISTER:/a:shared_memory"),
         ] {
             assert_eq!(say(&mut owners, id, line), Ok(None), "{line}");
         }
@@ -246,6 +248,7 @@ mod tests {
         let left = owners.end(second);
         assert_eq!(names(&left), ["/a", "/both"]);
         assert_eq!(left[0].then, THEN);
+        assert_eq!(names(&owners.end(stranger)), ["/a"]);
         assert!(owners.end(second).is_empty() && owners.ids().next().is_none());
         assert!(owners.registered.is_empty() && owners.of_user.is_empty());
     }

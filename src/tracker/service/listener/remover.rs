@@ -18,7 +18,7 @@ use super::super::dialect::Rtype;
 use super::owners::Left;
 use super::peer::Peer;
 use crate::tracker::reap::registered::{self, RemoveError};
-use crate::tracker::sys::{self, credentials};
+use crate::tracker::sys::{self, Stat, credentials};
 
 /// What became of something that was left.
 #[derive(Debug)]
@@ -147,11 +147,8 @@ fn carry_out(job: &Job) -> io::Result<Vec<Fate>> {
 }
 
 fn remove(left: &Left) -> Fate {
-    if left
-        .then
-        .inode
-        .is_some_and(|then| inode(left.rtype, &left.name).is_some_and(|now| now != then))
-    {
+    let now = || found(left.rtype, &left.name).map(|stat| (stat.dev, stat.ino));
+    if left.then.inode.is_some_and(|then| now().is_some_and(|now| now != then)) {
         return Fate::Changed;
     }
     match registered::remove(left.rtype, &left.name) {
@@ -160,10 +157,10 @@ fn remove(left: &Left) -> Fate {
     }
 }
 
-/// Device and inode of the object of a name, if it lies in /dev/shm and is there. glibc and musl put both kinds
+/// The object of a name, if it lies in /dev/shm and is there. glibc and musl put both kinds
 /// there, semaphores with the prefix `sem.` (sem_overview(7)).
 #[must_use]
-pub(super) fn inode(rtype: Rtype, name: &[u8]) -> Option<(u64, u64)> {
+pub(super) fn found(rtype: Rtype, name: &[u8]) -> Option<Stat> {
     let prefix = match rtype {
         Rtype::SharedMemory => "",
         Rtype::Semaphore | Rtype::Semlock => "sem.",
@@ -175,6 +172,5 @@ pub(super) fn inode(rtype: Rtype, name: &[u8]) -> Option<(u64, u64)> {
         return None;
     }
     let path = [b"/dev/shm/", prefix.as_bytes(), name].concat();
-    let stat = sys::stat(nix::fcntl::AT_FDCWD, &CString::new(path).ok()?).ok()?;
-    Some((stat.dev, stat.ino))
+    sys::stat(nix::fcntl::AT_FDCWD, &CString::new(path).ok()?).ok()
 }
