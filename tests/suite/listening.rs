@@ -302,7 +302,7 @@ fn who_is_not_served() {
     let mut child = inside("user=61001", &command).spawn().unwrap();
     wait_for("the socket", || socket.exists().then_some(()));
     let mut send = rtrack(["send", "REGISTER", "/a", "dummy", "--socket"]);
-    let mut owner = Command::new("sleep").arg("1000").uid(61001).spawn().unwrap();
+    let mut owner = Command::new("sleep").arg("1000").uid(61001).gid(61001).spawn().unwrap();
     send.arg(&socket).arg("--owner").arg(owner.id().to_string());
     inside("user=61001", &send).finish().expect(0);
     owner.kill().unwrap();
@@ -355,7 +355,7 @@ fn with_the_rights() {
     assert!(run.stderr.contains("cannot own"), "{run:?}");
     // What is made by another user after it was registered stays too: the kernel says so.
     let mut client = rtrack(["send", "REGISTER", "/later", "shared_memory", "--socket"]);
-    let mut owner = Command::new("sleep").arg("1000").uid(61001).spawn().unwrap();
+    let mut owner = Command::new("sleep").arg("1000").uid(61001).gid(61001).spawn().unwrap();
     client.arg(socket()).arg("--owner").arg(owner.id().to_string());
     inside("user=61001", &client).finish().expect(0);
     object().make("later");
