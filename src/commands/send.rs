@@ -15,8 +15,8 @@ use crate::tracker::resource::escape;
 use crate::tracker::service::client::{
     Connection, Kind, Life, Probe, Reader, SendError, Target, Tracker,
 };
-use crate::tracker::service::dialect::{Command, Dialect};
-use crate::tracker::service::protocol::{self, LINE_MAX, encode};
+use crate::tracker::service::dialect::{Command, Dialect, Rtype};
+use crate::tracker::service::protocol::{self, LINE_MAX, LineError, encode};
 use crate::tracker::sys;
 
 /// Send one message to a tracker, or a stream of them
@@ -28,8 +28,10 @@ use crate::tracker::sys;
 ///   rtrack send -                        one message for each line of stdin
 ///
 /// RTYPE is semaphore or shared_memory. The trackers of loky and joblib know semlock, file and
-/// folder instead, and only they know MAYBE_UNLINK. noop and dummy are for tests. NAME may be any
-/// bytes; write -- before one that could be taken for an option.
+/// folder instead, and only they know MAYBE_UNLINK. rtrack daemon --protocol rtrack knows
+/// message_queue, sysv_shm, sysv_sem, sysv_msg and file beside the first two; a System V object
+/// is named by the id that ipcs shows. noop and dummy are for tests. NAME may be any bytes; write
+/// -- before one that could be taken for an option.
 ///
 /// A line of stdin is CMD:NAME:RTYPE. NAME is what lies between the first and the last colon,
 /// taken as it is. A line that begins with { is the protocol's JSON form, for names with
@@ -61,11 +63,12 @@ pub struct SendArgs {
     #[arg(value_name = "CMD")]
     command: OsString,
 
-    /// The resource, e.g. /psm_1a2b3c
+    /// The resource, e.g. /psm_1a2b3c, or the id of a System V object
     #[arg(allow_hyphen_values = true, requires = "rtype")]
     name: Option<OsString>,
 
-    /// Its type: semaphore, shared_memory; semlock, file, folder
+    /// Its type: semaphore, shared_memory; semlock, file, folder; message_queue, sysv_shm,
+    /// sysv_sem, sysv_msg
     #[arg(allow_hyphen_values = true)]
     rtype: Option<OsString>,
 }
@@ -92,7 +95,7 @@ pub fn run(args: &SendArgs, ui: &Ui) -> Result<Status, CommandError> {
                 .hint(format!("rtrack send {} /psm_1a2b3c shared_memory", command.as_str())));
         }
     };
-    understood(command, rtype, args.protocol.unwrap_or(Dialect::Any))?;
+    understood(command, name, rtype, args.protocol)?;
     let mut sender = open(args, ui)?;
     sender.send(command, name, rtype)?;
     sender.finish()?;
@@ -124,7 +127,7 @@ fn open<'a>(args: &SendArgs, ui: &'a Ui) -> Result<Box<dyn Send + 'a>, CommandEr
 /// A tracker on a socket.
 struct OnSocket {
     connection: Connection,
-    dialect: Dialect,
+    dialect: Option<Dialect>,
     /// Messages that are not sent yet.
     waiting: Vec<u8>,
 }
@@ -136,14 +139,13 @@ impl OnSocket {
     fn open(path: &Path, args: &SendArgs) -> Result<Self, CommandError> {
         let owner = args.owner.unwrap_or_else(std::os::unix::process::parent_id);
         let connection = Connection::open_for(path, owner).map_err(not_told)?;
-        let dialect = args.protocol.unwrap_or(Dialect::Any);
-        Ok(Self { connection, dialect, waiting: Vec::new() })
+        Ok(Self { connection, dialect: args.protocol, waiting: Vec::new() })
     }
 }
 
 impl Send for OnSocket {
     fn send(&mut self, command: Command, name: &[u8], rtype: &[u8]) -> Result<(), CommandError> {
-        let rtype = understood(command, rtype, self.dialect)?;
+        let rtype = understood(command, name, rtype, self.dialect)?;
         let message = encode(command, name, rtype, protocol::form_for(name))
             .map_err(|error| CommandError::new(ErrorKind::Usage, error))?;
         self.waiting.extend(message);
@@ -164,25 +166,47 @@ fn command(word: &[u8]) -> Result<Command, CommandError> {
     })
 }
 
-/// The type of that word, if trackers of that dialect clean it and can be told that of it.
+/// The type of that word, if trackers of that dialect, or of any if it is not known, clean it, can be told
+/// that of it, and can remove something of that name.
 fn understood(
     command: Command,
+    name: &[u8],
     word: &[u8],
-    dialect: Dialect,
+    dialect: Option<Dialect>,
 ) -> Result<&'static str, CommandError> {
-    let rtype = dialect.rtype(word).ok_or_else(|| {
-        let known: Vec<&str> = dialect.rtypes().iter().map(|rtype| rtype.as_str()).collect();
-        CommandError::usage(format!("\"{}\" is no resource type of this tracker", escape(word)))
-            .hint(format!("one of {}", known.join(", ")))
-    })?;
-    if dialect.command(command.as_str().as_bytes(), rtype).is_none() {
+    let dialects = dialect.as_slice();
+    let dialects = if dialects.is_empty() { &Dialect::ALL } else { dialects };
+    let Some(rtype) = dialects.iter().find_map(|dialect| dialect.rtype(word)) else {
+        return Err(no_type(word, dialect));
+    };
+    let takes = |dialect: &Dialect| {
+        let rtype = dialect.rtype(word)?;
+        dialect.command(command.as_str().as_bytes(), rtype)
+    };
+    if dialects.iter().find_map(takes).is_none() {
         let command = command.as_str();
         return Err(CommandError::usage(format!(
             "this tracker does not know {command} of a {rtype}"
         ))
         .hint("only loky's trackers and joblib's do, and rtrack daemon --protocol loky or any"));
     }
+    // What is registered already can still be taken back.
+    if command == Command::Register && !rtype.may_have(name) {
+        return Err(CommandError::usage(format!(
+            "\"{}\" is not the id of a System V object",
+            protocol::shortened(name)
+        ))
+        .hint("the number that ipcs shows, and shmget, semget or msgget answered; not the key"));
+    }
     Ok(rtype.as_str())
+}
+
+fn no_type(word: &[u8], dialect: Option<Dialect>) -> CommandError {
+    let known = dialect.map_or(&Rtype::ALL[..], Dialect::rtypes);
+    let known: Vec<&str> = known.iter().map(|rtype| rtype.as_str()).collect();
+    let whose = if dialect.is_some() { "this tracker" } else { "any tracker" };
+    CommandError::usage(format!("\"{}\" is no resource type of {whose}", escape(word)))
+        .hint(format!("one of {}", known.join(", ")))
 }
 
 /// A tracker, and what is known about what it reads.
@@ -233,8 +257,8 @@ impl Send for Sender<'_> {
             self.tracker = Some({ known }.find(|tracker| tracker.kind != Kind::Unknown));
         }
         let tracker = self.tracker.as_ref().and_then(Option::as_ref);
-        let known = tracker.map_or(Dialect::Any, |tracker| tracker.dialect);
-        let rtype = understood(command, rtype, self.dialect.unwrap_or(known))?;
+        let dialect = self.dialect.or(tracker.map(|tracker| tracker.dialect));
+        let rtype = understood(command, name, rtype, dialect)?;
         let reader = tracker.map_or(Reader::Unknown, Tracker::reader);
         let who = || match tracker {
             Some(Tracker { pid, kind, version: Some(version), .. }) => {
@@ -297,8 +321,15 @@ fn stream(sender: &mut dyn Send) -> Result<Status, CommandError> {
 
 fn send_line(sender: &mut dyn Send, line: &[u8]) -> Result<(), CommandError> {
     if line.first() == Some(&b'{') {
-        let message = protocol::parse(line, Dialect::Any)
-            .map_err(|error| CommandError::usage(format!("{}: {error}", error.class())))?;
+        // Each type is known to one of the two, and whether this tracker knows it is seen to below.
+        let message = match protocol::parse(line, Dialect::Any) {
+            Err(LineError::UnknownRtype { .. }) => protocol::parse(line, Dialect::Rtrack),
+            other => other,
+        };
+        let message = message.map_err(|error| match error {
+            LineError::UnknownRtype { rtype, .. } => no_type(&rtype, None),
+            _ => CommandError::usage(format!("{}: {error}", error.class())),
+        })?;
         return sender.send(message.command, &message.name, message.rtype.as_str().as_bytes());
     }
     let wrong = || {

@@ -8,6 +8,7 @@
 #![allow(unsafe_code, missing_docs, clippy::unwrap_used, clippy::exit)]
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 
+mod anything;
 mod archiving;
 mod auditing;
 mod client;
@@ -60,6 +61,7 @@ type Module = (&'static str, fn() -> Vec<Case>);
 
 /// Every module with tests: one that is not named here is found by `harness::every_file_is_listed`.
 const MODULES: &[Module] = &[
+    ("anything", anything::tests),
     ("archiving", archiving::tests),
     ("auditing", auditing::tests),
     ("client", client::tests),

@@ -32,6 +32,10 @@ pub use plain::parse as parse_plain;
 /// that is in it) or semlock, registrations are counted, and `MAYBE_UNLINK:NAME:RTYPE` takes one
 /// back and removes with the last. With any it is both.
 ///
+/// With --protocol rtrack it is for whatever a shell script or a program makes: RTYPE is that of
+/// CPython's, or message_queue (POSIX), sysv_shm, sysv_sem or sysv_msg (by the id that ipcs
+/// shows), or file (by its path).
+///
 /// SIGINT, SIGTERM, SIGHUP and SIGQUIT are ignored. SIGUSR1 lists on stderr what is registered.
 /// Every inherited descriptor but N and stderr is closed.
 ///

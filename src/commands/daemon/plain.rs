@@ -94,6 +94,7 @@ mod tests {
             &["rtrack", "daemon", "--fd", "5"][..],
             &["rtrack", "daemon", "--fd", "0", "--protocol", "loky", "--verbose"],
             &["rtrack", "daemon", "--no-warnings", "--fd", "7", "--ready-fd", "8"],
+            &["rtrack", "daemon", "--fd", "5", "--protocol", "rtrack"],
             &["rtrack", "daemon", "--audit", "removed.jsonl", "--fd", "2147483647"],
         ] {
             let plain = by_itself(words);
@@ -109,7 +110,7 @@ mod tests {
                 prop::sample::select(vec![
                     "--fd", "--ready-fd", "--protocol", "--audit", "--verbose", "--no-warnings",
                     "5", "05", "+5", "-5", "2147483648", "", "--", "-", "loky", "any", "Any",
-                    "cpython", "file", "--fd=5", "--quiet", "-q", "--help", "--color", "daemon",
+                    "rtrack", "cpython", "file", "--fd=5", "--quiet", "-q", "--help", "--color", "daemon",
                 ]),
                 0..7,
             )

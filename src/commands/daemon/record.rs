@@ -98,11 +98,15 @@ fn within<T: Send + 'static>(
 
 /// The line about a removal; nothing for test types, behind which there is nothing.
 fn line(run: &mut Run, removal: &Removal) -> Option<Vec<u8>> {
-    let Removal { rtype, name, given_up, result } = removal;
+    let Removal { rtype, name, given_up, seen, result } = removal;
     let object = match rtype {
         Rtype::Noop | Rtype::Dummy => return None,
         Rtype::Semaphore | Rtype::Semlock => audit::registered("sem", rtype.as_str(), name),
         Rtype::SharedMemory => audit::registered("shm", rtype.as_str(), name),
+        Rtype::MessageQueue => audit::registered("mqueue", rtype.as_str(), name),
+        Rtype::SysvShm | Rtype::SysvSem | Rtype::SysvMsg => {
+            audit::registered_by_id(*rtype, name, seen.as_ref())
+        }
         Rtype::File | Rtype::Folder => audit::registered_path(rtype.as_str(), name),
     };
     let error = result.as_ref().err();
@@ -116,7 +120,11 @@ fn line(run: &mut Run, removal: &Removal) -> Option<Vec<u8>> {
         true => "since its last user gave it up",
         false => "since it was registered and never taken back",
     };
+    let attached = seen.filter(|_| *rtype == Rtype::SysvShm).map_or(0, |state| state.count);
     let says = match result {
+        Ok(0) if attached > 0 => {
+            format!("removed, {why}; its memory goes with the last of {attached} attachments")
+        }
         Ok(0) => format!("removed, {why}"),
         Ok(1) => format!("removed with the entry that was in it, {why}"),
         Ok(entries) => format!("removed with the {entries} entries that were in it, {why}"),

@@ -20,9 +20,11 @@ use serde_json::{Map, Value, json};
 
 use super::host::{Clock, host_name, show_exact_time, show_time};
 use super::inventory::Object;
-use super::resource::{Name, harmless};
+use super::resource::{Kind, Name, harmless};
+use super::service::dialect::Rtype;
 use super::survey::owner_name;
 use super::sys::Nanoseconds;
+use super::sys::ipc::State;
 use super::verdict::Judgement;
 
 /// What each line says that it is.
@@ -223,6 +225,37 @@ pub fn registered_path(rtype: &str, path: &[u8]) -> Value {
         && let Ok(directory) = std::env::current_dir()
     {
         map.insert("directory".into(), json!(directory.to_string_lossy()));
+    }
+    Value::Object(map)
+}
+
+/// The same of a System V object, which was registered by its id, with what the kernel said of it before.
+#[must_use]
+pub fn registered_by_id(rtype: Rtype, name: &[u8], state: Option<&State>) -> Value {
+    let kind = match rtype {
+        Rtype::SysvShm => Kind::SysvShm,
+        Rtype::SysvSem => Kind::SysvSem,
+        _ => Kind::SysvMsg,
+    };
+    let mut map = Map::new();
+    map.insert("id".into(), json!(format!("{kind}:{}", String::from_utf8_lossy(name))));
+    map.insert("kind".into(), json!(kind));
+    insert_name(&mut map, name);
+    map.insert("rtype".into(), json!(rtype.as_str()));
+    if let Some(state) = state {
+        map.insert("mode".into(), json!(format!("{:04o}", state.mode & 0o777)));
+        map.insert("uid".into(), json!(state.uid));
+        map.insert("user".into(), json!(owner_name(state.uid)));
+        map.insert("gid".into(), json!(state.gid));
+        // Of a set it is how many semaphores there are, and of a queue it is not told.
+        if kind == Kind::SysvShm {
+            map.insert("size".into(), json!(state.size));
+            map.insert("creator_pid".into(), json!(state.creator));
+        }
+        map.insert("key".into(), json!(format!("0x{:08x}", state.key)));
+        map.insert("creator_uid".into(), json!(state.creator_uid));
+        let changed = Nanoseconds::from(state.changed) * 1_000_000_000;
+        map.insert("changed_at".into(), json!(show_exact_time(changed)));
     }
     Value::Object(map)
 }

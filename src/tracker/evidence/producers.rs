@@ -415,6 +415,7 @@ mod tests {
             (b"python\0-c\0from multiprocessing.semaphore_tracker import main;main(5)\0", true),
             (b"/usr/bin/rtrack\0daemon\0--fd\x005\0", true),
             (b"rtrack\0-q\0--color\0never\0daemon\0", true),
+            (b"rtrack\0daemon\0--protocol\0rtrack\0--fd\x000\0", true),
             (b"rtrack\0list\0", false),
             (b"python3\0server.py\0", false),
         ] {

@@ -7,9 +7,11 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 
 use super::trees::{self, TreeError};
-use crate::tracker::service::dialect::Rtype;
+use crate::tracker::service::dialect::{Rtype, system_v_id};
 use crate::tracker::service::python::{ReprStr, os_error_class};
 use crate::tracker::sys;
+use crate::tracker::sys::ipc::{self, Family, State};
+use crate::tracker::sys::mqueue;
 
 /// Why a registered resource could not be removed. `Display` is what CPython's tracker prints.
 #[derive(Debug, thiserror::Error)]
@@ -28,10 +30,13 @@ pub enum RemoveError {
     /// The same in a path.
     #[error("embedded null byte")]
     NulInPath,
+    /// A System V object is named by its id and by nothing else.
+    #[error("not the id of a System V object: {}", ReprStr(.0))]
+    NotAnId(Vec<u8>),
     /// A folder, or something in it.
     #[error(transparent)]
     Tree(TreeError),
-    /// The C library's `shm_unlink`, `sem_unlink` or `unlink` failed.
+    /// The C library's `shm_unlink`, `sem_unlink`, `mq_unlink` or `unlink` failed, or `IPC_RMID`.
     #[error("{}", OsErrorText(.error, .name.as_deref()))]
     Os {
         /// With its errno.
@@ -50,6 +55,10 @@ pub struct Surrogates {
 }
 
 impl RemoveError {
+    fn named(error: io::Error, name: &[u8]) -> Self {
+        Self::Os { error, name: Some(name.to_vec()) }
+    }
+
     /// The errno, where a system call failed.
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
@@ -140,6 +149,9 @@ impl fmt::Display for Repr<'_> {
             RemoveError::EmbeddedNul | RemoveError::NulInPath => {
                 write!(f, "ValueError('{}')", self.error)
             }
+            RemoveError::NotAnId(_) => {
+                write!(f, "ValueError({})", ReprStr(self.error.to_string().as_bytes()))
+            }
             RemoveError::Os { error, .. } | RemoveError::Tree(TreeError::Os { error, .. }) => {
                 os(error, f)
             }
@@ -150,9 +162,13 @@ impl fmt::Display for Repr<'_> {
     }
 }
 
-/// Removes the resource of that name, and answers how many entries were in it. For semaphores and memory
-/// the C library's rules for names hold, since it is the C library that removes: no path is ever built
-/// from a name. Files and folders are named by their paths.
+/// Removes the resource of that name, and answers how many entries were in it. For semaphores, memory and
+/// message queues the C library's rules for names hold, since it is the C library that removes: no path
+/// is ever built from a name. Files and folders are named by their paths, System V objects by their ids.
+///
+/// Who has a resource open keeps it. A System V segment that is attached is marked by this: its key finds it
+/// no more, and it goes with its last user. Sets of semaphores and System V queues are not kept by anybody:
+/// who waits at one is woken with `EIDRM`.
 ///
 /// # Errors
 /// See [`RemoveError`].
@@ -162,21 +178,52 @@ pub fn remove(rtype: Rtype, name: &[u8]) -> Result<u64, RemoveError> {
         Rtype::Dummy => return Ok(0),
         Rtype::Semaphore | Rtype::Semlock => sys::sem_unlink,
         Rtype::SharedMemory => sys::shm_unlink,
+        Rtype::MessageQueue => mqueue::unlink,
+        Rtype::SysvShm => return remove_by_id(Family::Shm, name),
+        Rtype::SysvSem => return remove_by_id(Family::Sem, name),
+        Rtype::SysvMsg => return remove_by_id(Family::Msg, name),
         Rtype::File | Rtype::Folder if name.contains(&0) => return Err(RemoveError::NulInPath),
         Rtype::File => {
-            let os = |errno: nix::Error| RemoveError::Os { error: errno.into(), name: None };
-            return nix::unistd::unlink(OsStr::from_bytes(name)).map(|()| 0).map_err(os);
+            return nix::unistd::unlink(OsStr::from_bytes(name))
+                .map(|()| 0)
+                .map_err(|errno| RemoveError::named(errno.into(), name));
         }
         Rtype::Folder => return trees::remove(name).map_err(RemoveError::Tree),
     };
-    if let Some(surrogates) = Surrogates::find(name) {
+    // Python has no message queues, and so no rule that would keep one of another name.
+    if rtype != Rtype::MessageQueue
+        && let Some(surrogates) = Surrogates::find(name)
+    {
         return Err(RemoveError::NotUtf8(surrogates));
     }
     let text = CString::new(name).map_err(|_| RemoveError::EmbeddedNul)?;
-    unlink(&text).map(|()| 0).map_err(|error| RemoveError::Os {
-        error,
-        name: (rtype == Rtype::SharedMemory).then(|| name.to_vec()),
+    unlink(&text).map(|()| 0).map_err(|error| match rtype {
+        Rtype::Semaphore | Rtype::Semlock => RemoveError::Os { error, name: None },
+        _ => RemoveError::named(error, name),
     })
+}
+
+/// `IPC_RMID`. The kernel has two numbers for an id that is of no object (any more), one of which it also
+/// has for every other mistake; here it is what a name is that leads to nothing.
+fn remove_by_id(family: Family, name: &[u8]) -> Result<u64, RemoveError> {
+    let id = system_v_id(name).ok_or_else(|| RemoveError::NotAnId(name.to_vec()))?;
+    ipc::remove(family, id).map(|()| 0).map_err(|error| match ipc::is_gone(&error) {
+        true => RemoveError::named(io::Error::from_raw_os_error(libc::ENOENT), name),
+        false => RemoveError::named(error, name),
+    })
+}
+
+/// What the kernel says of a System V object that is about to be removed, for the record; nothing of anything
+/// else, nor where it says nothing.
+#[must_use]
+pub fn state(rtype: Rtype, name: &[u8]) -> Option<State> {
+    let family = match rtype {
+        Rtype::SysvShm => Family::Shm,
+        Rtype::SysvSem => Family::Sem,
+        Rtype::SysvMsg => Family::Msg,
+        _ => return None,
+    };
+    ipc::state(family, system_v_id(name)?).ok()?
 }
 
 #[cfg(test)]
@@ -206,6 +253,15 @@ mod tests {
                 Err(RemoveError::Os { error: missing(), name: Some(b"/a'".to_vec()) }),
                 "[Errno 2] No such file or directory: \"/a'\"",
             ),
+            (remove(Rtype::MessageQueue, b"a\0b"), "embedded null character"),
+            (remove(Rtype::File, b"a\0b"), "embedded null byte"),
+            (remove(Rtype::File, b""), "[Errno 2] No such file or directory: ''"),
+            (remove(Rtype::File, b"/"), "[Errno 21] Is a directory: '/'"),
+            (remove(Rtype::SysvShm, b""), "not the id of a System V object: ''"),
+            (remove(Rtype::SysvShm, b"0x5"), "not the id of a System V object: '0x5'"),
+            (remove(Rtype::SysvSem, b" 5"), "not the id of a System V object: ' 5'"),
+            (remove(Rtype::SysvMsg, b"-1"), "not the id of a System V object: '-1'"),
+            (remove(Rtype::SysvMsg, b"5\0"), "not the id of a System V object: '5\\x00'"),
         ] {
             assert_eq!(error.unwrap_err().to_string(), text);
         }
@@ -237,6 +293,7 @@ mod tests {
             (Rtype::Folder, b"/dev/fd/", "OSError('Cannot call rmtree on a symbolic link')"),
             (Rtype::Folder, b"/proc", "OSError('Cannot call rmtree on a mount: /proc')"),
             (Rtype::Folder, b"/", "OSError('Cannot call rmtree on /')"),
+            (Rtype::SysvSem, b"it's", r#"ValueError('not the id of a System V object: "it\'s"')"#),
         ] {
             let error = remove(rtype, name).unwrap_err();
             assert_eq!(Repr { error: &error, name }.to_string(), shown, "{rtype}");

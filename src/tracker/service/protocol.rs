@@ -140,7 +140,7 @@ fn understand<'a>(
     dialect: Dialect,
 ) -> Result<Message<'a>, LineError<'a>> {
     let Some(rtype) = dialect.rtype(&rtype) else {
-        if rtype.is_empty() && *command == *b"PROBE" && dialect != Dialect::Cpython {
+        if rtype.is_empty() && *command == *b"PROBE" && dialect.takes_probes_without_type() {
             return Ok(Message { command: Command::Probe, name, rtype: Rtype::Noop });
         }
         return Err(LineError::UnknownRtype { name, rtype, dialect });

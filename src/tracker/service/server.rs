@@ -18,6 +18,7 @@ use super::registry::{Change, LeakWarning, Registry, Status};
 use crate::tracker::reap::registered::{self, RemoveError, Repr};
 use crate::tracker::resource::escape;
 use crate::tracker::sys;
+use crate::tracker::sys::ipc::State;
 
 /// How much is read at once. A pipe holds 64 KiB unless somebody enlarged it (pipe(7)). This is more than
 /// what malloc(3) takes from its heap (mallopt(3), `M_MMAP_THRESHOLD`): of pages that come from the
@@ -87,6 +88,8 @@ pub struct Removal {
     pub name: Vec<u8>,
     /// Whether its last user gave it up; else it was left at the end.
     pub given_up: bool,
+    /// What the kernel said of it before, if it is a System V object.
+    pub seen: Option<State>,
     /// How many entries were in it; or why it could not be removed.
     pub result: Result<u64, RemoveError>,
 }
@@ -276,7 +279,8 @@ impl Tracker<'_> {
             }
         }
         if self.record.is_some() {
-            self.given_up.push(Removal { rtype, name: name.to_vec(), given_up: true, result });
+            let name = name.to_vec();
+            self.given_up.push(Removal { rtype, name, given_up: true, seen: None, result });
         }
     }
 
@@ -346,6 +350,7 @@ impl Tracker<'_> {
         for (rtype, names) in &left {
             self.status.leftovers();
             for (name, _) in names {
+                let seen = self.record.as_ref().and_then(|_| registered::state(*rtype, name));
                 let result = registered::remove(*rtype, name);
                 match &result {
                     Err(error) => {
@@ -357,7 +362,7 @@ impl Tracker<'_> {
                 }
                 if self.record.is_some() {
                     let (rtype, name) = (*rtype, name.to_vec());
-                    removals.push(Removal { rtype, name, given_up: false, result });
+                    removals.push(Removal { rtype, name, given_up: false, seen, result });
                 }
             }
         }

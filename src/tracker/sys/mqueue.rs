@@ -1,5 +1,6 @@
 //! POSIX message queues: a mount that is attached nowhere, and the attributes of a queue.
 
+use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -20,6 +21,15 @@ pub struct Attributes {
     pub max_messages: u64,
     /// So many bytes each may have.
     pub message_size: u64,
+}
+
+/// `mq_unlink(3)`: the C library's rules for names, whatever they are on this machine. No mount is needed.
+///
+/// # Errors
+/// The errno of the C library, which has `EACCES` where the kernel says `EPERM`.
+pub fn unlink(name: &CStr) -> io::Result<()> {
+    // SAFETY: the name is a NUL-terminated string that outlives the call.
+    super::check(unsafe { libc::mq_unlink(name.as_ptr()) }).map(drop)
 }
 
 /// Mounts the message queues of the IPC namespace that this thread is in, in no tree: the mount is gone when the

@@ -81,6 +81,23 @@ impl Builder {
 
     /// What the tracker is told, and, where it is an `rtrack daemon`, asked to understand. The one of
     /// CPython is the default.
+    ///
+    /// [`Dialect::Rtrack`] has types for all that a program may leave: beside `semaphore` and
+    /// `shared_memory`, `message_queue`, `sysv_shm`, `sysv_sem`, `sysv_msg` and `file`.
+    ///
+    /// ```no_run
+    /// use rtrack::tracker::service::client::{Dialect, ResourceTracker};
+    ///
+    /// let tracker = ResourceTracker::builder().dialect(Dialect::Rtrack).build()?;
+    /// # let id = 5;
+    /// // After shmget(IPC_PRIVATE, …):
+    /// tracker.register(id.to_string(), "sysv_shm")?;
+    /// // After mq_open("/jobs", O_CREAT | O_EXCL …):
+    /// tracker.register("/jobs", "message_queue")?;
+    /// // After binding a socket:
+    /// tracker.register("/run/user/1000/jobs.sock", "file")?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn dialect(mut self, dialect: Dialect) -> Self {
         self.dialect = dialect;
         self
@@ -195,5 +212,6 @@ mod tests {
     fn only_what_needs_the_option_gets_it() {
         assert_eq!(own_command(Dialect::Cpython), ["rtrack", "daemon", "--fd", "{fd}"]);
         assert_eq!(own_command(Dialect::Any).last().unwrap(), "any");
+        assert_eq!(own_command(Dialect::Rtrack)[4..], ["--protocol", "rtrack"]);
     }
 }

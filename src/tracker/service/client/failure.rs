@@ -50,6 +50,9 @@ pub enum ClientError {
     /// A tracker of this dialect has no such resources, or none that can be told that; nothing was written.
     #[error("a tracker of this dialect cannot be told that of type \"{0}\"")]
     UnknownType(Shortened),
+    /// System V objects have numbers for names; nothing was written.
+    #[error("\"{0}\" is not the id of a System V object")]
+    NotAnId(Shortened),
     /// The pipe could not be written to for another reason than that nobody reads it.
     #[error("write to the tracker's pipe: {0}")]
     Write(io::Error),

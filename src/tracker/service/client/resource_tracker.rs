@@ -152,7 +152,8 @@ impl ResourceTracker {
     /// Has the tracker remove `name` when this process and everybody else with a copy of the pipe's
     /// end is gone. In loky's dialect: takes one more reference to it.
     ///
-    /// `name` is what `shm_open` or `sem_open` is given, or the path of a `file` or `folder`.
+    /// `name` is what `shm_open`, `sem_open` or `mq_open` is given, the path of a `file` or `folder`, or the
+    /// decimal digits of the id of a System V object.
     ///
     /// # Errors
     /// The message cannot be carried, and nothing of it was written; or there is no tracker that takes it.
@@ -270,11 +271,14 @@ impl ResourceTracker {
     fn form(&self, command: Command, name: &[u8], rtype: &str) -> Result<Form, ClientError> {
         let Speech { dialect, plain } = self.speech;
         let known = |rtype: &Rtype| dialect.command(command.as_str().as_bytes(), *rtype).is_some();
-        if dialect.rtype(rtype.as_bytes()).filter(known).is_none() {
+        let Some(known) = dialect.rtype(rtype.as_bytes()).filter(known) else {
             return Err(ClientError::UnknownType(Shortened::new(rtype.as_bytes())));
-        }
+        };
         if name.contains(&0) {
             return Err(ClientError::NulInName(Shortened::new(name)));
+        }
+        if command == Command::Register && !known.may_have(name) {
+            return Err(ClientError::NotAnId(Shortened::new(name)));
         }
         let form = protocol::form_for(name);
         if form == Form::Json && plain {

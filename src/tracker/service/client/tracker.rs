@@ -135,7 +135,7 @@ pub struct Tracker {
     pub pid: i32,
     /// Whose tracker it is.
     pub kind: Kind,
-    /// What it understands; everything, if that is not known.
+    /// What it understands; all that a Python's tracker may, if that is not known.
     pub dialect: Dialect,
     /// The Python that runs it.
     pub version: Option<Version>,
@@ -312,6 +312,8 @@ mod tests {
             (Kind::Rtrack, &["rtrack", "daemon", "--fd", "5"][..], Dialect::Cpython),
             (Kind::Rtrack, &["rtrack", "daemon", "--protocol", "loky"], Dialect::Loky),
             (Kind::Rtrack, &["rtrack", "daemon", "--protocol=any", "--fd=5"], Dialect::Any),
+            (Kind::Rtrack, &["rtrack", "daemon", "--protocol", "rtrack"], Dialect::Rtrack),
+            (Kind::Rtrack, &["rtrack", "daemon", "--protocol=rtrack"], Dialect::Rtrack),
             (Kind::Cpython, &["p", "--protocol=any"], Dialect::Cpython),
             (Kind::Joblib, &[], Dialect::Loky),
             (Kind::Unknown, &[], Dialect::Any),

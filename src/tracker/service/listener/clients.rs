@@ -569,7 +569,7 @@ impl Service<'_> {
                     }
                 };
                 let Left { rtype, name, .. } = left;
-                removals.push(Removal { rtype, name, given_up, result });
+                removals.push(Removal { rtype, name, given_up, result, seen: None });
             }
             let warning = self.record.as_mut().and_then(|record| record(removals));
             if let Some(text) = warning {

@@ -85,10 +85,14 @@ fn lines_mean_what_python_takes_them_for() {
 
 #[test]
 fn each_dialect_has_its_types_and_commands() {
-    use Dialect::{Any, Cpython, Loky};
+    use Dialect::{Any, Cpython, Loky, Rtrack};
     const LOKYS: &str = "ValueError: Cannot register x for automatic cleanup: unknown resource type \
                          (semaphore). Resource type should be one of the following: ['noop', \
                          'dummy', 'folder', 'file', 'semlock']";
+    const RTRACKS: &str = "ValueError: Cannot register x for automatic cleanup: unknown resource \
+                           type (folder). Resource type should be one of the following: ['noop', \
+                           'dummy', 'semaphore', 'shared_memory', 'message_queue', 'sysv_shm', \
+                           'sysv_sem', 'sysv_msg', 'file']";
     for (dialect, line, meaning) in [
         (Loky, "REGISTER:/a:b:folder", "REGISTER '/a:b' folder"),
         (Loky, "MAYBE_UNLINK:x:file", "MAYBE_UNLINK 'x' file"),
@@ -107,6 +111,24 @@ fn each_dialect_has_its_types_and_commands() {
         // Neither tracker takes these.
         (Any, "MAYBE_UNLINK:x:semaphore", "RuntimeError: unrecognized command 'MAYBE_UNLINK'"),
         (Any, "PROBE", "ValueError: not enough values to unpack (expected 2, got 1)"),
+        (Rtrack, "REGISTER:/q:message_queue", "REGISTER '/q' message_queue"),
+        (Rtrack, "REGISTER:5:sysv_shm", "REGISTER '5' sysv_shm"),
+        (Rtrack, "REGISTER:5:sysv_sem", "REGISTER '5' sysv_sem"),
+        (Rtrack, "UNREGISTER:5:sysv_msg", "UNREGISTER '5' sysv_msg"),
+        (Rtrack, "REGISTER:a:b:file", "REGISTER 'a:b' file"),
+        (Rtrack, "REGISTER:/m:shared_memory", "REGISTER '/m' shared_memory"),
+        (Rtrack, "REGISTER:/s:semaphore", "REGISTER '/s' semaphore"),
+        (Rtrack, "PROBE:0:noop", "PROBE '0' noop"),
+        (
+            Rtrack,
+            r#"{"cmd":"REGISTER","rtype":"file","base64_name":"YQpi_w=="}"#,
+            "REGISTER 'a\\nb\\udcff' file",
+        ),
+        // What a name means is not the protocol's concern.
+        (Rtrack, "REGISTER:0x5:sysv_shm", "REGISTER '0x5' sysv_shm"),
+        (Rtrack, "MAYBE_UNLINK:x:file", "RuntimeError: unrecognized command 'MAYBE_UNLINK'"),
+        (Rtrack, "MAYBE_UNLINK:x:dummy", "RuntimeError: unrecognized command 'MAYBE_UNLINK'"),
+        (Rtrack, "REGISTER:x:folder", RTRACKS),
     ] {
         assert_eq!(shown_by(dialect, line.as_bytes()), meaning, "{dialect}");
     }
@@ -116,6 +138,14 @@ fn each_dialect_has_its_types_and_commands() {
         (Loky, "PROBE:0:bogus"),
         (Loky, "REGISTER::"),
         (Any, "REGISTER:x:bogus"),
+        (Rtrack, "REGISTER:x:semlock"),
+        (Rtrack, "REGISTER:x:sysv"),
+        (Rtrack, "REGISTER:x:SYSV_SHM"),
+        (Rtrack, "PROBE::"),
+        (Cpython, "REGISTER:/q:message_queue"),
+        (Loky, "REGISTER:5:sysv_shm"),
+        (Any, "REGISTER:5:sysv_shm"),
+        (Any, "REGISTER:/q:message_queue"),
     ] {
         let shown = shown_by(dialect, line.as_bytes());
         assert!(shown.starts_with("ValueError: Cannot register "), "{dialect}: {shown}");
@@ -192,13 +222,15 @@ proptest! {
     fn what_is_encoded_is_read_back(
         name in proptest::collection::vec(any::<u8>(), 0..255),
         command in proptest::sample::select(&Command::ALL),
-        rtype in proptest::sample::select(&Rtype::ALL),
+        dialect in proptest::sample::select(&Dialect::ALL),
+        number in any::<proptest::sample::Index>(),
     ) {
-        prop_assume!(command != Command::MaybeUnlink || Dialect::Any.releases(rtype));
+        let rtype = *number.get(dialect.rtypes());
+        prop_assume!(command != Command::MaybeUnlink || dialect.releases(rtype));
         let message = encode(command, &name, rtype.as_str(), form_for(&name)).unwrap();
         prop_assert!(message.len() <= MESSAGE_MAX);
         prop_assert_eq!(message.iter().filter(|&&byte| byte == b'\n').count(), 1);
-        prop_assert_eq!(parse(&message, Dialect::Any), Ok(Message { command, name: name.into(), rtype }));
+        prop_assert_eq!(parse(&message, dialect), Ok(Message { command, name: name.into(), rtype }));
     }
 }
 

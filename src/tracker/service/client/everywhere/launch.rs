@@ -230,6 +230,11 @@ mod tests {
                 &["rtrack", "--color", "never", "daemon", "--protocol=loky", "--fd", "6"],
                 Some((Some(6), Some("loky"))),
             ),
+            (
+                "rtrack",
+                &["rtrack", "daemon", "--fd", "7", "--protocol", "rtrack"],
+                Some((Some(7), Some("rtrack"))),
+            ),
             ("rtrack", &["rtrack", "daemon"], Some((None, None))),
             ("rtrack", &["rtrack", "show", "daemon"], None),
             ("rtrack", &["rtrack"], None),
