@@ -4,7 +4,10 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Serialize, Serializer};
+use serde_json::{Map, Value, json};
 
 use super::sys::ipc::Family;
 use super::sys::{Nanoseconds, Stat};
@@ -238,6 +241,14 @@ pub fn harmless(json: &str) -> std::borrow::Cow<'_, str> {
         }
     }
     text.into()
+}
+
+/// Adds a name to a JSON object: as text, and if that is not exact in base64 too.
+pub fn insert_name(map: &mut Map<String, Value>, name: &[u8]) {
+    map.insert("name".into(), json!(String::from_utf8_lossy(name)));
+    if std::str::from_utf8(name).is_err() {
+        map.insert("name_base64".into(), json!(STANDARD.encode(name)));
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use super::{DaemonArgs, PatientStderr, not_started};
 use crate::commands::Status;
 use crate::commands::error::CommandError;
 use crate::tracker::service::channel;
+use crate::tracker::service::control::Control;
 use crate::tracker::service::listener::{self, BindError, Bound, Limits, Options};
 use crate::tracker::service::server::Recorder;
 
@@ -77,6 +78,7 @@ pub(super) fn run(
     args: &DaemonArgs,
     messages: &mut PatientStderr,
     record: Option<&mut Record>,
+    control: Option<&Control>,
 ) -> Result<Status, CommandError> {
     let limits = Limits {
         clients: args.listen.max_clients.unwrap_or(4096),
@@ -98,7 +100,7 @@ pub(super) fn run(
         }
         None => None,
     };
-    let status = listener::run(bound.listener(), options, messages, recorder)
+    let status = listener::run(bound.listener(), options, messages, recorder, control)
         .map_err(|error| CommandError::from(anyhow::Error::new(error).context("serve clients")))?;
     // The next daemon replaces a name that stays.
     bound.close().unwrap_or(());

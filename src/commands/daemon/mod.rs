@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::commands::Status;
 use crate::commands::error::{CommandError, Kind};
 use crate::tracker::service::channel::{self, TakeError};
+use crate::tracker::service::control::Control;
 use crate::tracker::service::dialect::Dialect;
 use crate::tracker::service::server::{self, Options};
 use crate::tracker::sys;
@@ -69,6 +70,11 @@ pub struct DaemonArgs {
     #[arg(long, value_name = "FILE")]
     audit: Option<PathBuf>,
 
+    /// Tell what is registered to who connects to a unix socket of this name: rtrack probe --json and
+    /// rtrack list --tracker do, and list takes what is registered for claimed. For the daemon's own user and root
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+
     /// Write a newline to this descriptor, and close it, as soon as messages are read
     #[arg(long, value_name = "M", value_parser = clap::value_parser!(i32).range(0..))]
     ready_fd: Option<i32>,
@@ -84,7 +90,11 @@ pub fn run(args: &DaemonArgs) -> Result<Status, CommandError> {
     if let Some(path) = &args.listen.listen {
         let bound = listen::bind(path, args)?;
         let mut record = open_record(args, &mut complaints);
-        return listen::run(bound, args, &mut complaints, record.as_mut());
+        let control = open_control(args)?;
+        let status =
+            listen::run(bound, args, &mut complaints, record.as_mut(), control.as_ref());
+        close_control(control);
+        return status;
     }
     let fd = args.fd.unwrap_or(-1);
     server::ignore_signals()
@@ -95,6 +105,7 @@ pub fn run(args: &DaemonArgs) -> Result<Status, CommandError> {
     })?;
     // Only now: everything that was open before is closed.
     let mut record = open_record(args, &mut complaints);
+    let control = open_control(args)?;
     let options =
         Options { dialect: args.protocol, verbose: args.verbose, warnings: !args.no_warnings };
     let mut write;
@@ -105,12 +116,25 @@ pub fn run(args: &DaemonArgs) -> Result<Status, CommandError> {
         }
         None => None,
     };
-    let status = server::run(&channel, options, &mut complaints, &mut last_words, recorder);
+    let (complaints, last_words) = (&mut complaints, &mut last_words);
+    let status =
+        server::run(&channel, options, complaints, last_words, recorder, control.as_ref());
+    close_control(control);
     Ok(status.code())
 }
 
 fn not_started(error: anyhow::Error) -> CommandError {
     CommandError::new(Kind::NotStarted, error)
+}
+
+fn open_control(args: &DaemonArgs) -> Result<Option<Control>, CommandError> {
+    let control = args.control.as_deref().map(Control::new).transpose();
+    control.map_err(|error| not_started(error.into()))
+}
+
+fn close_control(control: Option<Control>) {
+    // The next daemon replaces a name that stays.
+    control.map_or(Ok(()), Control::close).unwrap_or(());
 }
 
 fn open_record(args: &DaemonArgs, complaints: &mut PatientStderr) -> Option<record::Record> {

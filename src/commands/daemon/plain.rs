@@ -55,6 +55,7 @@ pub fn parse(arguments: &[OsString]) -> Option<DaemonArgs> {
         no_warnings,
         audit,
         ready_fd,
+        control: None,
     })
 }
 

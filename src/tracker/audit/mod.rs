@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 
 use super::host::{Clock, host_name, show_exact_time, show_time};
 use super::inventory::Object;
-use super::resource::{Kind, Name, harmless};
+use super::resource::{Kind, Name, harmless, insert_name};
 use super::service::dialect::Rtype;
 use super::survey::owner_name;
 use super::sys::Nanoseconds;
@@ -258,13 +258,6 @@ pub fn registered_by_id(rtype: Rtype, name: &[u8], state: Option<&State>) -> Val
         map.insert("changed_at".into(), json!(show_exact_time(changed)));
     }
     Value::Object(map)
-}
-
-fn insert_name(map: &mut Map<String, Value>, name: &[u8]) {
-    map.insert("name".into(), json!(String::from_utf8_lossy(name)));
-    if std::str::from_utf8(name).is_err() {
-        map.insert("name_base64".into(), json!(STANDARD.encode(name)));
-    }
 }
 
 /// Who runs this process.

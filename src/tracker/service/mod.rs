@@ -6,9 +6,11 @@
 
 pub mod channel;
 pub mod client;
+pub mod control;
 pub mod dialect;
 pub mod listener;
 pub mod protocol;
 pub mod python;
 pub mod registry;
 pub mod server;
+pub mod state;

@@ -11,13 +11,16 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::channel::Channel;
+use super::control::Control;
 use super::dialect::{Dialect, Rtype};
 use super::protocol::{Framer, LineError, Message, parse};
 use super::python::{ReprBytes, ReprStr};
 use super::registry::{Change, LeakWarning, Registry, Status};
+use super::state::{Registered, TrackerState};
+use crate::tracker::host::wall_clock;
 use crate::tracker::reap::registered::{self, RemoveError, Repr};
 use crate::tracker::resource::escape;
-use crate::tracker::sys;
+use crate::tracker::sys::{self, Nanoseconds};
 use crate::tracker::sys::ipc::State;
 
 /// How much is read at once. A pipe holds 64 KiB unless somebody enlarged it (pipe(7)). This is more than
@@ -100,23 +103,27 @@ pub struct Removal {
 /// are ignored. Whether and for how long they may block is the caller's choice, but the removals
 /// come before anything is said about them, so that nobody who does not listen can hold them up.
 /// So does what `record`, if there is one, is told of all of them; what it answers is said as a
-/// warning.
+/// warning. Who asks at `control` is told what is registered.
 pub fn run<'a>(
     channel: &Channel,
     options: Options,
     complaints: &'a mut dyn Write,
     last_words: &'a mut dyn Write,
     record: Option<Recorder<'a>>,
+    control: Option<&'a Control>,
 ) -> Status {
     let mut tracker = Tracker {
         options,
-        registry: Registry::new(),
+        registry: Registry::default(),
+        now: 0,
+        bad: 0,
         status: Status::default(),
         line: 0,
         warned: HashSet::new(),
         given_up: Vec::new(),
         messages: complaints,
         record,
+        control,
     };
     tracker.tell(format_args!("Main resource tracker is running"));
     tracker.flush();
@@ -131,10 +138,15 @@ pub type Recorder<'a> = &'a mut dyn FnMut(Vec<Removal>) -> Option<String>;
 
 struct Tracker<'a> {
     options: Options,
-    registry: Registry,
+    /// What is registered, and when it was, in nanoseconds since 1970: 0 if nobody can ask for it.
+    registry: Registry<i64>,
+    /// When the piece arrived that is read.
+    now: i64,
     status: Status,
     /// The number of the last line, from 1.
     line: u64,
+    /// How many lines were bad.
+    bad: u64,
     /// Hashes of the warnings about what could not be removed when it was given up: Python shows
     /// equal ones once, as long as they come from the same place in the source. At the end is another.
     warned: HashSet<u64>,
@@ -142,6 +154,7 @@ struct Tracker<'a> {
     given_up: Vec<Removal>,
     messages: &'a mut dyn Write,
     record: Option<Recorder<'a>>,
+    control: Option<&'a Control>,
 }
 
 impl Tracker<'_> {
@@ -164,6 +177,9 @@ impl Tracker<'_> {
             match nix::unistd::read(channel, &mut piece) {
                 Ok(0) => break,
                 Ok(length) => {
+                    if self.control.is_some() {
+                        self.now = i64::try_from(wall_clock()).unwrap_or(0);
+                    }
                     framer.push(piece.get(..length).unwrap_or_default(), |line| self.take(line));
                     ask = channel.tells_end();
                 }
@@ -186,6 +202,8 @@ impl Tracker<'_> {
     fn wait(&mut self, channel: &Channel, questions: Option<&SignalFd>) -> nix::Result<bool> {
         let mut sources = vec![PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
         sources.extend(questions.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
+        let asking = sources.len();
+        sources.extend(self.control.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
         match poll(&mut sources, PollTimeout::NONE) {
             Err(Errno::EINTR) => return Ok(false),
             other => other?,
@@ -198,18 +216,24 @@ impl Tracker<'_> {
             while let Ok(Some(_)) = questions.read_signal() {}
             self.list();
         }
+        if let Some(control) = self.control
+            && ready(sources.get(asking))
+        {
+            control.answer(|| self.state());
+        }
         Ok(to_read)
     }
 
     /// One line: a bad one is reported, and the next one is read.
     fn take(&mut self, line: Result<&[u8], LineError<'_>>) {
         self.line += 1;
+        let now = self.now;
         let line = match line {
             Ok(line) => line,
             Err(error) => return self.refuse(&[], error.class(), &error),
         };
         match parse(line, self.options.dialect) {
-            Ok(message) => match self.registry.apply(&message) {
+            Ok(message) => match self.registry.apply_with(&message, || now) {
                 Ok(change) => self.follow(&message, change),
                 Err(error) => self.refuse(line, "KeyError", &error),
             },
@@ -222,6 +246,7 @@ impl Tracker<'_> {
     #[cold]
     fn refuse(&mut self, line: &[u8], class: &str, error: &dyn std::fmt::Display) {
         self.status.bad_line();
+        self.bad += 1;
         let (quoted, more) = match line.get(..QUOTED) {
             Some(beginning) if line.len() > QUOTED => (beginning, "..."),
             _ => (line, ""),
@@ -313,6 +338,28 @@ impl Tracker<'_> {
             "OSError: [Errno {number}] {text}: {operation} of the tracker's input\n"
         ));
         self.flush();
+    }
+
+    /// What it has, for who asks.
+    fn state(&self) -> TrackerState {
+        let types = self.registry.iter();
+        let registered = types.flat_map(|(rtype, names)| {
+            names.entries().into_iter().map(move |(name, entry)| Registered {
+                rtype,
+                name: name.to_vec(),
+                count: entry.count,
+                at: Some(entry.more).filter(|at| *at != 0).map(Nanoseconds::from),
+                by: None,
+            })
+        });
+        TrackerState {
+            pid: std::process::id(),
+            dialect: self.options.dialect,
+            listens: false,
+            messages: self.line,
+            bad: self.bad,
+            registered: registered.collect(),
+        }
     }
 
     /// Answers SIGUSR1.

@@ -58,9 +58,17 @@ impl Bound {
     /// # Errors
     /// See [`BindError`].
     pub fn new(path: &Path, mode: u32) -> Result<Self, BindError> {
-        if let Some(listener) = passed()? {
-            return Ok(Self { listener, name: None });
+        match passed()? {
+            Some(listener) => Ok(Self { listener, name: None }),
+            None => Self::at(path, mode),
         }
+    }
+
+    /// The same, whatever a service manager passed.
+    ///
+    /// # Errors
+    /// See [`BindError`].
+    pub fn at(path: &Path, mode: u32) -> Result<Self, BindError> {
         let io = |operation, error| BindError::Io { operation, path: path.into(), error };
         match std::fs::symlink_metadata(path) {
             Ok(found) => make_room(path, &found)?,

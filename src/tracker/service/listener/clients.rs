@@ -19,11 +19,13 @@ use super::remover::{self, Done, Fate, Job, Remover};
 use super::{LINE_MAX, Options};
 use crate::tracker::host::wall_clock;
 use crate::tracker::resource::escape;
+use crate::tracker::service::control::Control;
 use crate::tracker::service::dialect::{Command, Rtype};
 use crate::tracker::service::protocol::{Framer, LineError, parse, shortened};
 use crate::tracker::service::python::ReprStr;
 use crate::tracker::service::registry::Status;
 use crate::tracker::service::server::{Recorder, Removal};
+use crate::tracker::service::state::{Registered, Registrant, TrackerState};
 use crate::tracker::sys;
 
 /// How much is read of one connection before others have their turn, in bytes.
@@ -52,6 +54,7 @@ const TURNED_AWAY: Duration = Duration::from_secs(1);
 const SIGNALS: u64 = 0;
 const LISTENER: u64 = 1;
 const REMOVER: u64 = 2;
+const CONTROL: u64 = 3;
 const FIRST: u64 = 4;
 
 /// A connection.
@@ -84,6 +87,7 @@ pub fn run<'a>(
     options: Options,
     messages: &'a mut dyn Write,
     record: Option<Recorder<'a>>,
+    control: Option<&'a Control>,
 ) -> io::Result<Status> {
     listener.set_nonblocking(true)?;
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
@@ -103,6 +107,9 @@ pub fn run<'a>(
         remover,
         messages,
         record,
+        control,
+        messages_read: 0,
+        bad: 0,
         status: Status::default(),
         resting: None,
         turned_away: None,
@@ -111,6 +118,9 @@ pub fn run<'a>(
     service.watch(&service.signals, SIGNALS)?;
     service.watch(&service.remover, REMOVER)?;
     service.watch(service.listener, LISTENER)?;
+    if let Some(control) = control {
+        service.watch(control, CONTROL)?;
+    }
     service.serve()?;
     service.finish();
     Ok(service.status)
@@ -157,6 +167,10 @@ struct Service<'a> {
     remover: Remover,
     messages: &'a mut dyn Write,
     record: Option<Recorder<'a>>,
+    control: Option<&'a Control>,
+    /// How many messages were read, and how many of them were bad.
+    messages_read: u64,
+    bad: u64,
     status: Status,
     /// Until when nobody is accepted.
     resting: Option<Instant>,
@@ -205,6 +219,11 @@ impl Service<'_> {
                     }
                     LISTENER => self.accept(),
                     REMOVER => self.report_done(),
+                    CONTROL => {
+                        if let Some(control) = self.control {
+                            control.answer(|| self.state());
+                        }
+                    }
                     // What was ended by an event before this one is not there any more.
                     token if token % 2 == FIRST % 2 => self.read((token - FIRST) / 2, PIECE),
                     token => self.process_ended((token - FIRST) / 2),
@@ -337,6 +356,7 @@ impl Service<'_> {
     fn take(&mut self, number: u64, line: Result<&[u8], LineError<'_>>) {
         let Some(client) = self.clients.get_mut(&number) else { return };
         client.line += 1;
+        self.messages_read += 1;
         let line = match line {
             Ok(line) => line,
             Err(error) => return self.refuse(number, &[], &error),
@@ -385,6 +405,7 @@ impl Service<'_> {
     fn refuse(&mut self, number: u64, line: &[u8], why: &dyn fmt::Display) {
         let Some(client) = self.clients.get_mut(&number) else { return };
         client.bad += 1;
+        self.bad += 1;
         client.wrong = Some(why.to_string());
         if client.bad > COMPLAINTS {
             return;
@@ -615,6 +636,27 @@ impl Service<'_> {
         }
         self.tell(format_args!("resource tracker shut down"));
         self.flush();
+    }
+
+    /// What it has, for who asks.
+    fn state(&self) -> TrackerState {
+        let mut registered = Vec::new();
+        for (id, watched) in &self.watched {
+            let Peer { pid, uid, comm, .. } = &watched.peer;
+            let by = Registrant { pid: *pid, uid: *uid, comm: comm.clone() };
+            for (rtype, name, count, then) in self.owners.of(*id) {
+                let (name, at, by) = (name.to_vec(), Some(then.at), Some(by.clone()));
+                registered.push(Registered { rtype, name, count, at, by });
+            }
+        }
+        TrackerState {
+            pid: std::process::id(),
+            dialect: self.options.dialect,
+            listens: true,
+            messages: self.messages_read,
+            bad: self.bad,
+            registered,
+        }
     }
 
     /// Answers SIGUSR1.
