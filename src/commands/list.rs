@@ -9,8 +9,10 @@ use super::selecting::SelectArgs;
 use super::surveying::{Filled, Look};
 use super::ui::Ui;
 use super::values::show_size;
+use crate::tracker::evidence::registrations::Registrations;
 use crate::tracker::host::Host;
 use crate::tracker::limits::{self, Unit};
+use crate::tracker::service::client::asking;
 use crate::tracker::verdict::Verdict;
 use crate::tracker::world::Scope;
 
@@ -23,6 +25,10 @@ pub struct ListArgs {
     /// Only objects of these verdicts
     #[arg(long, value_enum, value_delimiter = ',', value_name = "VERDICT")]
     verdict: Vec<Verdict>,
+
+    /// Only what is registered with this rtrack daemon, which was started with --control
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    tracker: Option<i32>,
 
     /// Print one JSON document, with all the evidence
     #[arg(long, group = "format")]
@@ -79,6 +85,15 @@ fn columns_help() -> String {
     columns::help(columns::COLUMNS, "id,uid,size")
 }
 
+/// What is registered with a daemon.
+fn registered_with(pid: i32) -> Result<Registrations, CommandError> {
+    let (uid, state) = asking::ask_process(Path::new("/proc"), pid).map_err(|error| {
+        let result = CommandError::new(ErrorKind::Failed, error);
+        result.hint("a daemon tells what it has if it is started with --control PATH")
+    })?;
+    Ok(Registrations::of_one(pid, uid, state))
+}
+
 /// Lists the objects.
 ///
 /// # Errors
@@ -88,8 +103,17 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
     let wide = args.select.scope() != Scope::Own;
     let usual: &[&str] = if wide { &columns::DEFAULT_OF_ALL } else { &columns::DEFAULT };
     let chosen = columns::chosen(columns::COLUMNS, &args.output, usual)?;
+    let registered = args.tracker.map(registered_with).transpose()?;
     let (found, missing) = Look::of_selected(&args.select, args.select.judging())?;
-    let rows = found.rows(&args.select, &args.verdict);
+    let mut rows = found.rows(&args.select, &args.verdict);
+    if let Some(registered) = &registered {
+        rows.retain(|row| registered.of(row.object).next().is_some());
+        let names = registered.len();
+        if names > rows.len() {
+            let listed = rows.len();
+            ui.note(format_args!("note: {names} names are registered, {listed} of them listed"));
+        }
+    }
 
     let json_columns =
         if args.output.is_empty() { document::all_columns(false) } else { chosen.clone() };

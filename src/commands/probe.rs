@@ -11,6 +11,7 @@ use super::error::{CommandError, Kind as ErrorKind};
 use super::target::{TargetArgs, not_told, unreachable};
 use super::ui::Ui;
 use crate::tracker::resource::escape;
+use crate::tracker::service::client::asking;
 use crate::tracker::service::client::{
     Connection, ConnectionError, Kind, Life, Probe, TargetError, Tracker,
 };
@@ -58,6 +59,8 @@ struct Answer {
     queued: Option<u64>,
     /// The same as a sentence.
     says: String,
+    /// Of an `rtrack daemon` that can be asked: what it answers.
+    tracker: Option<serde_json::Value>,
 }
 
 /// Probes.
@@ -117,6 +120,9 @@ fn of_socket(path: &Path, json: bool, ui: &Ui) -> Result<Status, CommandError> {
     let (life, answer) = match asked {
         Ok(pid) => {
             let tracker = pid.and_then(Tracker::look);
+            let state = pid
+                .and_then(|pid| asking::ask_process(Path::new("/proc"), pid).ok())
+                .map(|(_, state)| state);
             let path = escape(path.as_os_str().as_encoded_bytes());
             let who = match &tracker {
                 Some(tracker) => {
@@ -125,11 +131,15 @@ fn of_socket(path: &Path, json: bool, ui: &Ui) -> Result<Status, CommandError> {
                 }
                 None => "a process that cannot be seen from here".to_owned(),
             };
+            let count = state.as_ref().map(|state| state.registered.len());
+            let more = count.map(|count| format!("; {count} names are registered"));
+            let more = more.unwrap_or_default();
             let answer = Answer {
+                tracker: state.map(|state| state.document()),
                 pid,
                 kind: Some(Kind::Rtrack),
                 since: tracker.and_then(|tracker| tracker.since).map(|since| since.to_string()),
-                ..of_life(Life::Alive, format!("{who} listens at {path}, and answers"))
+                ..of_life(Life::Alive, format!("{who} listens at {path}, and answers{more}"))
             };
             (Life::Alive, answer)
         }
@@ -165,6 +175,7 @@ fn of_life(life: Life, why: String) -> Answer {
         writers_seen: None,
         queued: None,
         says: format!("{word}: {why}"),
+        tracker: None,
     }
 }
 
@@ -202,6 +213,13 @@ fn of_probe(probe: &Probe) -> Answer {
     if let Some(bytes) = probe.queued {
         says.push_str(&format!("; {bytes} bytes are queued"));
     }
+    let state = tracker
+        .filter(|tracker| tracker.kind == Kind::Rtrack)
+        .and_then(|tracker| asking::ask_process(std::path::Path::new("/proc"), tracker.pid).ok())
+        .map(|(_, state)| state);
+    if let Some(state) = &state {
+        says.push_str(&format!("; {} names are registered", state.registered.len()));
+    }
     Answer {
         pid: tracker.map(|tracker| tracker.pid),
         kind: tracker
@@ -214,6 +232,7 @@ fn of_probe(probe: &Probe) -> Answer {
         writers: writers_seen.filter(|_| complete),
         writers_seen,
         queued: probe.queued,
+        tracker: state.map(|state| state.document()),
         ..of_life(probe.life, says)
     }
 }

@@ -474,6 +474,7 @@ impl Survey {
                     snapshot.family(object, &self.owners, name)
                 }),
             descendant: maker.and_then(|pid| snapshot.descendant(object, pid)),
+            registered: snapshot.registered(object),
             locked: snapshot.locked(world.directory_of(object.place), object, producer),
             kin: snapshot.kin(object, &self.owners),
             nameless: object.deleted,

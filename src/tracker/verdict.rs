@@ -204,6 +204,8 @@ pub struct Facts {
     pub family: FamilyState,
     /// A live process of the creator's session or group, or its child.
     pub descendant: Option<Who>,
+    /// A live daemon of rtrack with which it is registered, and who registered it.
+    pub registered: Option<(Who, Option<Who>)>,
     /// The producer's own lock on it, or beside it, that somebody holds.
     pub locked: Option<String>,
     /// Whether anybody lives who could come back for it as its owner.
@@ -362,6 +364,11 @@ fn claims(facts: &Facts, found: &mut Vec<Evidence>) {
             format!("{what} is alive and may clean it: {who}")
         };
         found.push(evidence(Code::GuardianAlive, says, &[("pid", json!(who.pid))]));
+    }
+    if let Some((tracker, by)) = &facts.registered {
+        let by_whom = by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
+        let says = format!("registered with the tracker {tracker}{by_whom}, which will clean it");
+        found.push(evidence(Code::Registered, says, &[("pid", json!(tracker.pid))]));
     }
     if let Some(messages) = unread(facts) {
         let wait = if messages == 1 { "message waits" } else { "messages wait" };

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     Case, Finish, Need, case, check, fork, identity, inside, kill, names, object, rtrack, scratch,
-    wait_for,
+    validate, wait_for,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -32,6 +32,8 @@ pub(crate) fn tests() -> Vec<Case> {
         case("a_socket_that_is_passed", a_socket_that_is_passed),
         case("told_by_hand", told_by_hand),
         case("what_has_the_name_now_stays", what_has_the_name_now_stays),
+        case("asked_what_it_has", asked_what_it_has).needs(&[Need::PidNamespace]),
+        case("who_may_ask", who_may_ask).needs(&[Need::RealRoot, Need::PidNamespace]),
     ]
 }
 
@@ -520,4 +522,119 @@ fn what_has_the_name_now_stays() {
     let (_, said) = daemon.end();
     assert_eq!(identity("a"), Some(new));
     assert!(said.contains("'/a' stays: it is another object"), "{said}");
+}
+
+/// A daemon at a pipe that can be asked, and one that listens.
+fn asked_what_it_has() {
+    let control = scratch().join("control");
+    let mut daemon = super::daemon::Daemon::start_with(|command| {
+        command.arg("--control").arg(&control);
+    });
+    object().make("frames");
+    object().make("other");
+    daemon.told("REGISTER:/frames:shared_memory\nREGISTER:/missing:semaphore\nnoise\n");
+    let pid = daemon.child.id().to_string();
+    let run = rtrack(["probe", "--pid", &pid, "--json"]).finish().expect(0);
+    let probe = run.json();
+    validate(&probe);
+    let tracker = &probe["tracker"];
+    assert_eq!((&tracker["messages"], &tracker["bad"]), (&json!(3), &json!(1)), "{tracker:#}");
+    let registered = tracker["registered"].as_array().unwrap();
+    assert_eq!(registered.len(), 2);
+    assert_eq!(registered[0]["name"], "/missing");
+    assert!(registered[0]["registered_at"].is_string() && registered[0]["by"].is_null());
+    let text = rtrack(["probe", "--pid", &pid]).finish().expect(0).text();
+    assert!(text.contains("2 names are registered"), "{text}");
+
+    let list = ["list", "--json", "--assume-complete", "--grace", "0s"];
+    let document = rtrack(list).finish().expect(0).json();
+    assert_eq!(crate::support::verdict(&document, "frames"), ("claimed", "registered"));
+    assert_ne!(crate::support::verdict(&document, "other").1, "registered");
+    let mut of_one = rtrack(list);
+    let run = of_one.args(["--tracker", &pid]).finish().expect(0);
+    assert_eq!(run.json()["objects"].as_array().unwrap().len(), 1);
+    assert!(run.stderr.contains("2 names are registered, 1 of them listed"), "{run:?}");
+    let mut nobody = rtrack(list);
+    let run = nobody.args(["--tracker", &std::process::id().to_string()]).finish().expect(3);
+    assert!(run.stderr.contains("not started with --control"), "{run:?}");
+    let (status, _) = daemon.end();
+    assert_eq!(status.code(), Some(1));
+    assert!(!control.exists());
+
+    let daemon = Daemon::start(&["--control", control.to_str().unwrap()]);
+    object().make("frames");
+    let mut client = Client::new();
+    client.tell("REGISTER:/frames:shared_memory\n").done();
+    let run = rtrack(["probe", "--json", "--socket"]).arg(socket()).finish().expect(0);
+    let probe = run.json();
+    validate(&probe);
+    let by = &probe["tracker"]["registered"][0]["by"];
+    assert_eq!(by["pid"], std::process::id(), "{probe:#}");
+    let document = rtrack(list).finish().expect(0).json();
+    assert_eq!(crate::support::verdict(&document, "frames"), ("claimed", "registered"));
+    assert_eq!(daemon.end().0, Some(1));
+}
+
+/// Whoever may not ask is not told, and whoever is not the daemon is not believed.
+fn who_may_ask() {
+    let control = scratch().join("control");
+    let daemon = Daemon::start(&["--control", control.to_str().unwrap()]);
+    let mut client = Client::new();
+    object().make("a");
+    client.tell("REGISTER:/a:shared_memory\n").done();
+    fs::set_permissions(&control, fs::Permissions::from_mode(0o666)).unwrap();
+    let told = |uid: Option<u32>| {
+        let control = control.clone();
+        let (mut ours, theirs) = std::io::pipe().unwrap();
+        if fork() == 0 {
+            if let Some(uid) = uid {
+                become_user(uid);
+            }
+            let mut bytes = Vec::new();
+            UnixStream::connect(&control).unwrap().read_to_end(&mut bytes).unwrap_or(0);
+            (&theirs).write_all(bytes.len().to_string().as_bytes()).unwrap();
+            // SAFETY: the call does not return.
+            unsafe { libc::_exit(0) }
+        }
+        drop(theirs);
+        let mut text = String::new();
+        ours.read_to_string(&mut text).unwrap();
+        text.parse::<usize>().unwrap()
+    };
+    assert!(told(None) > 50);
+    assert_eq!(told(Some(61001)), 0);
+
+    // A program of the name that leads to somebody else's socket.
+    let copy = scratch().join("rtrack");
+    fs::copy("/bin/sleep", &copy).unwrap();
+    let mut liar = Command::new(&copy);
+    liar.arg0("rtrack").args(["1000"]);
+    let mut liar = liar.spawn().unwrap();
+    let list = ["list", "--json", "--assume-complete", "--grace", "0s"];
+    rtrack(list).finish().expect(0);
+    liar.kill().unwrap();
+    liar.wait().unwrap();
+    // One that says anything, of another user than the object's.
+    let script = "import socket,os,sys,json\n\
+        open('/proc/self/comm','w').write('rtrack')\n\
+        s=socket.socket(socket.AF_UNIX); s.bind(sys.argv[-1]); s.listen()\n\
+        print('ready',flush=True)\n\
+        while True:\n c=s.accept()[0]; c.sendall(json.dumps({'schema':'rtrack.tracker/1','pid':1,'protocol':'any','registered':[{'rtype':'shared_memory','name':'/b'},{'rtype':'shared_memory','name':'/c'}]}).encode()); c.close()\n";
+    let open = scratch().join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+    let mut liar = Command::new("python3");
+    liar.arg("-c").arg(script).args(["daemon", "--control"]).arg(open.join("lie"));
+    let mut liar = inside("user=61001", &liar).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(liar.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    object().make("b");
+    object().owner(61001).make("c");
+    let document = rtrack(list).finish().expect(0).json();
+    assert_ne!(crate::support::verdict(&document, "b").1, "registered");
+    assert_eq!(crate::support::verdict(&document, "c"), ("claimed", "registered"));
+    liar.kill().unwrap();
+    liar.wait().unwrap();
+    drop(client);
+    assert_eq!(daemon.end().0, Some(0));
 }

@@ -91,8 +91,7 @@ pub fn run(args: &DaemonArgs) -> Result<Status, CommandError> {
         let bound = listen::bind(path, args)?;
         let mut record = open_record(args, &mut complaints);
         let control = open_control(args)?;
-        let status =
-            listen::run(bound, args, &mut complaints, record.as_mut(), control.as_ref());
+        let status = listen::run(bound, args, &mut complaints, record.as_mut(), control.as_ref());
         close_control(control);
         return status;
     }
@@ -117,8 +116,7 @@ pub fn run(args: &DaemonArgs) -> Result<Status, CommandError> {
         None => None,
     };
     let (complaints, last_words) = (&mut complaints, &mut last_words);
-    let status =
-        server::run(&channel, options, complaints, last_words, recorder, control.as_ref());
+    let status = server::run(&channel, options, complaints, last_words, recorder, control.as_ref());
     close_control(control);
     Ok(status.code())
 }

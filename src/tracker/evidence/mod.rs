@@ -10,6 +10,7 @@ pub mod mounts;
 pub mod namespaces;
 pub mod processes;
 pub mod producers;
+pub mod registrations;
 pub mod sight;
 pub mod unlinked;
 pub mod usage;

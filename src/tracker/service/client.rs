@@ -2,6 +2,7 @@
 //! it what to clean up. The rest is for operators: find a tracker's pipe, say something into it, find
 //! out whether anybody reads it.
 
+pub mod asking;
 mod builder;
 mod connection;
 mod death;

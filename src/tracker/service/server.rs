@@ -20,8 +20,8 @@ use super::state::{Registered, TrackerState};
 use crate::tracker::host::wall_clock;
 use crate::tracker::reap::registered::{self, RemoveError, Repr};
 use crate::tracker::resource::escape;
-use crate::tracker::sys::{self, Nanoseconds};
 use crate::tracker::sys::ipc::State;
+use crate::tracker::sys::{self, Nanoseconds};
 
 /// How much is read at once. A pipe holds 64 KiB unless somebody enlarged it (pipe(7)). This is more than
 /// what malloc(3) takes from its heap (mallopt(3), `M_MMAP_THRESHOLD`): of pages that come from the

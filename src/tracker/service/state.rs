@@ -97,9 +97,9 @@ impl Registered {
         insert_name(&mut map, &self.name);
         map.insert("count".into(), json!(self.count));
         map.insert("registered_at".into(), json!(self.at.and_then(show_time)));
-        let by = self.by.as_ref().map(|by| {
-            json!({ "pid": by.pid, "uid": by.uid, "comm": String::from_utf8_lossy(&by.comm) })
-        });
+        let by = self.by.as_ref().map(
+            |by| json!({ "pid": by.pid, "uid": by.uid, "comm": String::from_utf8_lossy(&by.comm) }),
+        );
         map.insert("by".into(), json!(by));
         Value::Object(map)
     }

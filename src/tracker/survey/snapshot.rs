@@ -14,6 +14,7 @@ use crate::tracker::evidence::lease::Lease;
 use crate::tracker::evidence::locks::Locks;
 use crate::tracker::evidence::processes::{Executable, Hung, Process, Processes};
 use crate::tracker::evidence::producers::{Catalogue, Family, Producer};
+use crate::tracker::evidence::registrations::Registrations;
 use crate::tracker::evidence::sight::Sight;
 use crate::tracker::evidence::unlinked::memfd_device;
 use crate::tracker::evidence::waiters::Waiters;
@@ -58,6 +59,8 @@ pub struct Snapshot {
     locks: Option<Locks>,
     /// What of the objects is mounted.
     mounted: Mounted,
+    /// What is registered with live daemons.
+    registrations: Registrations,
 }
 
 /// Who may come back for objects, or clean them.
@@ -124,8 +127,10 @@ impl Snapshot {
             matter.assume_complete,
         );
         let queues = matter.objects.iter().any(|object| object.kind == Kind::SysvMsg);
+        let registrations = Registrations::look(&host.proc, &mut processes);
         let mut snapshot = Self {
             began,
+            registrations,
             sight: Sight { unseen: world.unseen.own.clone(), ..sight },
             clocks: Some(Clocks::read(host, &scan.own_mounts)),
             guardians: find_guardians(host, catalogue, matter.objects, &mut processes),
@@ -260,6 +265,16 @@ impl Snapshot {
     /// mount.
     fn may_reach(&self, pid: i32, object: &Object) -> bool {
         object.kind == Kind::Mqueue || self.scan.may_see(pid, object.stat.dev)
+    }
+
+    /// A live daemon with which the object is registered, and who registered it, if that is known.
+    pub(super) fn registered(&self, object: &Object) -> Option<(Who, Option<Who>)> {
+        let mut all = self.registrations.of(object);
+        // A name of another namespace is another object's.
+        let found = all.find(|one| object.sysv.is_some() || self.may_reach(one.tracker, object))?;
+        let tracker = self.processes.seen.get(&found.tracker).map(who)?;
+        let by = found.by.as_ref().map(|(pid, comm)| Who { pid: *pid, comm: comm.clone() });
+        Some((tracker, by))
     }
 
     /// The producer's own lock on the object or on a lock file beside it.

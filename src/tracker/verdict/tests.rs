@@ -40,6 +40,7 @@ fn free() -> Facts {
         guardian: None,
         family: FamilyState::NotDefined,
         descendant: None,
+        registered: None,
         locked: None,
         kin: KinState::Alive(who(3), 1),
         nameless: false,

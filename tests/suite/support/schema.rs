@@ -15,6 +15,7 @@ const SCHEMAS: &[(&str, &str)] = &[
     ("rtrack.reap/1", include_str!("../../../schema/reap.schema.json")),
     ("rtrack.restore/1", include_str!("../../../schema/restore.schema.json")),
     ("rtrack.show/1", include_str!("../../../schema/show.schema.json")),
+    ("rtrack.tracker/1", include_str!("../../../schema/tracker.schema.json")),
     ("rtrack.trackers/1", include_str!("../../../schema/trackers.schema.json")),
 ];
 

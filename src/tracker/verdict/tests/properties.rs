@@ -56,7 +56,7 @@ prop_compose! {
         creator in creators(),
         kin in kin(),
         quiet in -2i128..120,
-        flags in any::<[bool; 13]>(),
+        flags in any::<[bool; 14]>(),
     ) -> Facts {
         Facts {
             known_kind: flags[0],
@@ -77,6 +77,7 @@ prop_compose! {
             guardian: flags[7].then(tracker),
             descendant: flags[8].then(|| who(9)),
             locked: flags[9].then(|| "by 7".into()),
+            registered: flags[13].then(|| (who(8), None)),
             assumed_complete: flags[10],
             catalogue_broken: flags[11].then(|| "x.toml".into()),
             ..free()
@@ -98,6 +99,7 @@ proptest! {
             Facts { family: FamilyState::Alive(who(9), 1), ..facts.clone() },
             Facts { descendant: Some(who(9)), ..facts.clone() },
             Facts { locked: Some("by 7".into()), ..facts.clone() },
+            Facts { registered: Some((who(8), Some(who(9)))), ..facts.clone() },
             Facts { kin: KinState::Alive(who(3), 1), ..facts.clone() },
             Facts { kin: KinState::SystemUser, ..facts.clone() },
             Facts { holders: held_by(How::Cwd), ..facts.clone() },
@@ -159,6 +161,7 @@ proptest! {
             prop_assert!(facts.mounted.is_empty() && facts.holders.is_empty());
             prop_assert!(facts.perhaps_mounted.is_empty());
             prop_assert!(facts.guardian.is_none() && facts.locked.is_none());
+            prop_assert!(facts.registered.is_none());
             prop_assert!(!matches!(facts.creator, Some((_, CreatorState::Alive(_)))));
             prop_assert!(facts.quiet >= facts.grace);
             prop_assert!(facts.lease == Lease::Granted || facts.holder_blind.is_empty());

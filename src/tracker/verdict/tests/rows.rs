@@ -115,6 +115,12 @@ fn each_row_of_the_rule() {
             V::Orphaned,
             C::NoFamily,
         ),
+        (
+            "registered",
+            Facts { registered: Some((who(8), None)), ..always_held() },
+            V::Claimed,
+            C::Registered,
+        ),
         ("locked", Facts { locked: Some("by 7".into()), ..always_held() }, V::Claimed, C::Locked),
         (
             "a descendant of the creator",
