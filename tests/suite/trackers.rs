@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write, pipe};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{PermissionsExt, fchown};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,8 @@ pub(crate) fn tests() -> Vec<Case> {
         case("command_lines_that_never_come", command_lines_that_never_come)
             .needs(&[Need::Fuse, Need::PidNamespace]),
         case("of_other_users", of_other_users).needs(&[Need::RealRoot, Need::PidNamespace]),
+        case("what_waits_is_asked_at_the_write_end", what_waits_is_asked_at_the_write_end)
+            .needs(&[Need::RealRoot, Need::PidNamespace]),
         case("table_and_options", table_and_options).needs(&[Need::PidNamespace]),
     ]
 }
@@ -412,6 +415,31 @@ fn of_other_users() {
     drop(writer);
     let mut child = child;
     child.wait().unwrap();
+}
+
+/// Whoever has the read end open, for a moment only, takes messages that nobody reads any more. Here it
+/// cannot be opened.
+fn what_waits_is_asked_at_the_write_end() {
+    let (reader, writer) = pipe().unwrap();
+    let mut writer = File::from(OwnedFd::from(writer));
+    fchown(&writer, Some(somebody()), None).unwrap();
+    writer.set_permissions(fs::Permissions::from_mode(0o200)).unwrap();
+    let mut command = rtrack(["daemon", "--fd", "5"]);
+    let mut child = command.inherit(reader, 5).as_user(somebody()).spawn().unwrap();
+    drop(command);
+    tracker(child.id(), |one| one["reads"] == "pipe");
+    let pid = i32::try_from(child.id()).unwrap();
+    // SAFETY: the call touches no memory, and the child has not been waited for.
+    check(unsafe { libc::kill(pid, libc::SIGSTOP) }).unwrap();
+    tracker(child.id(), |one| one["stopped"] == true);
+    writer.write_all(b"PROBE:0:noop\n").unwrap();
+    let all = ["probe", "--all", "--json", "--assume-complete"];
+    let answer = rtrack(all).as_user(somebody()).finish().expect(0).json();
+    assert_eq!(answer["trackers"][0]["queued"], 13, "{answer}");
+    // SAFETY: as above.
+    check(unsafe { libc::kill(pid, libc::SIGCONT) }).unwrap();
+    drop(writer);
+    assert!(child.wait().unwrap().success());
 }
 
 fn table_and_options() {
