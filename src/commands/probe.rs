@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::Status;
 use super::error::{CommandError, Kind as ErrorKind};
+use super::render::document;
 use super::target::{TargetArgs, unreachable};
 use super::ui::Ui;
 use crate::tracker::resource::escape;
@@ -84,8 +85,7 @@ pub fn run(args: &ProbeArgs, ui: &Ui) -> Result<Status, CommandError> {
     };
     ui.answer(|out| {
         if args.json {
-            serde_json::to_writer_pretty(&mut *out, &answer)?;
-            writeln!(out)
+            document::write(out, &serde_json::to_value(&answer)?)
         } else {
             writeln!(out, "{}", answer.says)
         }

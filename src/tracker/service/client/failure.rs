@@ -13,7 +13,7 @@ use crate::tracker::service::protocol::{JSON_NAME_MAX, MESSAGE_MAX};
 #[non_exhaustive]
 pub enum ClientError {
     /// The program cannot be executed: `ENOENT` also where it is in no directory of `PATH`.
-    #[error("start {}: {error}", program.display())]
+    #[error("start {}: {error}", escape(program.as_os_str().as_encoded_bytes()))]
     Start {
         /// Which one.
         program: Arc<Path>,

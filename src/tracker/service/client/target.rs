@@ -16,6 +16,7 @@ use super::descriptors::{access, numbers, proc};
 use super::everywhere;
 use super::probe::Ends;
 use super::tracker::{Kind, Tracker};
+use crate::tracker::resource::escape;
 use crate::tracker::sys;
 
 /// Why a tracker cannot be reached.
@@ -28,7 +29,7 @@ pub enum TargetError {
     #[error("process {0} cannot be looked at, it belongs to another user")]
     Hidden(i32),
     /// A process that is no tracker. Nothing is written to the pipes of such.
-    #[error("process {pid} ({comm}) is no resource tracker that is known here")]
+    #[error("process {pid} ({}) is no resource tracker that is known here", escape(.comm.as_bytes()))]
     NotATracker {
         /// The process.
         pid: i32,
