@@ -10,7 +10,7 @@ use super::render::document;
 use super::target::{TargetArgs, unreachable};
 use super::ui::Ui;
 use crate::tracker::resource::escape;
-use crate::tracker::service::client::{Kind, Life, Probe, TargetError, Tracker};
+use crate::tracker::service::client::{Life, Probe, TargetError, Tracker};
 
 /// Is a tracker alive? The exit status is the answer
 ///
@@ -39,7 +39,7 @@ struct Answer {
     /// Nothing when it cannot be told.
     alive: Option<bool>,
     pid: Option<i32>,
-    kind: Option<Kind>,
+    kind: Option<&'static str>,
     /// The version of Python that runs it, as far as its path tells.
     version: Option<String>,
     /// When the process started.
@@ -156,9 +156,7 @@ fn of_probe(probe: &Probe) -> Answer {
     }
     Answer {
         pid: tracker.map(|tracker| tracker.pid),
-        kind: tracker
-            .map(|tracker| tracker.kind)
-            .or((probe.life == Life::Alive).then_some(Kind::Unknown)),
+        kind: tracker.map(Tracker::kind).or((probe.life == Life::Alive).then_some("unknown")),
         version: tracker.and_then(|tracker| tracker.version).map(|version| version.to_string()),
         since: tracker.and_then(|tracker| tracker.since).map(|since| since.to_string()),
         stopped: tracker.map(|tracker| tracker.stopped),
@@ -172,13 +170,11 @@ fn of_probe(probe: &Probe) -> Answer {
 
 /// What reads the pipe, in words.
 fn reader(tracker: &Tracker) -> String {
-    let Tracker { pid, kind, version, since, comm, stopped, .. } = tracker;
-    let what = match (kind, version) {
-        (Kind::Unknown, _) => {
-            format!("{}, which is no tracker that is known here", escape(comm.as_bytes()))
-        }
-        (kind, Some(version)) => format!("{} on Python {version}", kind.as_str()),
-        (kind, None) => kind.as_str().to_owned(),
+    let Tracker { pid, family, version, since, comm, stopped, .. } = tracker;
+    let what = match (family, version) {
+        (None, _) => format!("{}, which is no tracker that is known here", escape(comm.as_bytes())),
+        (Some(family), Some(version)) => format!("{} on Python {version}", family.as_str()),
+        (Some(family), None) => family.as_str().to_owned(),
     };
     let since = since.map(|since| format!(" since {since}")).unwrap_or_default();
     let stopped = if *stopped { ", but it is stopped" } else { "" };

@@ -11,7 +11,7 @@ use super::error::{CommandError, Kind as ErrorKind};
 use super::target::{TargetArgs, unreachable};
 use super::ui::Ui;
 use crate::tracker::resource::escape;
-use crate::tracker::service::client::{Kind, Life, Probe, Reader, SendError, Target, Tracker};
+use crate::tracker::service::client::{Life, Probe, Reader, SendError, Target, Tracker};
 use crate::tracker::service::dialect::{Command, Dialect};
 use crate::tracker::service::protocol::{self, LINE_MAX, encode};
 use crate::tracker::sys;
@@ -161,19 +161,25 @@ impl<'a> Sender<'a> {
         if Reader::Old.form(name).is_none() && self.tracker.is_none() {
             let readers = self.target.ends().readers;
             let known = readers.keys().filter_map(|pid| Tracker::look(*pid));
-            self.tracker = Some({ known }.find(|tracker| tracker.kind != Kind::Unknown));
+            self.tracker = Some({ known }.find(|tracker| tracker.family.is_some()));
         }
         let tracker = self.tracker.as_ref().and_then(Option::as_ref);
         let known = tracker.map_or(Dialect::Any, |tracker| tracker.dialect);
         let rtype = understood(command, rtype, self.dialect.unwrap_or(known))?;
         let reader = tracker.map_or(Reader::Unknown, Tracker::reader);
         let who = || match tracker {
-            Some(Tracker { pid, kind, version: Some(version), .. }) => {
-                format!("{} {version}, pid {pid}", kind.as_str())
+            Some(tracker) => {
+                let version = tracker.version.map(|version| format!(" {version}"));
+                format!("{}{}, pid {}", tracker.kind(), version.unwrap_or_default(), tracker.pid)
             }
-            Some(Tracker { pid, kind, .. }) => format!("{}, pid {pid}", kind.as_str()),
             None => "unknown".to_owned(),
         };
+        if reader == Reader::Untyped {
+            return Err(CommandError::usage(format!(
+                "this tracker ({}) is told names of semaphores without a type, and nothing else",
+                who()
+            )));
+        }
         let Some((form, certain)) = reader.form(name) else {
             return Err(CommandError::usage(format!(
                 "this tracker ({}) cannot be told the name \"{}\": newlines, colons and bytes \

@@ -170,6 +170,14 @@ fn other_trackers_of_python() {
         assert_eq!(found["kind"], kind);
         assert_eq!(pids(&found), [std::process::id()]);
         assert_eq!(found["orphaned"], false);
+        // To one tracker by its pid, it is the same.
+        let pid = child.id().to_string();
+        let probe = rtrack(["probe", "--json", "--pid", &pid]).finish().expect(0).json();
+        assert_eq!((&probe["kind"], &probe["pid"]), (&json!(kind), &json!(child.id())));
+        // billiard's would be told a name with its type, which it does not understand.
+        let told = rtrack(["send", "--pid", &pid, "PROBE"]).finish();
+        let told = told.expect(if kind == "billiard" { 2 } else { 0 });
+        assert_eq!(told.stderr.contains("without a type"), kind == "billiard", "{}", told.stderr);
         drop(writer);
         child.wait().unwrap();
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
-use super::launch::{Family, Launch};
+use super::super::launch::{Family, Launch};
 use crate::tracker::evidence::mounts::{Mounts, number};
 use crate::tracker::evidence::processes::{task_gone, words};
 use crate::tracker::sys;

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::launch::Family;
+use super::super::launch::Family;
 
 /// What of a process counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
