@@ -24,6 +24,8 @@ pub(crate) fn tests() -> Vec<Case> {
         case("other_trackers_of_python", other_trackers_of_python)
             .needs(&[Need::Python, Need::PidNamespace]),
         case("left_behind", left_behind).needs(&[Need::Python, Need::PidNamespace]),
+        case("a_program_that_became_a_daemon", a_program_that_became_a_daemon)
+            .needs(&[Need::Python, Need::PidNamespace]),
         case("workers_and_daemons", workers_and_daemons).needs(&[Need::Python, Need::PidNamespace]),
         case("rtrack_on_a_pipe", rtrack_on_a_pipe).needs(&[Need::PidNamespace]),
         case("a_fifo_and_a_threads_own_table", a_fifo_and_a_threads_own_table)
@@ -232,6 +234,34 @@ fn left_behind() {
         assert_eq!(tracker(pid, |_| true)["orphaned"], true);
         // Not ours to wait for: the first process of the namespace does.
         kill(stray);
+        wait_for("the tracker's end", || trackers().is_empty().then_some(()));
+    }
+}
+
+/// A service that leaves its session after it has started its tracker, as daemon(3) does, and one that a
+/// killed program has left in its own session.
+fn a_program_that_became_a_daemon() {
+    let daemon = format!(
+        "{ENSURE}time.sleep(0.05)\n\
+         if os.fork(): os._exit(0)\n\
+         os.setsid()\n\
+         if os.fork(): os._exit(0)\n\
+         print(tracker._pid, os.getpid(), flush=True)\ntime.sleep({SLEEP})"
+    );
+    let worker = format!(
+        "{ENSURE}time.sleep(0.05)\nother = os.fork()\n\
+         if not other:\n    print(tracker._pid, os.getpid(), flush=True)\n    time.sleep({SLEEP})\n"
+    );
+    let worker = format!("os = __import__('os')\nos.setsid()\n{worker}os.kill(os.getpid(), 9)");
+    let python = pythons().pop().unwrap();
+    for (source, orphaned) in [(daemon, Value::Null), (worker, json!(true))] {
+        let mut program = Program::start(&python, &source);
+        program.child.wait().unwrap();
+        let service = program.pids[1];
+        let found = tracker(program.pids[0], |one| pids(one) == [service]);
+        assert_eq!(found["orphaned"], orphaned, "{found}");
+        // Not ours to wait for: the first process of the namespace does.
+        kill(service);
         wait_for("the tracker's end", || trackers().is_empty().then_some(()));
     }
 }

@@ -160,7 +160,7 @@ pub fn look(proc: &Path, assume_complete: bool) -> Everywhere {
         });
         let left_behind = pids
             .filter(|_| complete && matches!(inlet, Inlet::Pipe(..)))
-            .map(|pids| left::behind(launch.family, *pid, &pids, &relatives));
+            .and_then(|pids| left::behind(launch.family, *pid, &pids, &relatives));
         trackers.push(Found {
             pid: *pid,
             family: launch.family,
