@@ -1,5 +1,6 @@
 //! The only place with `unsafe`: system calls that neither std nor nix wraps.
 
+pub(crate) mod copied;
 pub mod ipc;
 pub(crate) mod launch;
 pub mod mqueue;

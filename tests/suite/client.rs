@@ -40,6 +40,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("somebody_else_waits_for_it", somebody_else_waits_for_it),
         case("sigchld_is_ignored", sigchld_is_ignored),
         case("one_that_closes_its_pipe_and_lives", one_that_closes_its_pipe_and_lives),
+        case("many_that_outlive_their_clients", many_that_outlive_their_clients),
         case("a_number_that_became_somebody_elses", a_number_that_became_somebody_elses),
         case("a_child_that_shares_it", a_child_that_shares_it),
         case("the_example_killed", the_example_killed),
@@ -444,6 +445,26 @@ fn one_that_closes_its_pipe_and_lives() {
     assert_eq!(tracker.stop().unwrap().end, End::Exited(0));
     no_child_is_left();
     assert_eq!(lines(), ["REGISTER:x:dummy"]);
+}
+
+/// Trackers that somebody else keeps, more than there may be clients: each is waited for once it has ended.
+fn many_that_outlive_their_clients() {
+    let mut kept = Vec::new();
+    for _ in 0..80 {
+        let tracker = recorder("").build().unwrap();
+        kept.push((tracker.fd().unwrap(), tracker.pid().unwrap()));
+    }
+    let pids: Vec<i32> = kept.into_iter().map(|(_, pid)| pid).collect();
+    for pid in pids {
+        wait_for("its end", || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            stat.contains(") Z ").then_some(())
+        });
+    }
+    let tracker = recorder("").build().unwrap();
+    tracker.ensure_running().unwrap();
+    assert_eq!(tracker.stop().unwrap().end, End::Exited(0));
+    no_child_is_left();
 }
 
 /// As by a program that closes what it does not know, and opens something of its own.

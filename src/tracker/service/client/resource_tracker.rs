@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use super::builder::{Builder, OnDeath};
 use super::death::{Death, End};
 use super::failure::{ClientError, Shortened};
-use super::state::{PATIENCE, SLOTS, State, enter, install};
+use super::state::{PATIENCE, SLOTS, State, claim, enter, install};
 use crate::tracker::service::dialect::{Command, Dialect, Rtype};
 use crate::tracker::service::protocol::{self, Excess, Form, MESSAGE_MAX};
 use crate::tracker::sys::launch::{self, NotStarted, Process, Program};
@@ -133,7 +133,7 @@ impl ResourceTracker {
         on_death: OnDeath,
     ) -> Result<Self, ClientError> {
         install().map_err(ClientError::AtFork)?;
-        let slot = enter().claim().ok_or(ClientError::TooMany(SLOTS))?;
+        let slot = claim().ok_or(ClientError::TooMany(SLOTS))?;
         Ok(Self { slot, name, program, speech, on_death, untold: AtomicBool::new(false) })
     }
 
@@ -397,7 +397,7 @@ impl ResourceTracker {
             let fate = process.reap(Some(PATIENCE));
             let pid = process.pid;
             if fate == launch::Fate::Alive {
-                enter().keep(process);
+                enter().keep_useless(process);
             }
             (pid, End::from(fate))
         };
