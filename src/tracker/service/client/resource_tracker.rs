@@ -13,6 +13,7 @@ use super::builder::{Builder, OnDeath};
 use super::death::{Death, End};
 use super::failure::{ClientError, Shortened};
 use super::state::{PATIENCE, SLOTS, State, claim, enter, install};
+use super::tracker::Reader;
 use crate::tracker::service::dialect::{Command, Dialect, Rtype};
 use crate::tracker::service::protocol::{self, Excess, Form, MESSAGE_MAX};
 use crate::tracker::sys::launch::{self, NotStarted, Process, Program};
@@ -92,8 +93,8 @@ impl fmt::Debug for ResourceTracker {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Speech {
     pub(super) dialect: Dialect,
-    /// It is loky's own, which has no second form for names that the plain one cannot carry.
-    pub(super) plain: bool,
+    /// Which forms of a message it reads, as far as its command tells.
+    pub(super) reader: Reader,
 }
 
 /// A tracker that was found dead by a call, and how many bytes it had not read.
@@ -268,7 +269,7 @@ impl ResourceTracker {
 
     /// Whether a message can be carried, and how.
     fn form(&self, command: Command, name: &[u8], rtype: &str) -> Result<Form, ClientError> {
-        let Speech { dialect, plain } = self.speech;
+        let Speech { dialect, reader } = self.speech;
         let known = |rtype: &Rtype| dialect.command(command.as_str().as_bytes(), *rtype).is_some();
         if dialect.rtype(rtype.as_bytes()).filter(known).is_none() {
             return Err(ClientError::UnknownType(Shortened::new(rtype.as_bytes())));
@@ -276,11 +277,13 @@ impl ResourceTracker {
         if name.contains(&0) {
             return Err(ClientError::NulInName(Shortened::new(name)));
         }
-        let form = protocol::form_for(name);
-        if form == Form::Json && plain {
-            return Err(ClientError::NotPlain(Shortened::new(name)));
+        match (reader.form(name), protocol::form_for(name)) {
+            (Some((form, true)), _) => Ok(form),
+            // loky's own reads colons, and has no second form.
+            (_, Form::Ascii) if dialect == Dialect::Loky => Ok(Form::Ascii),
+            _ if dialect == Dialect::Loky => Err(ClientError::NotPlain(Shortened::new(name))),
+            _ => Err(ClientError::NotRead(Shortened::new(name))),
         }
-        Ok(form)
     }
 
     fn tell(&self, command: Command, name: &[u8], rtype: &str) -> Result<(), ClientError> {
