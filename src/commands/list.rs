@@ -12,6 +12,7 @@ use super::values::show_size;
 use crate::tracker::evidence::registrations::Registrations;
 use crate::tracker::host::Host;
 use crate::tracker::limits::{self, Unit};
+use crate::tracker::resource::escape;
 use crate::tracker::service::client::asking;
 use crate::tracker::verdict::Verdict;
 use crate::tracker::world::Scope;
@@ -209,7 +210,7 @@ fn fill(path: &Path, filled: &Filled) -> String {
     let Filled { usage, visible, deleted, .. } = *filled;
     let visible = visible.min(usage.used);
     let hidden = usage.used - visible;
-    let mut text = format!("{}: ", path.display());
+    let mut text = format!("{}: ", escape(path.as_os_str().as_encoded_bytes()));
     if usage.size > 0 {
         let part = |bytes: u64| u128::from(bytes) * u128::from(WIDTH) / u128::from(usage.size);
         // Whatever is there shows.

@@ -8,12 +8,12 @@ use serde::Serialize;
 
 use super::Status;
 use super::error::{CommandError, Kind as ErrorKind};
+use super::render::document;
 use super::target::{TargetArgs, not_told, unreachable};
 use super::ui::Ui;
 use crate::tracker::resource::escape;
-use crate::tracker::service::client::asking;
 use crate::tracker::service::client::{
-    Connection, ConnectionError, Kind, Life, Probe, TargetError, Tracker,
+    Connection, ConnectionError, Family, Life, Probe, TargetError, Tracker, asking,
 };
 
 /// Is a tracker alive? The exit status is the answer
@@ -43,7 +43,7 @@ struct Answer {
     /// Nothing when it cannot be told.
     alive: Option<bool>,
     pid: Option<i32>,
-    kind: Option<Kind>,
+    kind: Option<&'static str>,
     /// The version of Python that runs it, as far as its path tells.
     version: Option<String>,
     /// When the process started.
@@ -98,8 +98,7 @@ pub fn run(args: &ProbeArgs, ui: &Ui) -> Result<Status, CommandError> {
 fn tell(life: Life, answer: &Answer, json: bool, ui: &Ui) -> Result<Status, CommandError> {
     ui.answer(|out| {
         if json {
-            serde_json::to_writer_pretty(&mut *out, answer)?;
-            writeln!(out)
+            document::write(out, &serde_json::to_value(answer)?)
         } else {
             writeln!(out, "{}", answer.says)
         }
@@ -137,7 +136,7 @@ fn of_socket(path: &Path, json: bool, ui: &Ui) -> Result<Status, CommandError> {
             let answer = Answer {
                 tracker: state.map(|state| state.document()),
                 pid,
-                kind: Some(Kind::Rtrack),
+                kind: Some(Family::Rtrack.as_str()),
                 since: tracker.and_then(|tracker| tracker.since).map(|since| since.to_string()),
                 ..of_life(Life::Alive, format!("{who} listens at {path}, and answers{more}"))
             };
@@ -214,7 +213,7 @@ fn of_probe(probe: &Probe) -> Answer {
         says.push_str(&format!("; {bytes} bytes are queued"));
     }
     let state = tracker
-        .filter(|tracker| tracker.kind == Kind::Rtrack)
+        .filter(|tracker| tracker.family == Some(Family::Rtrack))
         .and_then(|tracker| asking::ask_process(std::path::Path::new("/proc"), tracker.pid).ok())
         .map(|(_, state)| state);
     if let Some(state) = &state {
@@ -222,9 +221,7 @@ fn of_probe(probe: &Probe) -> Answer {
     }
     Answer {
         pid: tracker.map(|tracker| tracker.pid),
-        kind: tracker
-            .map(|tracker| tracker.kind)
-            .or((probe.life == Life::Alive).then_some(Kind::Unknown)),
+        kind: tracker.map(Tracker::kind).or((probe.life == Life::Alive).then_some("unknown")),
         version: tracker.and_then(|tracker| tracker.version).map(|version| version.to_string()),
         since: tracker.and_then(|tracker| tracker.since).map(|since| since.to_string()),
         stopped: tracker.map(|tracker| tracker.stopped),
@@ -239,13 +236,11 @@ fn of_probe(probe: &Probe) -> Answer {
 
 /// What reads the pipe, in words.
 fn reader(tracker: &Tracker) -> String {
-    let Tracker { pid, kind, version, since, comm, stopped, .. } = tracker;
-    let what = match (kind, version) {
-        (Kind::Unknown, _) => {
-            format!("{}, which is no tracker that is known here", escape(comm.as_bytes()))
-        }
-        (kind, Some(version)) => format!("{} on Python {version}", kind.as_str()),
-        (kind, None) => kind.as_str().to_owned(),
+    let Tracker { pid, family, version, since, comm, stopped, .. } = tracker;
+    let what = match (family, version) {
+        (None, _) => format!("{}, which is no tracker that is known here", escape(comm.as_bytes())),
+        (Some(family), Some(version)) => format!("{} on Python {version}", family.as_str()),
+        (Some(family), None) => family.as_str().to_owned(),
     };
     let since = since.map(|since| format!(" since {since}")).unwrap_or_default();
     let stopped = if *stopped { ", but it is stopped" } else { "" };

@@ -13,7 +13,7 @@ use super::target::{TargetArgs, not_told, unreachable};
 use super::ui::Ui;
 use crate::tracker::resource::escape;
 use crate::tracker::service::client::{
-    Connection, Kind, Life, Probe, Reader, SendError, Target, Tracker,
+    Connection, Life, Probe, Reader, SendError, Target, Tracker,
 };
 use crate::tracker::service::dialect::{Command, Dialect, Rtype};
 use crate::tracker::service::protocol::{self, LINE_MAX, LineError, encode};
@@ -254,19 +254,25 @@ impl Send for Sender<'_> {
         if Reader::Old.form(name).is_none() && self.tracker.is_none() {
             let readers = self.target.ends().readers;
             let known = readers.keys().filter_map(|pid| Tracker::look(*pid));
-            self.tracker = Some({ known }.find(|tracker| tracker.kind != Kind::Unknown));
+            self.tracker = Some({ known }.find(|tracker| tracker.family.is_some()));
         }
         let tracker = self.tracker.as_ref().and_then(Option::as_ref);
         let dialect = self.dialect.or(tracker.map(|tracker| tracker.dialect));
         let rtype = understood(command, name, rtype, dialect)?;
         let reader = tracker.map_or(Reader::Unknown, Tracker::reader);
         let who = || match tracker {
-            Some(Tracker { pid, kind, version: Some(version), .. }) => {
-                format!("{} {version}, pid {pid}", kind.as_str())
+            Some(tracker) => {
+                let version = tracker.version.map(|version| format!(" {version}"));
+                format!("{}{}, pid {}", tracker.kind(), version.unwrap_or_default(), tracker.pid)
             }
-            Some(Tracker { pid, kind, .. }) => format!("{}, pid {pid}", kind.as_str()),
             None => "unknown".to_owned(),
         };
+        if reader == Reader::Untyped {
+            return Err(CommandError::usage(format!(
+                "this tracker ({}) is told names of semaphores without a type, and nothing else",
+                who()
+            )));
+        }
         let Some((form, certain)) = reader.form(name) else {
             return Err(CommandError::usage(format!(
                 "this tracker ({}) cannot be told the name \"{}\": newlines, colons and bytes \

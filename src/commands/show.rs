@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use serde_json::{Value, json};
 use unicode_width::UnicodeWidthStr;
@@ -312,13 +313,17 @@ fn as_text(
     Ok(())
 }
 
+fn shown(path: &Path) -> String {
+    escape(path.as_os_str().as_encoded_bytes())
+}
+
 /// Where an object is.
 fn file(found: &Look, object: &Object) -> String {
     match found.world.queues(object.place) {
         Some(queues) if !queues.path.is_absolute() => {
-            format!("/{}, of the {}", object.file, queues.path.display())
+            format!("/{}, of the {}", object.file, shown(&queues.path))
         }
-        Some(queues) => format!("{}/{}", queues.path.display(), object.file),
+        Some(queues) => format!("{}/{}", shown(&queues.path), object.file),
         None => format!("/dev/shm/{}", object.file),
     }
 }

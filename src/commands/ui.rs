@@ -6,6 +6,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use crate::tracker::resource::escape;
 use crate::tracker::sys;
 
 /// When to colour the output.
@@ -98,12 +99,12 @@ impl Ui {
         }
     }
 
-    /// `error: …` and `hint: …` for each.
+    /// `error: …` and `hint: …` for each, a line each whatever names are in them.
     pub fn errors(&self, errors: &[super::error::CommandError]) {
         for error in errors {
-            self.line(format_args!("error: {:#}", error.source));
+            self.line(escape(format!("error: {:#}", error.source).as_bytes()));
             if let Some(hint) = &error.hint {
-                self.line(format_args!("hint: {hint}"));
+                self.line(escape(format!("hint: {hint}").as_bytes()));
             }
         }
     }
@@ -121,10 +122,15 @@ impl Ui {
         io::stderr().lock().write_all(text.as_bytes()).unwrap_or(());
     }
 
-    /// A line on stderr that nothing silences.
+    /// A line on stderr, or several, that nothing silences.
+    ///
+    /// What a terminal would obey is escaped here once more, since names and paths of others come into
+    /// messages in many ways. Newlines are the message's own: who quotes a name escapes those.
     pub fn line(&self, text: impl std::fmt::Display) {
+        let text = text.to_string();
+        let lines: Vec<String> = text.split('\n').map(|line| escape(line.as_bytes())).collect();
         // A closed or full stderr has nobody left to be told.
-        writeln!(io::stderr().lock(), "{text}").unwrap_or(());
+        writeln!(io::stderr().lock(), "{}", lines.join("\n")).unwrap_or(());
     }
 }
 

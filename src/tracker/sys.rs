@@ -1,5 +1,6 @@
 //! The only place with `unsafe`: system calls that neither std nor nix wraps.
 
+pub(crate) mod copied;
 pub mod credentials;
 pub mod ipc;
 pub(crate) mod launch;
@@ -451,33 +452,40 @@ pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-/// Closes every descriptor above 2 except `keep`, and points those of `quiet` (among 0 to 2) to
+/// Closes every descriptor above 2 except those of `keep`, and points those of `quiet` (among 0 to 2) to
 /// /dev/null. Only for a process that has opened nothing but `keep` so far and has one thread.
 ///
 /// # Errors
 /// What /proc/self/fd failed with on a kernel without `close_range` (before 5.9). That /dev/null
 /// cannot be opened is no error: the descriptors stay as they are.
-pub fn let_go_of_inherited(keep: &OwnedFd, quiet: &[RawFd]) -> io::Result<()> {
+pub fn let_go_of_inherited(keep: &[BorrowedFd<'_>], quiet: &[RawFd]) -> io::Result<()> {
     if let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
         for &fd in quiet.iter().filter(|fd| (0..3).contains(*fd)) {
             // SAFETY: the standard descriptors have no owner in Rust; both numbers are valid.
             check(unsafe { libc::dup2(null.as_raw_fd(), fd) })?;
         }
     }
-    let keep = keep.as_raw_fd();
+    let mut keep: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    keep.sort_unstable();
     let close = |first: RawFd, last: libc::c_uint| {
-        // SAFETY: the caller has opened nothing but `keep`, which is in neither range.
+        // SAFETY: the caller has opened nothing but `keep`, of which none is in the range.
         let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
         if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
     };
-    let below = if keep > 3 { close(3, keep.unsigned_abs() - 1) } else { Ok(()) };
-    if below.and_then(|()| close(keep + 1, libc::c_uint::MAX)).is_ok() {
+    let (mut first, mut closed) = (3, Ok(()));
+    for fd in keep.iter().copied().filter(|fd| *fd > 2) {
+        if fd > first {
+            closed = closed.and_then(|()| close(first, fd.unsigned_abs() - 1));
+        }
+        first = fd + 1;
+    }
+    if closed.and_then(|()| close(first, libc::c_uint::MAX)).is_ok() {
         return Ok(());
     }
     let open: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
-    for fd in open.into_iter().filter(|fd| *fd > 2 && *fd != keep) {
+    for fd in open.into_iter().filter(|fd| *fd > 2 && !keep.contains(fd)) {
         // SAFETY: as above. The descriptor that listed the directory is closed already: EBADF.
         unsafe { libc::close(fd) };
     }

@@ -15,12 +15,14 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask, raise, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
-use rtrack::tracker::service::client::{ClientError, Death, Dialect, End, ResourceTracker};
+use rtrack::tracker::service::client::{
+    Builder, ClientError, Death, Dialect, End, ResourceTracker,
+};
 
 use self::recorder::{lines, ready, recorder, starts};
 use crate::support::{
-    Case, Finish, Inherit, binary, case, check, example, kill, names, object, path, rtrack,
-    scratch, wait_for,
+    Case, Finish, Inherit, binary, case, check, example, kill, names, object, path, pythons,
+    rtrack, scratch, wait_for,
 };
 
 pub(crate) use self::recorder::main as record;
@@ -35,11 +37,13 @@ pub(crate) fn tests() -> Vec<Case> {
         case("a_dead_one_is_replaced_and_waited_for", a_dead_one_is_replaced_and_waited_for),
         case("warns_as_python_does", warns_as_python_does),
         case("refused_before_a_byte_is_written", refused_before_a_byte_is_written),
+        case("names_that_not_every_command_reads", names_that_not_every_command_reads),
         case("maybe_unlink_in_lokys_dialect", maybe_unlink_in_lokys_dialect),
         case("sigpipe", sigpipe),
         case("somebody_else_waits_for_it", somebody_else_waits_for_it),
         case("sigchld_is_ignored", sigchld_is_ignored),
         case("one_that_closes_its_pipe_and_lives", one_that_closes_its_pipe_and_lives),
+        case("many_that_outlive_their_clients", many_that_outlive_their_clients),
         case("a_number_that_became_somebody_elses", a_number_that_became_somebody_elses),
         case("a_child_that_shares_it", a_child_that_shares_it),
         case("the_example_killed", the_example_killed),
@@ -332,16 +336,63 @@ fn lines_after(count: usize) -> Vec<String> {
     wait_for("what was written", || Some(lines()).filter(|lines| lines.len() >= count))
 }
 
+/// A command of which nothing is known.
+fn wrapped(script: &str) -> Builder {
+    ResourceTracker::builder().command(["sh", "-c", script])
+}
+
+/// What an older Python would complain of, and forget.
+fn names_that_not_every_command_reads() {
+    const NAMES: [&str; 3] = ["/co:lon", "/new\nline", "/é"];
+    let tracker = wrapped("cat <&{fd} >said").build().unwrap();
+    for name in NAMES {
+        let refused = tracker.register(name, "shared_memory").unwrap_err();
+        assert!(matches!(refused, ClientError::NotRead(_)), "{refused}");
+    }
+    assert_eq!(tracker.pid(), None);
+    tracker.register("/plain", "shared_memory").unwrap();
+    let _ended = tracker.stop();
+    assert_eq!(fs::read_to_string("said").unwrap(), "REGISTER:/plain:shared_memory\n");
+    // A wrapper that is vouched for, and a command that can be seen to be rtrack's.
+    let script = format!("{} daemon --fd {{fd}} 2>/dev/null", binary().display());
+    let seen = ["rtrack", "daemon", "--no-warnings", "--fd", "{fd}"];
+    let seen = ResourceTracker::builder().program(binary()).command(seen);
+    for builder in [wrapped(&script).any_name(), seen] {
+        let tracker = builder.build().unwrap();
+        for name in ["co:lon", "new\nline", "é"] {
+            object().make(name);
+            tracker.register(format!("/{name}"), "shared_memory").unwrap();
+        }
+        assert_eq!(tracker.stop().unwrap().end, End::Exited(1));
+        assert!(names().is_empty());
+    }
+    // Python's own, of each version: what was accepted is removed.
+    let launch = "from multiprocessing.resource_tracker import main;main({fd})";
+    for python in pythons() {
+        let builder = ResourceTracker::builder().command(["python3", "-W", "ignore", "-c", launch]);
+        let tracker = builder.program(&python.path).build().unwrap();
+        for name in ["co:lon", "new\nline", "é", "plain"] {
+            object().make(name);
+            if tracker.register(format!("/{name}"), "shared_memory").is_err() {
+                fs::remove_file(path(name)).unwrap();
+            }
+        }
+        let _ended = tracker.stop();
+        assert!(names().is_empty(), "{python} forgot {:?}", names());
+    }
+}
+
 /// loky's own tracker, and an `rtrack daemon` of that dialect.
 fn maybe_unlink_in_lokys_dialect() {
-    let tracker = recorder("").dialect(Dialect::Loky).build().unwrap();
+    let tracker = wrapped("cat <&{fd} >said").dialect(Dialect::Loky).build().unwrap();
     tracker.register("/tmp/a:b", "folder").unwrap();
     tracker.maybe_unlink("/tmp/a:b", "folder").unwrap();
     assert!(matches!(tracker.register("new\nline", "file"), Err(ClientError::NotPlain(_))));
     assert!(matches!(tracker.register("é", "file"), Err(ClientError::NotPlain(_))));
     assert!(matches!(tracker.register("x", "semaphore"), Err(ClientError::UnknownType(_))));
     let _ended = tracker.stop();
-    assert_eq!(lines(), ["REGISTER:/tmp/a:b:folder", "MAYBE_UNLINK:/tmp/a:b:folder"]);
+    let said = fs::read_to_string("said").unwrap();
+    assert_eq!(said, "REGISTER:/tmp/a:b:folder\nMAYBE_UNLINK:/tmp/a:b:folder\n");
 
     let file = scratch().join("counted \n é");
     let name = file.to_str().unwrap();
@@ -444,6 +495,26 @@ fn one_that_closes_its_pipe_and_lives() {
     assert_eq!(tracker.stop().unwrap().end, End::Exited(0));
     no_child_is_left();
     assert_eq!(lines(), ["REGISTER:x:dummy"]);
+}
+
+/// Trackers that somebody else keeps, more than there may be clients: each is waited for once it has ended.
+fn many_that_outlive_their_clients() {
+    let mut kept = Vec::new();
+    for _ in 0..80 {
+        let tracker = recorder("").build().unwrap();
+        kept.push((tracker.fd().unwrap(), tracker.pid().unwrap()));
+    }
+    let pids: Vec<i32> = kept.into_iter().map(|(_, pid)| pid).collect();
+    for pid in pids {
+        wait_for("its end", || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            stat.contains(") Z ").then_some(())
+        });
+    }
+    let tracker = recorder("").build().unwrap();
+    tracker.ensure_running().unwrap();
+    assert_eq!(tracker.stop().unwrap().end, End::Exited(0));
+    no_child_is_left();
 }
 
 /// As by a program that closes what it does not know, and opens something of its own.

@@ -11,8 +11,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::{
-    Case, Finish, Inherit, Need, Python, case, check, fuse, identity, names, note, object, path,
-    pythons, rtrack, scratch, sem_open, shm_open, skip, unread, validate, wait_for,
+    Case, Finish, Inherit, Need, Python, case, check, fuse, identity, inside, names, note, object,
+    path, pythons, rtrack, scratch, sem_open, shm_open, skip, unread, validate, wait_for,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -172,6 +172,19 @@ fn says_when_it_is_ready() {
     command.inherit(ready, 8).finish().expect(64);
     drop(command);
     said.clear();
+    answer.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "");
+
+    // Nor does what finds out late: without /proc, a FIFO that was opened for both cannot be opened anew.
+    let fifo = crate::support::scratch().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let both = OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
+    let (mut answer, ready) = pipe().unwrap();
+    let mut command = rtrack(["daemon", "--fd", "5", "--ready-fd", "8"]);
+    command = inside("no-proc", &command);
+    let run = command.inherit(both, 5).inherit(ready, 8).finish().expect(64);
+    assert!(run.stderr.contains("reopen it for reading only"), "{}", run.stderr);
+    drop(command);
     answer.read_to_string(&mut said).unwrap();
     assert_eq!(said, "");
 

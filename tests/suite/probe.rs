@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::support::{
     Case, Finish, Inherit, Need, case, kill, rtrack, scratch, somebody, wait_for,
 };
+use crate::traps::program_called;
 
 pub(crate) fn tests() -> Vec<Case> {
     vec![
@@ -19,6 +20,7 @@ pub(crate) fn tests() -> Vec<Case> {
             .needs(&[Need::PidNamespace]),
         case("a_fifo_that_its_clients_can_read", a_fifo_that_its_clients_can_read)
             .needs(&[Need::PidNamespace]),
+        case("names_that_a_terminal_would_obey", names_that_a_terminal_would_obey),
         case("other_users", other_users).needs(&[Need::RealRoot]),
     ]
 }
@@ -105,6 +107,32 @@ fn readers_that_are_no_trackers() {
     assert_eq!(found["pid"], sleep.id());
     sleep.kill().unwrap();
     sleep.wait().unwrap();
+}
+
+/// A process can have any name.
+fn names_that_a_terminal_would_obey() {
+    let program = program_called("\x1b[31m\u{9b}1m\x07", "sh");
+    let mut other =
+        Command::new(program).args(["-c", "read x"]).stdin(Stdio::piped()).spawn().unwrap();
+    let pid = other.id().to_string();
+    wait_for("the program", || {
+        let comm = std::fs::read(format!("/proc/{pid}/comm")).unwrap();
+        comm.starts_with(b"\x1b").then_some(())
+    });
+    for arguments in [
+        &["probe", "--pid", &pid][..],
+        &["probe", "--json", "--pid", &pid],
+        &["send", "--pid", &pid, "PROBE"],
+        &["restore", "\x1b[31m\u{9b}1m\x07"],
+    ] {
+        let run = rtrack(arguments).finish().expect(3);
+        let said = run.text() + &run.stderr;
+        let obeyed = |c: char| c != '\n' && c.is_control();
+        assert!(!said.contains(obeyed), "{arguments:?}: {said:?}");
+        assert!(said.contains("x1b[31m") || said.contains("u001b[31m"), "{said}");
+    }
+    drop(other.stdin.take());
+    other.wait().unwrap();
 }
 
 fn a_fifo_that_its_clients_can_read() {

@@ -11,6 +11,7 @@ use crate::support::{
     Case, Finish, Finished, Inherit, Need, case, names, note, object, pythons, rtrack, skip,
     wait_for,
 };
+use crate::traps::program_called;
 
 pub(crate) fn tests() -> Vec<Case> {
     vec![
@@ -188,6 +189,28 @@ fn targets() {
     assert!(run.stderr.contains("is no resource tracker"), "{}", run.stderr);
     drop(cat.stdin.take());
     assert!(cat.wait_with_output().unwrap().stdout.is_empty());
+    // Nor when it has the words of a tracker among its arguments.
+    let launch = "from multiprocessing.resource_tracker import main;main(5)";
+    let rtrack = program_called("rtrack", "sh");
+    for (program, arguments) in [
+        ("sh", &["-c", "read x <&5", launch][..]),
+        (rtrack.to_str().unwrap(), &["-c", "read x <&5", "daemon"]),
+    ] {
+        let (reader, writer) = pipe().unwrap();
+        let mut command = Command::new(program);
+        let mut other = command.args(arguments).inherit(reader, 5).spawn().unwrap();
+        drop(command);
+        let pid = other.id().to_string();
+        wait_for("the program", || {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+            line.windows(7).any(|part| part == b"read x ").then_some(())
+        });
+        let run = send(["--pid", &pid, "PROBE"]).finish().expect(3);
+        assert!(run.stderr.contains("is no resource tracker"), "{program}: {}", run.stderr);
+        drop(writer);
+        // The end of input, and no line.
+        assert_eq!(other.wait().unwrap().code(), Some(1), "{program}");
+    }
 }
 
 fn a_shell_script() {

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write, pipe};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{PermissionsExt, fchown};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,8 @@ pub(crate) fn tests() -> Vec<Case> {
         case("other_trackers_of_python", other_trackers_of_python)
             .needs(&[Need::Python, Need::PidNamespace]),
         case("left_behind", left_behind).needs(&[Need::Python, Need::PidNamespace]),
+        case("a_program_that_became_a_daemon", a_program_that_became_a_daemon)
+            .needs(&[Need::Python, Need::PidNamespace]),
         case("workers_and_daemons", workers_and_daemons).needs(&[Need::Python, Need::PidNamespace]),
         case("rtrack_on_a_pipe", rtrack_on_a_pipe).needs(&[Need::PidNamespace]),
         case("a_fifo_and_a_threads_own_table", a_fifo_and_a_threads_own_table)
@@ -35,6 +38,8 @@ pub(crate) fn tests() -> Vec<Case> {
         case("command_lines_that_never_come", command_lines_that_never_come)
             .needs(&[Need::Fuse, Need::PidNamespace]),
         case("of_other_users", of_other_users).needs(&[Need::RealRoot, Need::PidNamespace]),
+        case("what_waits_is_asked_at_the_write_end", what_waits_is_asked_at_the_write_end)
+            .needs(&[Need::RealRoot, Need::PidNamespace]),
         case("table_and_options", table_and_options).needs(&[Need::PidNamespace]),
     ]
 }
@@ -167,6 +172,14 @@ fn other_trackers_of_python() {
         assert_eq!(found["kind"], kind);
         assert_eq!(pids(&found), [std::process::id()]);
         assert_eq!(found["orphaned"], false);
+        // To one tracker by its pid, it is the same.
+        let pid = child.id().to_string();
+        let probe = rtrack(["probe", "--json", "--pid", &pid]).finish().expect(0).json();
+        assert_eq!((&probe["kind"], &probe["pid"]), (&json!(kind), &json!(child.id())));
+        // billiard's would be told a name with its type, which it does not understand.
+        let told = rtrack(["send", "--pid", &pid, "PROBE"]).finish();
+        let told = told.expect(if kind == "billiard" { 2 } else { 0 });
+        assert_eq!(told.stderr.contains("without a type"), kind == "billiard", "{}", told.stderr);
         drop(writer);
         child.wait().unwrap();
     }
@@ -221,6 +234,34 @@ fn left_behind() {
         assert_eq!(tracker(pid, |_| true)["orphaned"], true);
         // Not ours to wait for: the first process of the namespace does.
         kill(stray);
+        wait_for("the tracker's end", || trackers().is_empty().then_some(()));
+    }
+}
+
+/// A service that leaves its session after it has started its tracker, as daemon(3) does, and one that a
+/// killed program has left in its own session.
+fn a_program_that_became_a_daemon() {
+    let daemon = format!(
+        "{ENSURE}time.sleep(0.05)\n\
+         if os.fork(): os._exit(0)\n\
+         os.setsid()\n\
+         if os.fork(): os._exit(0)\n\
+         print(tracker._pid, os.getpid(), flush=True)\ntime.sleep({SLEEP})"
+    );
+    let worker = format!(
+        "{ENSURE}time.sleep(0.05)\nother = os.fork()\n\
+         if not other:\n    print(tracker._pid, os.getpid(), flush=True)\n    time.sleep({SLEEP})\n"
+    );
+    let worker = format!("os = __import__('os')\nos.setsid()\n{worker}os.kill(os.getpid(), 9)");
+    let python = pythons().pop().unwrap();
+    for (source, orphaned) in [(daemon, Value::Null), (worker, json!(true))] {
+        let mut program = Program::start(&python, &source);
+        program.child.wait().unwrap();
+        let service = program.pids[1];
+        let found = tracker(program.pids[0], |one| pids(one) == [service]);
+        assert_eq!(found["orphaned"], orphaned, "{found}");
+        // Not ours to wait for: the first process of the namespace does.
+        kill(service);
         wait_for("the tracker's end", || trackers().is_empty().then_some(()));
     }
 }
@@ -412,6 +453,31 @@ fn of_other_users() {
     drop(writer);
     let mut child = child;
     child.wait().unwrap();
+}
+
+/// Whoever has the read end open, for a moment only, takes messages that nobody reads any more. Here it
+/// cannot be opened.
+fn what_waits_is_asked_at_the_write_end() {
+    let (reader, writer) = pipe().unwrap();
+    let mut writer = File::from(OwnedFd::from(writer));
+    fchown(&writer, Some(somebody()), None).unwrap();
+    writer.set_permissions(fs::Permissions::from_mode(0o200)).unwrap();
+    let mut command = rtrack(["daemon", "--fd", "5"]);
+    let mut child = command.inherit(reader, 5).as_user(somebody()).spawn().unwrap();
+    drop(command);
+    tracker(child.id(), |one| one["reads"] == "pipe");
+    let pid = i32::try_from(child.id()).unwrap();
+    // SAFETY: the call touches no memory, and the child has not been waited for.
+    check(unsafe { libc::kill(pid, libc::SIGSTOP) }).unwrap();
+    tracker(child.id(), |one| one["stopped"] == true);
+    writer.write_all(b"PROBE:0:noop\n").unwrap();
+    let all = ["probe", "--all", "--json", "--assume-complete"];
+    let answer = rtrack(all).as_user(somebody()).finish().expect(0).json();
+    assert_eq!(answer["trackers"][0]["queued"], 13, "{answer}");
+    // SAFETY: as above.
+    check(unsafe { libc::kill(pid, libc::SIGCONT) }).unwrap();
+    drop(writer);
+    assert!(child.wait().unwrap().success());
 }
 
 fn table_and_options() {

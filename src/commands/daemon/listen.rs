@@ -62,14 +62,14 @@ pub(super) fn bind(path: &Path, args: &DaemonArgs) -> Result<Bound, CommandError
             None => error,
         }
     })?;
-    if let Some(fd) = args.ready_fd {
-        channel::tell(fd).map_err(|error| {
-            not_started(anyhow::Error::new(error).context("say that it is ready"))
-        })?;
-    }
-    bound
-        .let_go_of_everything_else()
-        .map_err(|error| not_started(anyhow::Error::new(error).context("close what was inherited")))
+    let failed = |what: &'static str| {
+        move |error: std::io::Error| not_started(anyhow::Error::new(error).context(what))
+    };
+    let ready = args.ready_fd.map(channel::copy).transpose();
+    let ready = ready.map_err(failed("say that it is ready"))?;
+    bound.let_go_of_everything_else(ready.as_ref()).map_err(failed("close what was inherited"))?;
+    ready.map(channel::tell).transpose().map_err(failed("say that it is ready"))?;
+    Ok(bound)
 }
 
 /// Serves to the end.

@@ -69,11 +69,11 @@ pub enum TakeError {
 /// of all a write end of its own pipe, whose end it would wait for in vain.
 ///
 /// Only for a process that has opened nothing yet and has one thread. With `ready`, a newline is
-/// written there, once it is known that `fd` can be read: whoever waits for it knows that from
-/// now on every message has a reader.
+/// written there when all else is done: whoever waits for it knows that from now on every message has
+/// a reader. Where anything fails, nothing is written.
 ///
 /// # Errors
-/// See [`TakeError`]. Nothing has been closed then.
+/// See [`TakeError`].
 pub fn take(fd: RawFd, ready: Option<RawFd>) -> Result<Channel, TakeError> {
     if fd < 0 || !sys::was_open_at_start(fd) {
         return Err(TakeError::NotOpen(fd));
@@ -100,9 +100,8 @@ pub fn take(fd: RawFd, ready: Option<RawFd>) -> Result<Channel, TakeError> {
         // finds out without taking anything.
         nix::unistd::read(&channel, &mut []).map_err(|error| os("read")(error.into()))?;
     }
-    if let Some(ready) = ready {
-        tell(ready).map_err(|error| TakeError::NotTold { fd: ready, error })?;
-    }
+    let not_told = |error| TakeError::NotTold { fd: ready.unwrap_or(-1), error };
+    let ready = ready.map(copy).transpose().map_err(not_told)?;
     let mut quiet = vec![0, 1];
     let mut silent = false;
     if file_type == nix::libc::S_IFIFO {
@@ -113,26 +112,41 @@ pub fn take(fd: RawFd, ready: Option<RawFd>) -> Result<Channel, TakeError> {
             quiet.push(2);
         }
         if access == OFlag::O_RDWR {
-            channel = only_reading(channel, &mut quiet, fd)?;
+            channel = only_reading(channel, ready.as_ref(), &mut quiet, fd)?;
             silent = true;
         }
     }
-    sys::let_go_of_inherited(&channel, &quiet).map_err(os("close what else was inherited"))?;
+    let_go(&channel, ready.as_ref(), &quiet).map_err(os(LET_GO))?;
+    ready.map(tell).transpose().map_err(not_told)?;
     Ok(Channel { fd: channel, silent })
 }
 
-/// Writes a newline to the inherited descriptor `fd`. The copy is closed again before the inherited
-/// descriptors are, the original with them.
+const LET_GO: &str = "close what else was inherited";
+
+/// A copy of the inherited descriptor `fd`, which outlives the original.
 ///
 /// # Errors
-/// `EBADF`: it is not open. Else the errno of write(2).
-pub fn tell(fd: RawFd) -> io::Result<()> {
+/// `EBADF`: nothing is open under that number.
+pub fn copy(fd: RawFd) -> io::Result<OwnedFd> {
     if fd < 0 || !sys::was_open_at_start(fd) {
         return Err(nix::Error::EBADF.into());
     }
-    let copy = sys::duplicate(fd)?;
-    sys::interrupted(|| nix::unistd::write(&copy, b"\n"))?;
+    sys::duplicate(fd)
+}
+
+/// Says to who waits at the other end of `ready` that the tracker is ready.
+///
+/// # Errors
+/// The errno of write(2).
+pub fn tell(ready: OwnedFd) -> io::Result<()> {
+    sys::interrupted(|| nix::unistd::write(&ready, b"\n"))?;
     Ok(())
+}
+
+fn let_go(channel: &OwnedFd, ready: Option<&OwnedFd>, quiet: &[RawFd]) -> io::Result<()> {
+    let keep: Vec<BorrowedFd<'_>> =
+        [Some(channel), ready].into_iter().flatten().map(AsFd::as_fd).collect();
+    sys::let_go_of_inherited(&keep, quiet)
 }
 
 /// The read end of a FIFO that was opened for both (`exec 5<>fifo`, as shells do it to not block):
@@ -140,7 +154,12 @@ pub fn tell(fd: RawFd) -> io::Result<()> {
 ///
 /// Opened with `O_NONBLOCK` while no writer is left, a FIFO has no hang-up until a writer has come
 /// and gone (fifo(7), poll), so the tracker waits for its first client.
-fn only_reading(both: OwnedFd, quiet: &mut Vec<RawFd>, fd: RawFd) -> Result<OwnedFd, TakeError> {
+fn only_reading(
+    both: OwnedFd,
+    ready: Option<&OwnedFd>,
+    quiet: &mut Vec<RawFd>,
+    fd: RawFd,
+) -> Result<OwnedFd, TakeError> {
     let os =
         |operation| move |error: nix::Error| TakeError::Os { fd, operation, error: error.into() };
     let reopen = |from: &OwnedFd| {
@@ -150,9 +169,9 @@ fn only_reading(both: OwnedFd, quiet: &mut Vec<RawFd>, fd: RawFd) -> Result<Owne
     };
     let reader = reopen(&both)?;
     drop(both);
-    sys::let_go_of_inherited(&reader, quiet).map_err(|error| TakeError::Os {
+    let_go(&reader, ready, quiet).map_err(|error| TakeError::Os {
         fd,
-        operation: "close what else was inherited",
+        operation: LET_GO,
         error,
     })?;
     quiet.clear();

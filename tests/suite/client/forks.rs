@@ -15,6 +15,10 @@ pub(super) fn tests() -> Vec<Case> {
     vec![
         case("a_forked_child_does_not_keep_it", a_forked_child_does_not_keep_it),
         case("a_forked_child_has_its_own", a_forked_child_has_its_own),
+        case(
+            "both_are_the_first_of_their_pid_namespace",
+            both_are_the_first_of_their_pid_namespace,
+        ),
         case("handlers_of_fork_use_it", handlers_of_fork_use_it),
         case("forks_while_others_are_at_it", forks_while_others_are_at_it),
         case("closed_standard_descriptors", closed_standard_descriptors),
@@ -64,6 +68,41 @@ fn a_forked_child_has_its_own() {
     let parents = "REGISTER:parents:dummy";
     assert_eq!(read, ["REGISTER:clone:dummy", "REGISTER:fork:dummy", parents, parents]);
     assert_eq!(starts(), 3);
+}
+
+/// A pid does not tell the child from its parent then: both are number 1.
+fn both_are_the_first_of_their_pid_namespace() {
+    // SAFETY: this process has a single thread, and so have its children.
+    let leave_pids = || check(unsafe { libc::unshare(libc::CLONE_NEWPID) }).is_ok();
+    // SAFETY: as above.
+    let bare = || unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    for by in ["fork", "clone"] {
+        let outside = fork();
+        if outside == 0 {
+            assert!(leave_pids());
+            let parent = fork();
+            if parent != 0 {
+                leave(went_well(parent));
+            }
+            let tracker = recorder("").build().unwrap();
+            tracker.register("x", "dummy").unwrap();
+            let (mut gate, opener) = std::io::pipe().unwrap();
+            let first = std::process::id() == 1 && leave_pids();
+            let child = if by == "fork" { fork() } else { i32::try_from(bare()).unwrap() };
+            if child == 0 {
+                drop(opener);
+                let none = std::process::id() == 1 && tracker.pid().is_none() && !tracker.probe();
+                gate.read_to_end(&mut Vec::new()).unwrap();
+                leave(none);
+            }
+            drop(gate);
+            // It ends only when nobody has the writing end any more.
+            let ended = tracker.stop().unwrap().end == End::Exited(0);
+            drop(opener);
+            leave(first && ended && went_well(child));
+        }
+        assert!(went_well(outside), "{by}");
+    }
 }
 
 static CALLS: AtomicUsize = AtomicUsize::new(0);

@@ -13,7 +13,7 @@ use rtrack::tracker::service::client::{Builder, ResourceTracker};
 use super::records;
 use crate::support::{check, wait_for};
 
-/// A client of such trackers. `mode` is one of
+/// A client of such trackers, which write down any name. `mode` is one of
 /// - nothing: it records,
 /// - `deaf`: it never reads,
 /// - `dies`: it ends at once,
@@ -23,7 +23,7 @@ pub(super) fn recorder(mode: &str) -> Builder {
     let own = std::env::current_exe().unwrap();
     let records = records();
     let arguments = [own.to_str().unwrap(), "__record", records.to_str().unwrap(), "{fd}", mode];
-    ResourceTracker::builder().command(arguments)
+    ResourceTracker::builder().command(arguments).any_name()
 }
 
 /// `suite __record DIRECTORY FD MODE`

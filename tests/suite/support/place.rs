@@ -65,6 +65,10 @@ pub(super) fn enter(places: &str, path: Option<&Path>) {
                 unshare(libc::CLONE_NEWNS);
                 sandbox::mount("proc", "/proc", "proc", 0, options).unwrap();
             }
+            ("no-proc", _) => {
+                unshare(libc::CLONE_NEWNS);
+                sandbox::mount("tmpfs", "/proc", "tmpfs", 0, "").unwrap();
+            }
             ("boot-time", offset) => {
                 unshare(CLONE_NEWTIME);
                 let (seconds, nanoseconds) = offset.split_once('.').unwrap();

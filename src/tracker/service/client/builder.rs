@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use super::death::{Death, warn};
 use super::failure::ClientError;
+use super::launch;
 use super::resource_tracker::{ResourceTracker, Speech};
+use super::tracker::{Reader, Version};
 use crate::tracker::service::dialect::Dialect;
 use crate::tracker::sys::launch::{INPUT, Program};
 
@@ -34,6 +36,7 @@ pub(super) type OnDeath = Box<dyn Fn(&Death) + Send + Sync>;
 pub struct Builder {
     program: Option<PathBuf>,
     command: Option<Vec<OsString>>,
+    any_name: bool,
     dialect: Dialect,
     on_death: OnDeath,
 }
@@ -43,6 +46,7 @@ impl fmt::Debug for Builder {
         f.debug_struct("Builder")
             .field("program", &self.program)
             .field("command", &self.command)
+            .field("any_name", &self.any_name)
             .field("dialect", &self.dialect)
             .finish_non_exhaustive()
     }
@@ -50,7 +54,13 @@ impl fmt::Debug for Builder {
 
 impl Builder {
     pub(super) fn new() -> Self {
-        Self { program: None, command: None, dialect: Dialect::default(), on_death: Box::new(warn) }
+        Self {
+            program: None,
+            command: None,
+            any_name: false,
+            dialect: Dialect::default(),
+            on_death: Box::new(warn),
+        }
     }
 
     /// The `rtrack` to start: a path, or a name that is looked for in `PATH`.
@@ -67,6 +77,13 @@ impl Builder {
     /// `{fd}` is replaced by the number of the descriptor to read. [`Builder::program`] overrules
     /// which file is executed.
     ///
+    /// Python's own trackers before 3.13.11 and 3.14.2 cannot be told each name: of one with a colon, a
+    /// newline or a byte beyond ASCII they complain, and forget it. So such a name is refused
+    /// ([`ClientError::NotRead`]), unless the command is seen to be an `rtrack daemon`, or a Python whose
+    /// version stands in its path and is new enough. Where it is one of them and that is not to be seen,
+    /// as behind a wrapper, say so by [`Builder::any_name`]. In loky's dialect colons are no matter, and
+    /// its own tracker reads nothing of the rest.
+    ///
     /// ```
     /// use rtrack::tracker::service::client::ResourceTracker;
     ///
@@ -76,6 +93,13 @@ impl Builder {
     /// ```
     pub fn command<A: Into<OsString>>(mut self, command: impl IntoIterator<Item = A>) -> Self {
         self.command = Some(command.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Asserts that the [`Builder::command`] reads names with colons, and the JSON form for those with
+    /// newlines and bytes beyond ASCII, as `rtrack daemon` does.
+    pub fn any_name(mut self) -> Self {
+        self.any_name = true;
         self
     }
 
@@ -120,7 +144,7 @@ impl Builder {
     /// # Errors
     /// The command is none, or this process has too many trackers.
     pub fn build(self) -> Result<ResourceTracker, ClientError> {
-        let is_loky = self.dialect == Dialect::Loky && self.command.is_some();
+        let is_own = self.command.is_none();
         let command = self.command.unwrap_or_else(|| own_command(self.dialect));
         let first = command.first().ok_or(ClientError::EmptyCommand)?;
         let (name, candidates) = match (&self.program, first) {
@@ -145,7 +169,11 @@ impl Builder {
             name
         });
         let program = Program::new(candidates, arguments, strings(environment.collect())?);
-        let speaks = Speech { dialect: self.dialect, plain: is_loky };
+        let reader = match is_own || self.any_name {
+            true => Reader::Dual,
+            false => reader_of(&name, &command),
+        };
+        let speaks = Speech { dialect: self.dialect, reader };
         ResourceTracker::with(Arc::from(name), program, speaks, self.on_death)
     }
 }
@@ -160,6 +188,13 @@ fn own_command(dialect: Dialect) -> Vec<OsString> {
         command.extend(["--protocol", dialect.as_str()]);
     }
     command.into_iter().map(Into::into).collect()
+}
+
+/// What is read by a command that somebody else gave, as far as it can be seen.
+fn reader_of(program: &Path, command: &[OsString]) -> Reader {
+    let words: Vec<Vec<u8>> = command.iter().map(|word| with_number(word).into_vec()).collect();
+    let launch = launch::read(program.file_name().map(OsStr::as_bytes), &words.join(&0));
+    Reader::of(launch.as_ref(), Version::find(program.as_os_str().as_bytes()))
 }
 
 fn beside_this() -> Option<PathBuf> {
@@ -205,6 +240,25 @@ mod tests {
         for (argument, result) in [("{fd}", "3"), ("main({fd}, {fd})", "main(3, 3)"), ("{f", "{f")]
         {
             assert_eq!(with_number(OsStr::new(argument)), result);
+        }
+    }
+
+    #[test]
+    fn what_a_command_reads() {
+        const LAUNCH: &str = "from multiprocessing.resource_tracker import main;main({fd})";
+        let python = &["python3", "-c", LAUNCH][..];
+        for (program, command, reader) in [
+            ("python3", python, Reader::Unknown),
+            ("/usr/bin/python3.8", python, Reader::Old),
+            ("/opt/3.13.0/bin/python3", python, Reader::Old),
+            ("/opt/3.13.10/bin/python3", python, Reader::JsonOnly),
+            ("/opt/3.14.2/bin/python3", python, Reader::Dual),
+            ("/opt/3.14.2/bin/python3", &["python3", "my.py", "{fd}"], Reader::Unknown),
+            ("/opt/rtrack", &["x", "daemon", "--fd", "{fd}"], Reader::Dual),
+            ("nice", &["nice", "rtrack", "daemon", "--fd", "{fd}"], Reader::Unknown),
+        ] {
+            let command: Vec<OsString> = command.iter().map(Into::into).collect();
+            assert_eq!(reader_of(Path::new(program), &command), reader, "{program} {command:?}");
         }
     }
 

@@ -16,7 +16,8 @@ pub enum End {
     Killed(i32),
     /// It ended, and somebody else waited for it, or nobody had to, since SIGCHLD is ignored.
     Gone,
-    /// It closed its pipe and lives on. It is waited for when the client is used again.
+    /// It closed its pipe and lives on. It is waited for when the client is used again; of more than 32
+    /// that live on so while their clients have others, those beyond are not.
     Lives,
 }
 

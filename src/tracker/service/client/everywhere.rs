@@ -5,12 +5,11 @@
 //! spots: a write end that lies in a message that nobody has received yet, or that io_uring keeps, is nobody's.
 
 mod descriptors;
-mod launch;
 mod left;
 mod sockets;
 
+pub use super::launch::Family;
 pub(super) use descriptors::{answers, device};
-pub use launch::Family;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
@@ -20,8 +19,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use self::descriptors::{Holdings, Inlet, Key, Wanted, holdings, inlet, link_of_socket};
-use self::launch::Launch;
 use self::left::Relative;
+use super::launch::{self, Launch};
 use super::tracker::{Version, started_at};
 use crate::tracker::evidence::mounts::Mounts;
 use crate::tracker::evidence::processes::{Executable, Process, Processes, words};
@@ -161,7 +160,7 @@ pub fn look(proc: &Path, assume_complete: bool) -> Everywhere {
         });
         let left_behind = pids
             .filter(|_| complete && matches!(inlet, Inlet::Pipe(..)))
-            .map(|pids| left::behind(launch.family, *pid, &pids, &relatives));
+            .and_then(|pids| left::behind(launch.family, *pid, &pids, &relatives));
         trackers.push(Found {
             pid: *pid,
             family: launch.family,

@@ -13,7 +13,7 @@ use crate::tracker::service::protocol::{JSON_NAME_MAX, MESSAGE_MAX};
 #[non_exhaustive]
 pub enum ClientError {
     /// The program cannot be executed: `ENOENT` also where it is in no directory of `PATH`.
-    #[error("start {}: {error}", program.display())]
+    #[error("start {}: {error}", escape(program.as_os_str().as_encoded_bytes()))]
     Start {
         /// Which one.
         program: Arc<Path>,
@@ -47,6 +47,12 @@ pub enum ClientError {
         "the name \"{0}\" has a newline or a byte beyond ASCII in it, and loky's messages carry none"
     )]
     NotPlain(Shortened),
+    /// The command is not known to read such names, and an older Python forgets them; nothing was written.
+    #[error(
+        "the name \"{0}\" has a colon, a newline or a byte beyond ASCII in it, and the tracker's command is \
+         not known to read such"
+    )]
+    NotRead(Shortened),
     /// A tracker of this dialect has no such resources, or none that can be told that; nothing was written.
     #[error("a tracker of this dialect cannot be told that of type \"{0}\"")]
     UnknownType(Shortened),

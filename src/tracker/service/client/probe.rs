@@ -12,7 +12,7 @@ use procfs::process::Process;
 
 use super::descriptors::{access, info, numbers, proc};
 use super::everywhere::device;
-use super::{Kind, Target, Tracker};
+use super::{Target, Tracker};
 use crate::tracker::host::in_first_pid_namespace;
 
 /// Which processes have a pipe open. This process does not count.
@@ -168,7 +168,7 @@ impl Probe {
             found.filter_map(|(pid, writes)| Some((Tracker::look(*pid)?, *writes))).collect();
         // A shell that opened the FIFO for both is a reader too, and no tracker.
         let tracker = target.tracker.clone().or_else(|| {
-            let known = found.iter().find(|(tracker, _)| tracker.kind != Kind::Unknown);
+            let known = found.iter().find(|(tracker, _)| tracker.family.is_some());
             let one = known.or_else(|| found.iter().find(|(_, writes)| !writes));
             one.map(|(tracker, _)| tracker.clone())
         });

@@ -12,7 +12,8 @@ use nix::sys::signal::Signal;
 use super::builder::{Builder, OnDeath};
 use super::death::{Death, End};
 use super::failure::{ClientError, Shortened};
-use super::state::{PATIENCE, SLOTS, State, enter, install};
+use super::state::{PATIENCE, SLOTS, State, claim, enter, install};
+use super::tracker::Reader;
 use crate::tracker::service::dialect::{Command, Dialect, Rtype};
 use crate::tracker::service::protocol::{self, Excess, Form, MESSAGE_MAX};
 use crate::tracker::sys::launch::{self, NotStarted, Process, Program};
@@ -92,8 +93,8 @@ impl fmt::Debug for ResourceTracker {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Speech {
     pub(super) dialect: Dialect,
-    /// It is loky's own, which has no second form for names that the plain one cannot carry.
-    pub(super) plain: bool,
+    /// Which forms of a message it reads, as far as its command tells.
+    pub(super) reader: Reader,
 }
 
 /// A tracker that was found dead by a call, and how many bytes it had not read.
@@ -133,7 +134,7 @@ impl ResourceTracker {
         on_death: OnDeath,
     ) -> Result<Self, ClientError> {
         install().map_err(ClientError::AtFork)?;
-        let slot = enter().claim().ok_or(ClientError::TooMany(SLOTS))?;
+        let slot = claim().ok_or(ClientError::TooMany(SLOTS))?;
         Ok(Self { slot, name, program, speech, on_death, untold: AtomicBool::new(false) })
     }
 
@@ -269,7 +270,7 @@ impl ResourceTracker {
 
     /// Whether a message can be carried, and how.
     fn form(&self, command: Command, name: &[u8], rtype: &str) -> Result<Form, ClientError> {
-        let Speech { dialect, plain } = self.speech;
+        let Speech { dialect, reader } = self.speech;
         let known = |rtype: &Rtype| dialect.command(command.as_str().as_bytes(), *rtype).is_some();
         let Some(known) = dialect.rtype(rtype.as_bytes()).filter(known) else {
             return Err(ClientError::UnknownType(Shortened::new(rtype.as_bytes())));
@@ -280,11 +281,13 @@ impl ResourceTracker {
         if command == Command::Register && !known.may_have(name) {
             return Err(ClientError::NotAnId(Shortened::new(name)));
         }
-        let form = protocol::form_for(name);
-        if form == Form::Json && plain {
-            return Err(ClientError::NotPlain(Shortened::new(name)));
+        match (reader.form(name), protocol::form_for(name)) {
+            (Some((form, true)), _) => Ok(form),
+            // loky's own reads colons, and has no second form.
+            (_, Form::Ascii) if dialect == Dialect::Loky => Ok(Form::Ascii),
+            _ if dialect == Dialect::Loky => Err(ClientError::NotPlain(Shortened::new(name))),
+            _ => Err(ClientError::NotRead(Shortened::new(name))),
         }
-        Ok(form)
     }
 
     fn tell(&self, command: Command, name: &[u8], rtype: &str) -> Result<(), ClientError> {
@@ -401,7 +404,7 @@ impl ResourceTracker {
             let fate = process.reap(Some(PATIENCE));
             let pid = process.pid;
             if fate == launch::Fate::Alive {
-                enter().keep(process);
+                enter().keep_useless(process);
             }
             (pid, End::from(fate))
         };

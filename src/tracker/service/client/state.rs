@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::death::Untold;
+use crate::tracker::sys::copied::Mark;
 use crate::tracker::sys::launch::{Fate, Process};
 use crate::tracker::sys::pipe_end::PipeEnd;
 use crate::tracker::sys::section::{Inside, Section, at_fork};
@@ -12,7 +13,7 @@ use crate::tracker::sys::section::{Inside, Section, at_fork};
 /// How many trackers one process may have at a time.
 pub(super) const SLOTS: usize = 32;
 
-/// How many processes are waited for that closed their pipe and did not end.
+/// How many processes are waited for that closed their pipe and live on while their client lives as well.
 const LINGERING: usize = 32;
 
 /// How long is waited for a tracker that has closed its pipe: a process that ends does so some
@@ -23,8 +24,6 @@ pub(super) const PATIENCE: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) taken: bool,
-    /// The process whose tracker it is; a child of it has none.
-    pub(super) owner: u32,
     /// How often a tracker was started, or forgotten.
     pub(super) generation: u64,
     /// Nothing before the first one.
@@ -39,7 +38,6 @@ pub(super) struct Slot {
 impl Slot {
     const EMPTY: Self = Self {
         taken: false,
-        owner: 0,
         generation: 0,
         pipe: None,
         process: None,
@@ -48,7 +46,7 @@ impl Slot {
     };
 
     /// In a child: the tracker is its parent's, which would wait for this copy of the pipe's end.
-    fn forget(&mut self, pid: u32) {
+    fn forget(&mut self) {
         if let Some(pipe) = self.pipe.take() {
             pipe.close();
         }
@@ -56,74 +54,110 @@ impl Slot {
         self.untold = Untold::new();
         self.telling = false;
         self.generation += 1;
-        self.owner = pid;
     }
 }
 
 /// All of it.
 pub(super) struct State {
+    /// The process whose trackers these are; a child of it has none.
+    owner: u32,
     slots: [Slot; SLOTS],
-    lingering: [Option<Process>; LINGERING],
+    /// Those that are still to be waited for. There is always room for the tracker of each client, since
+    /// whoever claims a place for one makes it before; nothing grows in the lock.
+    lingering: Vec<Process>,
 }
 
 static STATE: Section<State> =
-    Section::new(State { slots: [Slot::EMPTY; SLOTS], lingering: [const { None }; LINGERING] });
+    Section::new(State { owner: 0, slots: [Slot::EMPTY; SLOTS], lingering: Vec::new() });
+
+/// That the state is this process's own, and no copy.
+static OWN: Mark = Mark::new();
 
 impl State {
     /// Forgets what is somebody else's.
     fn mend(&mut self) {
         let pid = std::process::id();
-        let mut copied = false;
-        for slot in self.slots.iter_mut().filter(|slot| slot.taken && slot.owner != pid) {
-            slot.forget(pid);
-            copied = true;
+        if self.owner == pid && !OWN.is_gone() {
+            return;
         }
-        if copied {
-            self.lingering = [const { None }; LINGERING];
+        for slot in self.slots.iter_mut().filter(|slot| slot.taken) {
+            slot.forget();
         }
+        self.lingering.clear();
+        self.owner = pid;
+        OWN.renew();
     }
 
-    /// A place for a client.
-    pub(super) fn claim(&mut self) -> Option<usize> {
+    fn clients(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.taken).count()
+    }
+
+    fn has_room_for(&self, more: usize) -> bool {
+        self.lingering.len() + more <= self.lingering.capacity()
+    }
+
+    fn claim(&mut self) -> Option<usize> {
         let index = self.slots.iter().position(|slot| !slot.taken)?;
         let generation = self.slots.get(index).map_or(0, |slot| slot.generation);
-        let owner = std::process::id();
-        *self.slots.get_mut(index)? = Slot { taken: true, owner, generation, ..Slot::EMPTY };
+        *self.slots.get_mut(index)? = Slot { taken: true, generation, ..Slot::EMPTY };
         Some(index)
     }
 
-    /// The place number `index`, which [`State::claim`] answered.
+    /// The place number `index`, which [`claim`] answered.
     pub(super) fn slot(&mut self, index: usize) -> &mut Slot {
         #[allow(clippy::indexing_slicing, reason = "it is one of those of `claim`")]
         &mut self.slots[index]
     }
 
-    /// Keeps a child that has not ended, to be waited for later.
+    /// Keeps the tracker of a client that is done with it, to be waited for later.
     pub(super) fn keep(&mut self, process: Process) {
         self.sweep();
-        if let Some(place) = self.lingering.iter_mut().find(|place| place.is_none()) {
-            *place = Some(process);
+        if self.has_room_for(1) {
+            self.lingering.push(process);
+        }
+    }
+
+    /// Keeps a child that was found not to read, while its client lives and has another one: not in the
+    /// room that is for the trackers of clients.
+    pub(super) fn keep_useless(&mut self, process: Process) {
+        self.sweep();
+        if self.has_room_for(1 + self.clients()) {
+            self.lingering.push(process);
         }
     }
 
     /// Waits for those that have ended meanwhile.
     pub(super) fn sweep(&mut self) {
-        for place in &mut self.lingering {
-            if place
-                .as_ref()
-                .is_some_and(|process| process.reap(Some(Duration::ZERO)) != Fate::Alive)
-            {
-                *place = None;
-            }
+        self.lingering.retain(|process| process.reap(Some(Duration::ZERO)) == Fate::Alive);
+    }
+}
+
+/// A place for a client, and room for its tracker to be waited for. It is made outside the lock, where
+/// what was there before is given back as well.
+pub(super) fn claim() -> Option<usize> {
+    let mut room = Vec::new();
+    loop {
+        let mut state = enter();
+        state.sweep();
+        let more = state.clients() + 1 + LINGERING;
+        let needed = state.lingering.len() + more;
+        if !state.has_room_for(more) && room.capacity() >= needed {
+            room.append(&mut state.lingering);
+            std::mem::swap(&mut room, &mut state.lingering);
         }
+        if state.has_room_for(more) {
+            return state.claim();
+        }
+        drop(state);
+        room = Vec::with_capacity(needed.next_power_of_two());
     }
 }
 
 /// Takes the lock.
 pub(super) fn enter() -> Inside<'static, State> {
     let mut state = STATE.enter();
-    // Where fork's handlers have not run: those of others that are called before ours in a child, and
-    // the children of a bare clone(2).
+    // Where fork's handlers have not run, too: those of others that are called before ours in a child,
+    // and the children of a bare clone(2).
     state.mend();
     state
 }
@@ -140,11 +174,12 @@ extern "C" fn child() {
     STATE.release_in_child(State::mend);
 }
 
-/// Has `fork` know of the lock, once.
+/// Has `fork` know of the lock, and children that they are such, once.
 pub(super) fn install() -> io::Result<()> {
     static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
     INSTALLED
         .get_or_init(|| {
+            OWN.set_up();
             at_fork(prepare, parent, child).map_err(|error| error.raw_os_error().unwrap_or(0))
         })
         .map_err(io::Error::from_raw_os_error)

@@ -14,8 +14,10 @@ use procfs::process::Process;
 
 use super::descriptors::{access, numbers, proc};
 use super::everywhere;
+use super::launch::Family;
 use super::probe::Ends;
-use super::tracker::{Kind, Tracker};
+use super::tracker::Tracker;
+use crate::tracker::resource::escape;
 use crate::tracker::sys;
 
 /// Why a tracker cannot be reached.
@@ -28,7 +30,7 @@ pub enum TargetError {
     #[error("process {0} cannot be looked at, it belongs to another user")]
     Hidden(i32),
     /// A process that is no tracker. Nothing is written to the pipes of such.
-    #[error("process {pid} ({comm}) is no resource tracker that is known here")]
+    #[error("process {pid} ({}) is no resource tracker that is known here", escape(.comm.as_bytes()))]
     NotATracker {
         /// The process.
         pid: i32,
@@ -130,8 +132,11 @@ impl Target {
     /// descriptors are somebody else's business (`EACCES`).
     pub fn of_process(pid: i32) -> Result<Self, TargetError> {
         let tracker = Tracker::look(pid).ok_or_else(|| missing(pid))?;
-        if tracker.kind == Kind::Unknown {
-            return Err(TargetError::NotATracker { pid, comm: tracker.comm });
+        match tracker.family {
+            None => return Err(TargetError::NotATracker { pid, comm: tracker.comm }),
+            // It serves sockets; a pipe that it may have as its stdin is something else.
+            Some(Family::TorchShmManager) => return Err(TargetError::NoPipe(pid)),
+            Some(_) => {}
         }
         let directory = proc(pid, "fd");
         let list = || numbers(&directory).map_err(os("read", &directory));

@@ -4,49 +4,19 @@ use std::fs;
 use std::io::Read;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, sysconf};
 use procfs::process::Process;
-use serde::Serialize;
 
 use super::descriptors::proc;
+use super::launch::{self, Family, Launch};
 use crate::tracker::deadline;
 use crate::tracker::service::dialect::Dialect;
 use crate::tracker::service::protocol::{Form, form_for};
-
-/// Whose tracker it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// `multiprocessing.resource_tracker`
-    Cpython,
-    /// `loky.backend.resource_tracker`
-    Loky,
-    /// loky as joblib carries it along
-    Joblib,
-    /// `rtrack daemon`
-    Rtrack,
-    /// Something else, or a process that could not be looked at
-    Unknown,
-}
-
-impl Kind {
-    /// The word in JSON.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Cpython => "cpython",
-            Self::Loky => "loky",
-            Self::Joblib => "joblib",
-            Self::Rtrack => "rtrack",
-            Self::Unknown => "unknown",
-        }
-    }
-}
 
 /// A version of Python, as far as the path of an interpreter tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,15 +66,20 @@ pub enum Reader {
     JsonOnly,
     /// Both, with colons: CPython 3.13.11, 3.14.2 and newer, and rtrack.
     Dual,
+    /// None of them: names of semaphores without a type, as Python's before 3.8 and billiard's.
+    Untyped,
     /// It could not be found out.
     Unknown,
 }
 
 impl Reader {
-    fn of(kind: Kind, version: Option<Version>) -> Self {
-        match (kind, version) {
-            (Kind::Rtrack, _) => Self::Dual,
-            (Kind::Cpython, Some(Version { minor, patch })) => match (minor, patch) {
+    /// What a tracker reads that was started so, by a Python of that version.
+    pub(super) fn of(launch: Option<&Launch>, version: Option<Version>) -> Self {
+        let Some(launch) = launch else { return Self::Unknown };
+        match (launch.family, version) {
+            _ if launch.untyped => Self::Untyped,
+            (Family::Rtrack, _) => Self::Dual,
+            (Family::Cpython, Some(Version { minor, patch })) => match (minor, patch) {
                 (..=12, _) | (13, Some(..=9)) | (14, Some(0)) => Self::Old,
                 (13, Some(10)) | (14, Some(1)) => Self::JsonOnly,
                 (15.., _) | (_, Some(_)) => Self::Dual,
@@ -120,6 +95,7 @@ impl Reader {
     pub fn form(self, name: &[u8]) -> Option<(Form, bool)> {
         let plain = form_for(name) == Form::Ascii && !name.contains(&b':');
         match self {
+            Self::Untyped => None,
             Self::Old => plain.then_some((Form::Ascii, true)),
             Self::JsonOnly => Some((Form::Json, true)),
             Self::Dual => Some((form_for(name), true)),
@@ -133,8 +109,8 @@ impl Reader {
 pub struct Tracker {
     /// Its pid here.
     pub pid: i32,
-    /// Whose tracker it is.
-    pub kind: Kind,
+    /// Whose tracker it is; nothing for something else, and for a process that could not be looked at.
+    pub family: Option<Family>,
     /// What it understands; all that a Python's tracker may, if that is not known.
     pub dialect: Dialect,
     /// The Python that runs it.
@@ -147,15 +123,22 @@ pub struct Tracker {
     pub stopped: bool,
     /// In clock ticks since boot: with the pid, what tells it from a later process.
     pub(super) start: u64,
-    /// The descriptor that its command line names.
+    /// The descriptor that a Python reads, which its command line names. rtrack reads a copy.
     pub(super) fd: Option<RawFd>,
+    reader: Reader,
 }
 
 impl Tracker {
     /// What it reads.
     #[must_use]
     pub fn reader(&self) -> Reader {
-        Reader::of(self.kind, self.version)
+        self.reader
+    }
+
+    /// Whose tracker it is, as a word.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        self.family.map_or("unknown", Family::as_str)
     }
 
     /// Looks at a process; nothing if it is gone or a zombie.
@@ -165,24 +148,28 @@ impl Tracker {
         if matches!(stat.state, 'Z' | 'X' | 'x') {
             return None;
         }
-        let exe = fs::read_link(proc(pid, "exe")).ok();
-        let arguments = command_line(pid).unwrap_or_default();
-        let (kind, fd) = kind_of(exe.as_deref(), &arguments);
-        let paths = exe.iter().map(|path| path.as_os_str().as_bytes());
-        let version = paths
-            .chain(arguments.first().map(Vec::as_slice))
-            .find_map(Version::find)
-            .filter(|_| !matches!(kind, Kind::Rtrack | Kind::Unknown));
+        let exe = fs::read_link(proc(pid, "exe")).ok().map(PathBuf::into_os_string);
+        let exe = exe.as_ref().map(|path| path.as_bytes());
+        // Such a path belongs to an executable that was removed, or replaced by a newer one.
+        let exe = exe.map(|path| path.strip_suffix(b" (deleted)").unwrap_or(path));
+        let called = exe.and_then(|path| path.rsplit(|byte| *byte == b'/').next());
+        let launch = command_line(pid).and_then(|line| launch::read(called, &line));
+        let launch = launch.as_ref();
+        let python = launch.filter(|launch| launch.family.is_python());
+        let version = python.and_then(|launch| {
+            exe.and_then(Version::find).or_else(|| Version::find(&launch.program))
+        });
         Some(Self {
             pid,
-            kind,
-            dialect: dialect_of(kind, &arguments),
+            family: launch.map(|launch| launch.family),
+            dialect: dialect_of(launch),
             version,
             comm: stat.comm,
             since: started_at(stat.starttime),
             stopped: matches!(stat.state, 'T' | 't'),
             start: stat.starttime,
-            fd,
+            fd: python.and_then(|launch| launch.fd),
+            reader: Reader::of(launch, version),
         })
     }
 }
@@ -197,57 +184,26 @@ pub(super) fn started_at(ticks: u64) -> Option<Timestamp> {
     Timestamp::from_second(now.checked_sub(age)?.as_secs().try_into().ok()?).ok()
 }
 
-/// The arguments of a process; nothing if they cannot be read in time.
-fn command_line(pid: i32) -> Option<Vec<Vec<u8>>> {
+/// The arguments of a process, NUL-separated; nothing if they cannot be read in time.
+fn command_line(pid: i32) -> Option<Vec<u8>> {
     let read = |path: PathBuf| {
         let mut text = Vec::new();
         let file = fs::File::open(path).ok()?;
         file.take(64 * 1024).read_to_end(&mut text).ok().map(|_| text)
     };
-    let text = deadline::map(vec![proc(pid, "cmdline")], read).into_iter().next()?.ok()??;
-    Some(text.split(|&byte| byte == 0).map(<[u8]>::to_vec).collect())
+    deadline::map(vec![proc(pid, "cmdline")], read).into_iter().next()?.ok()?
 }
 
-/// What a process is by its executable and command line, and the descriptor that it names.
-fn kind_of(exe: Option<&Path>, arguments: &[Vec<u8>]) -> (Kind, Option<RawFd>) {
-    let called = |path: &Path| {
-        path.file_name()
-            .is_some_and(|name| name.as_bytes().split(|&b| b == b' ').next() == Some(b"rtrack"))
-    };
-    let first = arguments.first().map(|path| Path::new(std::ffi::OsStr::from_bytes(path)));
-    if exe.or(first).is_some_and(called) && arguments.iter().any(|word| word == b"daemon") {
-        return (Kind::Rtrack, None);
-    }
-    const LAUNCHES: [(&str, Kind); 3] = [
-        ("from multiprocessing.resource_tracker import main;", Kind::Cpython),
-        ("from loky.backend.resource_tracker import main;", Kind::Loky),
-        ("from joblib.externals.loky.backend.resource_tracker import main;", Kind::Joblib),
-    ];
-    for argument in arguments {
-        for (text, kind) in LAUNCHES {
-            if let Some(call) = argument.strip_prefix(text.as_bytes()) {
-                let call = String::from_utf8_lossy(call);
-                let number = call.trim_start().strip_prefix("main(").map(|rest| {
-                    rest.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default().parse()
-                });
-                return (kind, number.and_then(Result::ok));
-            }
-        }
-    }
-    (Kind::Unknown, None)
-}
-
-/// What a tracker of that kind understands, which a daemon's command line tells.
-fn dialect_of(kind: Kind, arguments: &[Vec<u8>]) -> Dialect {
-    match kind {
-        Kind::Cpython => Dialect::Cpython,
-        Kind::Loky | Kind::Joblib => Dialect::Loky,
-        Kind::Unknown => Dialect::Any,
-        Kind::Rtrack => {
-            let joined = arguments.iter().filter_map(|word| word.strip_prefix(b"--protocol="));
-            let apart = arguments.iter().skip_while(|word| *word != b"--protocol").skip(1).take(1);
-            let word = joined.chain(apart.map(Vec::as_slice)).next();
-            word.and_then(Dialect::from_word).unwrap_or_default()
+/// What a tracker that was started so understands.
+fn dialect_of(launch: Option<&Launch>) -> Dialect {
+    let Some(launch) = launch else { return Dialect::Any };
+    match launch.family {
+        Family::Cpython | Family::Multiprocess | Family::Billiard => Dialect::Cpython,
+        Family::Loky | Family::Joblib => Dialect::Loky,
+        Family::TorchShmManager => Dialect::Any,
+        Family::Rtrack => {
+            let word = launch.dialect.as_deref();
+            word.and_then(|word| Dialect::from_word(word.as_bytes())).unwrap_or_default()
         }
     }
 }
@@ -256,71 +212,26 @@ fn dialect_of(kind: Kind, arguments: &[Vec<u8>]) -> Dialect {
 mod tests {
     use super::*;
 
-    #[test]
-    fn trackers_by_their_command_lines() {
-        let python = "/usr/bin/python3.11";
-        for (exe, arguments, kind, fd) in [
-            (
-                python,
-                &["python3", "-c", "from multiprocessing.resource_tracker import main;main(5)"][..],
-                Kind::Cpython,
-                Some(5),
-            ),
-            (
-                python,
-                &[
-                    "python3",
-                    "-s",
-                    "-E",
-                    "-c",
-                    "from multiprocessing.resource_tracker import main;main(41)",
-                ],
-                Kind::Cpython,
-                Some(41),
-            ),
-            (
-                python,
-                &["p", "-c", "from loky.backend.resource_tracker import main; main(7, False)"],
-                Kind::Loky,
-                Some(7),
-            ),
-            (
-                python,
-                &[
-                    "p",
-                    "-c",
-                    "from joblib.externals.loky.backend.resource_tracker import main; main(7, False)",
-                ],
-                Kind::Joblib,
-                Some(7),
-            ),
-            (python, &["p", "-c", "import multiprocessing.resource_tracker"], Kind::Unknown, None),
-            ("/usr/local/bin/rtrack", &["rtrack", "-q", "daemon", "--fd=5"], Kind::Rtrack, None),
-            ("/usr/local/bin/rtrack (deleted)", &["rtrack", "daemon"], Kind::Rtrack, None),
-            ("/usr/local/bin/rtrack", &["rtrack", "list"], Kind::Unknown, None),
-            ("/bin/bash", &["bash"], Kind::Unknown, None),
-        ] {
-            let arguments: Vec<Vec<u8>> =
-                arguments.iter().map(|word| word.as_bytes().to_vec()).collect();
-            assert_eq!(kind_of(Some(Path::new(exe)), &arguments), (kind, fd), "{arguments:?}");
-        }
+    fn launch(words: &[&str]) -> Option<Launch> {
+        launch::read(None, words.join("\0").as_bytes())
     }
 
     #[test]
     fn dialects_by_command_lines() {
-        for (kind, arguments, dialect) in [
-            (Kind::Rtrack, &["rtrack", "daemon", "--fd", "5"][..], Dialect::Cpython),
-            (Kind::Rtrack, &["rtrack", "daemon", "--protocol", "loky"], Dialect::Loky),
-            (Kind::Rtrack, &["rtrack", "daemon", "--protocol=any", "--fd=5"], Dialect::Any),
-            (Kind::Rtrack, &["rtrack", "daemon", "--protocol", "rtrack"], Dialect::Rtrack),
-            (Kind::Rtrack, &["rtrack", "daemon", "--protocol=rtrack"], Dialect::Rtrack),
-            (Kind::Cpython, &["p", "--protocol=any"], Dialect::Cpython),
-            (Kind::Joblib, &[], Dialect::Loky),
-            (Kind::Unknown, &[], Dialect::Any),
+        const OF_JOBLIB: &str =
+            "from joblib.externals.loky.backend.resource_tracker import main; main(7, False)";
+        const OF_PYTHON: &str = "from multiprocessing.resource_tracker import main;main(5)";
+        for (words, dialect) in [
+            (&["rtrack", "daemon", "--fd", "5"][..], Dialect::Cpython),
+            (&["rtrack", "daemon", "--protocol", "loky"], Dialect::Loky),
+            (&["rtrack", "daemon", "--protocol=any", "--fd=5"], Dialect::Any),
+            (&["rtrack", "daemon", "--protocol", "rtrack"], Dialect::Rtrack),
+            (&["rtrack", "daemon", "--protocol=rtrack"], Dialect::Rtrack),
+            (&["p", "-c", OF_PYTHON, "--protocol=any"], Dialect::Cpython),
+            (&["p", "-c", OF_JOBLIB], Dialect::Loky),
+            (&["p"], Dialect::Any),
         ] {
-            let words: Vec<Vec<u8>> =
-                arguments.iter().map(|word| word.as_bytes().to_vec()).collect();
-            assert_eq!(dialect_of(kind, &words), dialect, "{arguments:?}");
+            assert_eq!(dialect_of(launch(words).as_ref()), dialect, "{words:?}");
         }
     }
 
@@ -339,7 +250,12 @@ mod tests {
 
     #[test]
     fn who_reads_what() {
-        let cpython = |minor, patch| Reader::of(Kind::Cpython, Some(Version { minor, patch }));
+        let of = |module: &str, version| {
+            let command = format!("from {module} import main;main(5)");
+            Reader::of(launch(&["p", "-c", &command]).as_ref(), version)
+        };
+        let cpython =
+            |minor, patch| of("multiprocessing.resource_tracker", Some(Version { minor, patch }));
         for (reader, expected) in [
             (cpython(8, None), Reader::Old),
             (cpython(12, Some(13)), Reader::Old),
@@ -351,13 +267,23 @@ mod tests {
             (cpython(14, Some(1)), Reader::JsonOnly),
             (cpython(14, Some(2)), Reader::Dual),
             (cpython(15, None), Reader::Dual),
-            (Reader::of(Kind::Rtrack, None), Reader::Dual),
-            (Reader::of(Kind::Loky, Some(Version { minor: 11, patch: None })), Reader::Unknown),
+            (Reader::of(launch(&["rtrack", "daemon"]).as_ref(), None), Reader::Dual),
+            (
+                of("loky.backend.resource_tracker", Some(Version { minor: 11, patch: None })),
+                Reader::Unknown,
+            ),
+            (of("billiard.semaphore_tracker", None), Reader::Untyped),
+            (
+                of("multiprocessing.semaphore_tracker", Some(Version { minor: 7, patch: None })),
+                Reader::Untyped,
+            ),
+            (Reader::of(None, None), Reader::Unknown),
         ] {
             assert_eq!(reader, expected);
         }
         for (reader, name, form) in [
             (Reader::Old, &b"a b"[..], Some((Form::Ascii, true))),
+            (Reader::Untyped, b"a", None),
             (Reader::Old, b"a:b", None),
             (Reader::Old, b"a\nb", None),
             (Reader::JsonOnly, b"a", Some((Form::Json, true))),

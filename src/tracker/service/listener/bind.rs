@@ -1,7 +1,7 @@
 //! The socket that clients connect to.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -93,16 +93,15 @@ impl Bound {
         &self.listener
     }
 
-    /// Closes every other descriptor above 2, and points stdin and stdout to /dev/null. Only for a process that
-    /// has opened nothing else and has one thread.
+    /// Closes every other descriptor above 2 but `ready`, and points stdin and stdout to /dev/null. Only for a
+    /// process that has opened nothing else and has one thread.
     ///
     /// # Errors
     /// As [`sys::let_go_of_inherited`].
-    pub fn let_go_of_everything_else(self) -> io::Result<Self> {
-        let fd = OwnedFd::from(self.listener);
-        let result = sys::let_go_of_inherited(&fd, &[0, 1]);
-        let bound = Self { listener: UnixListener::from(fd), name: self.name };
-        result.map(|()| bound)
+    pub fn let_go_of_everything_else(&self, ready: Option<&OwnedFd>) -> io::Result<()> {
+        let keep: Vec<BorrowedFd<'_>> =
+            [Some(self.as_fd()), ready.map(AsFd::as_fd)].into_iter().flatten().collect();
+        sys::let_go_of_inherited(&keep, &[0, 1])
     }
 
     /// Takes the name away, unless it is another socket's by now.
@@ -118,7 +117,7 @@ impl Bound {
 }
 
 impl AsFd for Bound {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
-use super::launch::{Family, Launch};
+use super::super::launch::{Family, Launch};
 use crate::tracker::evidence::mounts::{Mounts, number};
 use crate::tracker::evidence::processes::{task_gone, words};
 use crate::tracker::sys;
@@ -202,15 +202,16 @@ pub(in crate::tracker::service::client) fn device(
     Some((dev, mounts.is_local(dev)))
 }
 
-/// How many bytes wait in the pipe that descriptor `fd` of `process` should be, by its link. Its read end is
-/// opened for that, which keeps nobody from the end of input.
+/// How many bytes wait in the pipe that descriptor `fd` of `process` should be, by its link. Its write end is
+/// opened for that, for a moment by which the tracker may see the end of input later. With its read end open,
+/// a client that writes when the tracker has just died would not be told, and its message would be lost.
 pub(super) fn queued(proc: &Path, process: &Path, fd: RawFd, link: &[u8]) -> Option<u64> {
     let handle = hold(process, &fd.to_string()).ok()?;
     let own = proc.join(format!("self/fd/{}", handle.as_raw_fd()));
     if fs::read_link(&own).ok()?.as_os_str().as_bytes() != link {
         return None;
     }
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     sys::queued(open(&own, flags, Mode::empty()).ok()?).ok()
 }
 

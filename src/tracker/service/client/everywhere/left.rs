@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::launch::Family;
+use super::super::launch::Family;
 
 /// What of a process counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,20 +29,22 @@ pub(super) struct Relative {
 /// So many generations are looked at.
 const MOST_ANCESTORS: usize = 64;
 
-/// Whether the tracker `pid`, which is fed through a pipe by `clients` only, was left behind. All of them
-/// are among `relatives`, the processes of the machine.
+/// Whether the tracker `pid`, which is fed through a pipe by `clients` only, was left behind; nothing where
+/// that cannot be told. All of them are among `relatives`, the processes of the machine.
 ///
 /// It was, if its parent is not who started it but who takes in orphans (the first process of its PID
 /// namespace or a systemd) and has no part in the pipe, and if each of its clients started no sooner
-/// than it did and descends, by way of such as did not either, from the same one.
+/// than it did and descends, by way of such as did not either, from the same one, all of them in the
+/// tracker's session. In another one they may be strays, or a service: what becomes a daemon leaves the
+/// tracker that it started before in the session which it leaves.
 pub(super) fn behind(
     kind: Family,
     pid: i32,
     clients: &[i32],
     relatives: &HashMap<i32, Relative>,
-) -> bool {
-    let Some(tracker) = relatives.get(&pid) else { return false };
-    let Some(parent) = relatives.get(&tracker.parent) else { return false };
+) -> Option<bool> {
+    let Some(tracker) = relatives.get(&pid) else { return Some(false) };
+    let Some(parent) = relatives.get(&tracker.parent) else { return Some(false) };
     let adopted = match kind {
         Family::TorchShmManager => false,
         // Somebody may have meant it to run by itself: as a service, or from a shell that is gone.
@@ -57,26 +59,36 @@ pub(super) fn behind(
             (parent.first || parent.systemd) && known && parent.exe != tracker.exe
         }
     };
-    adopted
-        && !clients.is_empty()
-        && !clients.contains(&tracker.parent)
-        && clients.iter().all(|client| is_stray(*client, tracker, relatives))
+    if !adopted || clients.is_empty() || clients.contains(&tracker.parent) {
+        return Some(false);
+    }
+    let lines = clients.iter().map(|client| line(*client, tracker, relatives));
+    let Some(lines) = lines.collect::<Option<Vec<_>>>() else { return Some(false) };
+    let same = |process: &&Relative| process.session == tracker.session;
+    lines.iter().flatten().all(same).then_some(true)
 }
 
-/// Whether `client` was left by a process that is gone, and taken in by the parent of the tracker.
-fn is_stray(client: i32, tracker: &Relative, relatives: &HashMap<i32, Relative>) -> bool {
+/// `client` and its ancestors up to who was taken in by the parent of the tracker, if it was left by a
+/// process that is gone.
+fn line<'a>(
+    client: i32,
+    tracker: &Relative,
+    relatives: &'a HashMap<i32, Relative>,
+) -> Option<Vec<&'a Relative>> {
+    let mut line = Vec::new();
     let mut at = client;
     for _ in 0..MOST_ANCESTORS {
-        let Some(process) = relatives.get(&at) else { return false };
+        let process = relatives.get(&at)?;
         if process.start < tracker.start {
-            return false;
+            return None;
         }
+        line.push(process);
         if process.parent == tracker.parent {
-            return true;
+            return Some(line);
         }
         at = process.parent;
     }
-    false
+    None
 }
 
 #[cfg(test)]
@@ -105,9 +117,9 @@ mod tests {
     fn left_behind() {
         let all = family(|_| {});
         for kind in [Family::Cpython, Family::Joblib, Family::Rtrack] {
-            assert!(behind(kind, 101, &[102], &all));
-            assert!(behind(kind, 101, &[102, 103], &all));
-            assert!(behind(kind, 101, &[103], &all));
+            assert_eq!(behind(kind, 101, &[102], &all), Some(true));
+            assert_eq!(behind(kind, 101, &[102, 103], &all), Some(true));
+            assert_eq!(behind(kind, 101, &[103], &all), Some(true));
         }
         // By a user's systemd.
         let all = family(|all| {
@@ -117,8 +129,8 @@ mod tests {
             all.get_mut(&101).unwrap().parent = 60;
             all.get_mut(&102).unwrap().parent = 60;
         });
-        assert!(behind(Family::Cpython, 101, &[102], &all));
-        assert!(behind(Family::Rtrack, 101, &[102], &all));
+        assert_eq!(behind(Family::Cpython, 101, &[102], &all), Some(true));
+        assert_eq!(behind(Family::Rtrack, 101, &[102], &all), Some(true));
     }
 
     type Change = fn(&mut HashMap<i32, Relative>);
@@ -157,26 +169,49 @@ mod tests {
         for (why, change) in changes {
             let all = family(change);
             for kind in [Family::Cpython, Family::Loky, Family::Rtrack] {
-                assert!(!behind(kind, 101, &[102], &all), "{why}");
+                assert_eq!(behind(kind, 101, &[102], &all), Some(false), "{why}");
             }
         }
         let all = family(|_| {});
         for clients in [&[][..], &[1], &[102, 1], &[102, 50], &[102, 999]] {
-            assert!(!behind(Family::Cpython, 101, clients, &all), "{clients:?}");
+            assert_eq!(behind(Family::Cpython, 101, clients, &all), Some(false), "{clients:?}");
         }
-        assert!(!behind(Family::TorchShmManager, 101, &[102], &all));
-        assert!(!behind(Family::Cpython, 999, &[102], &all));
+        assert_eq!(behind(Family::TorchShmManager, 101, &[102], &all), Some(false));
+        assert_eq!(behind(Family::Cpython, 999, &[102], &all), Some(false));
+    }
+
+    /// The program has become a daemon, or a stray one: itself, or who is between it and the adopter.
+    #[test]
+    fn another_session() {
+        for (of, clients) in [(102, &[102][..]), (102, &[103]), (103, &[102, 103]), (103, &[103])] {
+            let all = family(|all| all.get_mut(&of).unwrap().session = of);
+            for kind in [Family::Cpython, Family::Loky, Family::Rtrack] {
+                assert_eq!(behind(kind, 101, clients, &all), None, "{of} {clients:?}");
+            }
+        }
+        // What is known to be no stray makes it known.
+        let all = family(|all| {
+            all.get_mut(&103).unwrap().session = 103;
+            all.get_mut(&102).unwrap().start = 10;
+        });
+        assert_eq!(behind(Family::Cpython, 101, &[103], &all), Some(false));
+        let all = family(|all| all.get_mut(&103).unwrap().session = 103);
+        assert_eq!(behind(Family::Cpython, 101, &[102], &all), Some(true));
     }
 
     #[test]
     fn a_daemon_of_its_own() {
         // A service, and one in a container.
-        for change in [(|all| all.get_mut(&101).unwrap().session = 101) as Change, |all| {
-            all.get_mut(&1).unwrap().of_machine = false
-        }] {
+        for change in [
+            (|all| {
+                all.get_mut(&101).unwrap().session = 101;
+                all.get_mut(&102).unwrap().session = 101;
+            }) as Change,
+            |all| all.get_mut(&1).unwrap().of_machine = false,
+        ] {
             let all = family(change);
-            assert!(!behind(Family::Rtrack, 101, &[102], &all));
-            assert!(behind(Family::Cpython, 101, &[102], &all));
+            assert_eq!(behind(Family::Rtrack, 101, &[102], &all), Some(false));
+            assert_eq!(behind(Family::Cpython, 101, &[102], &all), Some(true));
         }
     }
 }

@@ -57,6 +57,8 @@ pub(super) struct Launch {
     pub(super) program: Vec<u8>,
     /// The `--protocol` of an `rtrack daemon`.
     pub(super) dialect: Option<String>,
+    /// It knows semaphores only, and is told names without a type: Python's before 3.8, and billiard's.
+    pub(super) untyped: bool,
 }
 
 /// The tracker that the command line `arguments`, NUL-separated, of the executable called `exe` starts.
@@ -69,7 +71,7 @@ pub(super) fn read(exe: Option<&[u8]>, arguments: &[u8]) -> Option<Launch> {
     let called = |name: &[u8]| exe == Some(name) || first == Some(name);
     if called(b"torch_shm_manager") {
         let family = Family::TorchShmManager;
-        return Some(Launch { family, fd: None, program, dialect: None });
+        return Some(Launch { family, fd: None, program, dialect: None, untyped: false });
     }
     if called(b"rtrack") && subcommand(rest) == Some(b"daemon") {
         return Some(Launch {
@@ -78,10 +80,11 @@ pub(super) fn read(exe: Option<&[u8]>, arguments: &[u8]) -> Option<Launch> {
             program,
             dialect: value(rest, b"--protocol")
                 .map(|dialect| String::from_utf8_lossy(dialect).into_owned()),
+            untyped: false,
         });
     }
-    let (family, fd) = of_python(command(rest)?)?;
-    Some(Launch { family, fd: Some(fd), program, dialect: None })
+    let (family, fd, untyped) = of_python(command(rest)?)?;
+    Some(Launch { family, fd: Some(fd), program, dialect: None, untyped })
 }
 
 /// The first word of an rtrack command line that is no option.
@@ -127,13 +130,15 @@ fn command<'a>(words: &[&'a [u8]]) -> Option<&'a [u8]> {
     None
 }
 
-/// The tracker that `from MODULE import main;main(FD…)` starts, and the descriptor that it reads.
-fn of_python(command: &[u8]) -> Option<(Family, RawFd)> {
+/// The tracker that `from MODULE import main;main(FD…)` starts, the descriptor that it reads, and whether
+/// it is one for semaphores only.
+fn of_python(command: &[u8]) -> Option<(Family, RawFd, bool)> {
     let command = std::str::from_utf8(command).ok()?;
     let (module, call) = command.strip_prefix("from ")?.split_once(" import main;")?;
-    let package = module
-        .strip_suffix(".resource_tracker")
-        .or_else(|| module.strip_suffix(".semaphore_tracker"))?;
+    let (package, untyped) = match module.strip_suffix(".semaphore_tracker") {
+        Some(package) => (package, true),
+        None => (module.strip_suffix(".resource_tracker")?, false),
+    };
     let family = match package {
         "multiprocessing" => Family::Cpython,
         "multiprocess" => Family::Multiprocess,
@@ -144,7 +149,7 @@ fn of_python(command: &[u8]) -> Option<(Family, RawFd)> {
         _ => return None,
     };
     let (fd, _) = call.trim_start().strip_prefix("main(")?.split_once([',', ')'])?;
-    Some((family, number(fd.as_bytes())?))
+    Some((family, number(fd.as_bytes())?, untyped))
 }
 
 /// A descriptor.
@@ -156,10 +161,14 @@ fn number(text: &[u8]) -> Option<RawFd> {
 mod tests {
     use super::*;
 
-    fn of(exe: &str, words: &[&str]) -> Option<(Family, Option<RawFd>, Option<String>)> {
+    fn launch(exe: &str, words: &[&str]) -> Option<Launch> {
         let line: Vec<u8> =
             words.iter().flat_map(|word| [word.as_bytes(), b"\0"].concat()).collect();
-        read(Some(exe.as_bytes()), &line).map(|launch| (launch.family, launch.fd, launch.dialect))
+        read(Some(exe.as_bytes()), &line)
+    }
+
+    fn of(exe: &str, words: &[&str]) -> Option<(Family, Option<RawFd>, Option<String>)> {
+        launch(exe, words).map(|launch| (launch.family, launch.fd, launch.dialect))
     }
 
     #[test]
@@ -199,6 +208,8 @@ mod tests {
             ),
         ] {
             assert_eq!(of("python3.11", words), Some((family, Some(fd), None)), "{words:?}");
+            let untyped = words.last().unwrap().contains("semaphore_tracker");
+            assert_eq!(launch("python3.11", words).unwrap().untyped, untyped, "{words:?}");
         }
         for words in [
             &["sh", "-c", "sleep 1000", CPYTHON][..],
