@@ -132,9 +132,10 @@ pub struct Journal {
 
 impl Journal {
     /// Opens the journal at `path`, or makes one of mode 0600, and answers with what is in it if it was
-    /// there before. `header` is this process and this boot, with the time of the clock. Where its boot is not that of the
-    /// journal, all entries are [`earlier`](super::replay::Entry::earlier). Then, and where the journal is damaged, it
-    /// is written anew before this returns, so that what is appended can be read whatever is before it.
+    /// there before. `header` is this process and this boot, with the time of the clock. Where its boot is
+    /// not that of the journal, all entries are [`earlier`](super::replay::Entry::earlier). Then, and where the
+    /// journal is damaged, it is written anew before this returns, so that what is appended can be read
+    /// whatever is before it.
     ///
     /// The directory has to be there. A file is looked at before it is opened: it has to be a regular file with one
     /// name, of the effective user or root, and nobody else may write to it. A write that was interrupted
@@ -179,16 +180,10 @@ impl Journal {
         &self.place.path
     }
 
-    /// Bytes that are in it.
+    /// Bytes that are in it, those of the header included.
     #[must_use]
-    pub fn len(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.end
-    }
-
-    /// Never: it has a header.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.end == 0
     }
 
     /// An empty batch for this journal; it can be used as long as the journal, also after it is written anew.

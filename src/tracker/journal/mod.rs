@@ -1,8 +1,8 @@
 //! What is registered with a daemon, written down before it counts, so that it outlives a `kill -9` of
 //! the daemon: the next one reads it back.
 //!
-//! [`format`] has the bytes and [`replay`] what follows from them, both pure; [`file`] is the one file
-//! that they are in.
+//! [`format`](mod@format) has the bytes and [`replay`](mod@replay) what follows from them, both pure;
+//! [`file`](mod@file) is the one file that they are in.
 //!
 //! **What is promised.** Let a record be *kept* once [`Journal::append`] has answered that it is.
 //!
@@ -13,14 +13,14 @@
 //!    written is missing, or all of it after some record.
 //! 3. After damage (a record that is not what was written), reading goes on at the next whole record.
 //!    What was lost may have taken something back, so every entry that was registered before the damage
-//!    and not again after it is [`doubtful`](replay::Entry::doubtful). An entry that is not was
+//!    and not again after it is [`doubtful`](Entry::doubtful). An entry that is not was
 //!    registered, and nothing that was kept has taken it back. One exception cannot be told from a write that
 //!    was interrupted: damage that reaches up to the end of the file and begins with a valid length that is
 //!    greater than what is there. No single flipped bit makes one.
 //!
 //! **What is not.** Nothing is forced to the disk as it is appended. A process that is killed loses nothing
 //! that it wrote; a machine that crashes loses what was not written back, and all shared memory,
-//! semaphores and queues with it. That they are gone, the boot id tells ([`Entry::earlier`](replay::Entry::earlier)).
+//! semaphores and queues with it. That they are gone, the boot id tells ([`Entry::earlier`](Entry::earlier)).
 
 pub mod file;
 pub mod format;

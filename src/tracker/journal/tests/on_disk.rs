@@ -83,7 +83,7 @@ fn what_is_registered_is_there_for_the_next_one() {
     let (mut journal, recovered) = open(&path);
     assert_eq!(names(&recovered.unwrap()), [b"a", b"b"]);
     put(&mut journal, &[b"c"]);
-    assert_eq!(journal.len(), fs::metadata(&path).unwrap().len());
+    assert_eq!(journal.size(), fs::metadata(&path).unwrap().len());
     drop(journal);
     assert_eq!(names(&open(&path).1.unwrap()), [b"a", b"b", b"c"]);
 }
@@ -186,7 +186,7 @@ fn a_full_disk_leaves_what_was_there() {
     let path = scratch.journal();
     let (mut journal, _) = open(&path);
     put(&mut journal, &[b"a"]);
-    let end = journal.len();
+    let end = journal.size();
     let mut batch = journal.batch();
     for name in [b"b", b"c"] {
         batch.push(&Record::Register(registration(name))).unwrap();
@@ -195,7 +195,7 @@ fn a_full_disk_leaves_what_was_there() {
         let error = journal.append_by(&mut batch, full(most)).unwrap_err();
         assert_eq!(error.errno(), libc::ENOSPC);
         assert!(error.to_string().ends_with("journal: write"), "{error}");
-        assert_eq!((journal.len(), fs::metadata(&path).unwrap().len()), (end, end));
+        assert_eq!((journal.size(), fs::metadata(&path).unwrap().len()), (end, end));
     }
     // What could not be cut off then goes before the next batch.
     let mut other = journal.batch();
@@ -240,7 +240,7 @@ fn written_anew() {
     assert_eq!(journal.compact_if_due().unwrap(), None);
     let mut batch = journal.batch();
     churn(&mut journal, &[b"a", b"b"]);
-    let before = journal.len();
+    let before = journal.size();
     // What a crash has left.
     let draft = Place::of(&path).unwrap().draft().path().to_owned();
     fs::write(&draft, "half").unwrap();
@@ -271,10 +271,10 @@ fn what_is_not_sparse_stays() {
     let many: Vec<_> = (0..40_000_u32).map(|n| n.to_le_bytes()).collect();
     let many: Vec<_> = many.iter().map(|name| &name[..]).collect();
     put(&mut journal, &many);
-    let before = journal.len();
+    let before = journal.size();
     assert!(before > 1 << 20);
     assert_eq!(journal.compact_if_due().unwrap(), None);
-    assert_eq!(journal.len(), before);
+    assert_eq!(journal.size(), before);
     assert_eq!(journal.compact().unwrap().after, before);
 }
 
@@ -353,7 +353,7 @@ fn damage_is_remembered_by_what_it_makes_doubtful() {
     let path = scratch.journal();
     let (mut journal, _) = open(&path);
     put(&mut journal, &[b"a"]);
-    let begin = usize::try_from(journal.len()).unwrap();
+    let begin = usize::try_from(journal.size()).unwrap();
     put(&mut journal, &[b"b"]);
     put(&mut journal, &[b"c"]);
     drop(journal);
