@@ -6,6 +6,7 @@ pub mod deadline;
 pub mod evidence;
 pub mod host;
 pub mod inventory;
+pub mod journal;
 pub mod limits;
 pub mod plan;
 pub mod queues;

@@ -1,0 +1,510 @@
+//! The file of a journal: what it may be, whose it is, and one write for each batch.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::io::{self, Read as _, Seek as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::sys::stat::Mode;
+use nix::unistd::{fsync, ftruncate, geteuid};
+
+use super::format::{Batch, FormatError, Header, decode_header, encode_header};
+use super::replay::{Damage, Recovered, replay};
+use crate::tracker::reap::discard;
+use crate::tracker::resource::{Name, escape};
+use crate::tracker::sys::{self, Stat};
+
+/// Up to so many bytes a journal is left as it is.
+const SMALL: u64 = 1 << 20;
+
+/// It is written anew when it has more than so many times what is registered needs.
+const SPARSE: u64 = 4;
+
+/// How often the file at the path may turn out to be another one than that which was opened.
+const ATTEMPTS: usize = 100;
+
+/// For reading and appending, never waiting for the other end of a FIFO, and no terminal of this
+/// process's own.
+const FLAGS: OFlag = OFlag::O_RDWR
+    .union(OFlag::O_APPEND)
+    .union(OFlag::O_NOFOLLOW)
+    .union(OFlag::O_CLOEXEC)
+    .union(OFlag::O_NONBLOCK)
+    .union(OFlag::O_NOCTTY);
+
+const OWNER_ONLY: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
+
+/// Why there is no journal, or something is not in it.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// Another daemon that lives has it.
+    #[error("journal {}: another daemon has it", show(.path))]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It cannot be read, and was not touched.
+    #[error("journal {}: {reason}", show(.path))]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Why not; [`FormatError::Newer`] has both versions.
+        reason: FormatError,
+    },
+    /// It is nothing that registrations are entrusted to, and was not touched.
+    #[error("journal {}: {reason}", show(.path))]
+    Untrusted {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// Something else has its name now: somebody has moved it away while it was in use.
+    #[error("journal {}: its name belongs to another file now, or to none", show(.path))]
+    Moved {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A system call failed.
+    #[error("journal {}: {operation}", show(.path))]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was done.
+        operation: &'static str,
+        /// The errno.
+        source: io::Error,
+    },
+}
+
+fn show(path: &Path) -> String {
+    escape(path.as_os_str().as_bytes())
+}
+
+impl JournalError {
+    /// The errno, for a report: that of the call which failed, `EWOULDBLOCK` of a journal that is in use,
+    /// else 0.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+            Self::InUse { .. } => libc::EWOULDBLOCK,
+            Self::Format { .. } | Self::Untrusted { .. } | Self::Moved { .. } => 0,
+        }
+    }
+}
+
+/// What writing a journal anew has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compacted {
+    /// Bytes before.
+    pub before: u64,
+    /// Bytes after.
+    pub after: u64,
+    /// What could not be read of the old one. What was registered before that and not again is doubtful from now on,
+    /// and what it would have said is not in the new one: whoever knows what is registered has to append it again.
+    pub damage: Damage,
+}
+
+/// The journal of a daemon: open for appending and locked (flock(2)) until this is dropped, or the process
+/// ends however it ends. A process forked without exec(2) keeps the lock as well.
+///
+/// Nothing that is appended is forced to the disk: see [`journal`](super).
+#[derive(Debug)]
+pub struct Journal {
+    place: Place,
+    file: File,
+    header: Header,
+    seed: u32,
+    /// Bytes that are whole.
+    end: u64,
+    /// There may be more than those, of a batch that was not written to its end.
+    torn: bool,
+    /// Beyond so many bytes it may have become sparse.
+    due: u64,
+}
+
+impl Journal {
+    /// Opens the journal at `path`, or makes one of mode 0600, and answers with what is in it if it was
+    /// there before. `header` is this process and this boot, with the time of the clock. Where its boot is
+    /// not that of the journal, all entries are [`earlier`](super::replay::Entry::earlier). Then, and where the
+    /// journal is damaged, it is written anew before this returns, so that what is appended can be read
+    /// whatever is before it.
+    ///
+    /// The directory has to be there. A file is looked at before it is opened: it has to be a regular file with one
+    /// name, of the effective user or root, and nobody else may write to it. A write that was interrupted
+    /// is cut off.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn open(path: &Path, header: Header) -> Result<(Self, Option<Recovered>), JournalError> {
+        let place = Place::of(path)?;
+        let file = place.lock()?;
+        let mut journal = Self { place, file, header, seed: 0, end: 0, torn: false, due: SMALL };
+        let bytes = journal.read()?;
+        let mut recovered = match replay(&bytes) {
+            Ok(recovered) => recovered,
+            Err(FormatError::Unfinished) => {
+                journal.begin()?;
+                return Ok((journal, None));
+            }
+            Err(reason) => return Err(journal.place.format(reason)),
+        };
+        journal.seed = decode_header(&bytes).map_or(0, |(_, seed)| seed);
+        journal.end = recovered.end;
+        journal.torn = recovered.torn > 0;
+        drop(bytes);
+        let same_boot = journal.header.same_boot(&recovered.header);
+        if !same_boot {
+            recovered.age();
+        }
+        let anew = recovered.rewritten(&journal.header, journal.seed);
+        if same_boot && !recovered.is_damaged() {
+            journal.mend()?;
+            journal.due = SMALL.max(SPARSE.saturating_mul(anew.len() as u64));
+        } else {
+            journal.replace(&anew)?;
+        }
+        Ok((journal, Some(recovered)))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.place.path
+    }
+
+    /// Bytes that are in it, those of the header included.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.end
+    }
+
+    /// An empty batch for this journal; it can be used as long as the journal, also after it is written anew.
+    #[must_use]
+    pub fn batch(&self) -> Batch {
+        Batch::new(self.seed)
+    }
+
+    /// Appends all records of `batch` by one write(2), and empties it. What an earlier failure has left of
+    /// others is cut off first.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`] with the errno: the batch still has its records, and nothing of it counts, unless
+    /// what was written of it could not be cut off at once and the process is killed before the next try.
+    /// `EINVAL`: it is a batch of another journal.
+    pub fn append(&mut self, batch: &mut Batch) -> Result<(), JournalError> {
+        self.append_by(batch, |file, bytes| nix::unistd::write(file, bytes))
+    }
+
+    /// The same, with a write(2) of the caller's.
+    pub(super) fn append_by(
+        &mut self,
+        batch: &mut Batch,
+        mut write: impl FnMut(&File, &[u8]) -> nix::Result<usize>,
+    ) -> Result<(), JournalError> {
+        if batch.seed() != self.seed {
+            return Err(self.place.io("append a batch of another journal", Errno::EINVAL));
+        }
+        self.mend()?;
+        let mut rest = batch.as_bytes();
+        while !rest.is_empty() {
+            // What follows a short write goes on with the rest, or says why it was short.
+            let failure = match write(&self.file, rest) {
+                Ok(0) => Errno::EIO,
+                Ok(written) => {
+                    self.torn = true;
+                    rest = rest.get(written..).unwrap_or_default();
+                    continue;
+                }
+                Err(Errno::EINTR) => continue,
+                Err(errno) => errno,
+            };
+            let error = self.place.io("write", failure);
+            // Now, for the sake of others who need the room; if it fails, before the next batch.
+            self.mend().ok();
+            return Err(error);
+        }
+        self.torn = false;
+        self.end += batch.len() as u64;
+        batch.clear();
+        Ok(())
+    }
+
+    /// Writes the journal anew if it has more than 1 MiB and more than about four times of what is registered
+    /// needs; else this costs nothing, or now and then one reading of the file. Nothing: it is as it was.
+    ///
+    /// # Errors
+    /// As [`Journal::compact`]. It is tried again when the journal has become half as large again.
+    pub fn compact_if_due(&mut self) -> Result<Option<Compacted>, JournalError> {
+        if self.end <= self.due {
+            return Ok(None);
+        }
+        // So that neither a failure nor a journal that is just not sparse enough is paid for with each batch.
+        self.due = self.end.saturating_add(self.end / 2);
+        let (recovered, bytes) = self.rewritten()?;
+        if self.end <= SPARSE.saturating_mul(bytes.len() as u64) {
+            return Ok(None);
+        }
+        self.switch(recovered.damage, &bytes).map(Some)
+    }
+
+    /// Writes the journal anew, with what is registered only: into a file beside it, which is forced to
+    /// the disk and then takes its name. A crash leaves the old one or the new one. Whoever waits
+    /// for the lock of the old one finds that it has no name any more.
+    ///
+    /// # Errors
+    /// [`JournalError`]. The old one goes on, or, if only the directory could not be forced to the disk,
+    /// the new one; [`Journal::append`] works as before.
+    pub fn compact(&mut self) -> Result<Compacted, JournalError> {
+        let (recovered, bytes) = self.rewritten()?;
+        self.switch(recovered.damage, &bytes)
+    }
+
+    fn switch(&mut self, damage: Damage, bytes: &[u8]) -> Result<Compacted, JournalError> {
+        let before = self.end;
+        self.replace(bytes)?;
+        Ok(Compacted { before, after: self.end, damage })
+    }
+
+    /// What it says, and the bytes of one that says no more.
+    fn rewritten(&mut self) -> Result<(Recovered, Vec<u8>), JournalError> {
+        self.mend()?;
+        let recovered = replay(&self.read()?).map_err(|reason| self.place.format(reason))?;
+        let bytes = recovered.rewritten(&self.header, self.seed);
+        Ok((recovered, bytes))
+    }
+
+    fn read(&mut self) -> Result<Vec<u8>, JournalError> {
+        let mut bytes = Vec::new();
+        let read = self.file.rewind().and_then(|()| self.file.read_to_end(&mut bytes));
+        read.map_err(|error| self.place.io("read", error))?;
+        Ok(bytes)
+    }
+
+    /// As after a failure that could not be cut off.
+    #[cfg(test)]
+    pub(super) fn mark_torn(&mut self) {
+        self.torn = true;
+    }
+
+    /// Cuts off what is not whole.
+    fn mend(&mut self) -> Result<(), JournalError> {
+        if self.torn {
+            let end = i64::try_from(self.end).unwrap_or(i64::MAX);
+            ftruncate(&self.file, end).map_err(|errno| self.place.io("truncate", errno))?;
+            self.torn = false;
+        }
+        Ok(())
+    }
+
+    /// Makes the file, which has nothing but perhaps the beginning of a header, a journal.
+    fn begin(&mut self) -> Result<(), JournalError> {
+        // Random, and nobody but readers of the file comes to know it.
+        #[allow(clippy::cast_possible_truncation, reason = "any 32 bits will do")]
+        let seed = RandomState::new().build_hasher().finish() as u32;
+        self.seed = seed;
+        self.torn = true;
+        self.mend()?;
+        let bytes = encode_header(&self.header, seed);
+        // A header is not continued by the next one who opens the file, but begun again.
+        write_all(&self.file, &bytes).map_err(|errno| self.place.io("write", errno))?;
+        self.end = bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Puts a file of these bytes in the place of this one.
+    fn replace(&mut self, bytes: &[u8]) -> Result<(), JournalError> {
+        // Who moved this one away may have made room for another daemon's.
+        if !self.place.is(&self.file)? {
+            return Err(JournalError::Moved { path: self.place.path.clone() });
+        }
+        let draft = self.place.draft();
+        let file = draft.make()?;
+        let published = write_all(&file, bytes)
+            .map_err(|errno| draft.io("write", errno))
+            .and_then(|()| fsync(&file).map_err(|errno| draft.io("fsync", errno)))
+            .and_then(|()| self.place.take_name_of(&draft));
+        if let Err(error) = published {
+            draft.discard().ok();
+            return Err(error);
+        }
+        // The lock of the old one is given back here, when it has no name any more.
+        self.file = file;
+        self.end = bytes.len() as u64;
+        self.torn = false;
+        self.due = SMALL.max(self.end.saturating_mul(SPARSE));
+        fsync(&*self.place.directory).map_err(|errno| self.place.io("fsync its directory", errno))
+    }
+}
+
+/// A name in a directory.
+#[derive(Debug)]
+pub(super) struct Place {
+    path: PathBuf,
+    directory: Arc<OwnedFd>,
+    name: OsString,
+}
+
+impl Place {
+    /// The place of that path.
+    pub(super) fn of(path: &Path) -> Result<Self, JournalError> {
+        let error = |operation, source| JournalError::Io { path: path.into(), operation, source };
+        let Some(name) = path.file_name() else {
+            return Err(error("open", Errno::EISDIR.into()));
+        };
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = open(parent.unwrap_or(Path::new(".")), flags, Mode::empty())
+            .map_err(|errno| error("open its directory", errno.into()))?;
+        Ok(Self { path: path.into(), directory: Arc::new(directory), name: name.into() })
+    }
+
+    fn io(&self, operation: &'static str, source: impl Into<io::Error>) -> JournalError {
+        JournalError::Io { path: self.path.clone(), operation, source: source.into() }
+    }
+
+    fn format(&self, reason: FormatError) -> JournalError {
+        JournalError::Format { path: self.path.clone(), reason }
+    }
+
+    #[cfg(test)]
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What has the name.
+    fn look(&self) -> Result<Option<Stat>, JournalError> {
+        let name = std::ffi::CString::new(self.name.as_bytes())
+            .map_err(|error| self.io("statx", io::Error::from(error)))?;
+        match sys::stat(&*self.directory, &name) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(self.io("statx", error)),
+        }
+    }
+
+    /// Whether `file` has the name.
+    pub(super) fn is(&self, file: &File) -> Result<bool, JournalError> {
+        let stat = sys::stat(file, c"").map_err(|error| self.io("statx", error))?;
+        Ok(self.look()?.is_some_and(|there| (there.dev, there.ino) == (stat.dev, stat.ino)))
+    }
+
+    /// Whether `stat` is a file that registrations are entrusted to.
+    fn trust(&self, stat: &Stat) -> Result<(), JournalError> {
+        let reason = if !stat.is_file() {
+            "it is no regular file"
+        } else if stat.uid != geteuid().as_raw() && stat.uid != 0 {
+            "it belongs to another user"
+        } else if stat.mode & 0o022 != 0 {
+            "others may write to it"
+        } else if stat.nlink > 1 {
+            "it has another name as well"
+        } else {
+            return Ok(());
+        };
+        Err(JournalError::Untrusted { path: self.path.clone(), reason })
+    }
+
+    /// The file that has the name, or a new one, locked.
+    fn lock(&self) -> Result<File, JournalError> {
+        for _attempt in 0..ATTEMPTS {
+            let Some(file) = self.open()? else { continue };
+            let stat = sys::stat(&file, c"").map_err(|error| self.io("statx", error))?;
+            self.trust(&stat)?;
+            let locked = sys::try_lock(&file).map_err(|error| self.io("flock", error))?;
+            // Between the two a daemon may have put another file in its place, and may have it.
+            if !self.is(&file)? {
+                continue;
+            }
+            if locked {
+                return Ok(file);
+            }
+            return Err(JournalError::InUse { path: self.path.clone() });
+        }
+        // Who changes it so often lives.
+        Err(JournalError::InUse { path: self.path.clone() })
+    }
+
+    /// Opens or makes it; nothing when it came or went meanwhile.
+    fn open(&self) -> Result<Option<File>, JournalError> {
+        let there = self.look()?;
+        let flags = match &there {
+            Some(stat) => {
+                self.trust(stat)?;
+                FLAGS
+            }
+            None => FLAGS | OFlag::O_CREAT | OFlag::O_EXCL,
+        };
+        match openat(&*self.directory, self.name.as_os_str(), flags, OWNER_ONLY) {
+            Ok(file) => Ok(Some(file.into())),
+            Err(Errno::ENOENT) if there.is_some() => Ok(None),
+            Err(Errno::EEXIST) if there.is_none() => Ok(None),
+            Err(errno) => Err(self.io("open", errno)),
+        }
+    }
+
+    /// Where the file is written that will take this name. There is only one for each journal, so that nothing
+    /// piles up: whoever has the lock of the journal may take it.
+    pub(super) fn draft(&self) -> Self {
+        let name = OsString::from_vec([b".", self.name.as_bytes(), b".rtrack-draft"].concat());
+        let path = self.path.with_file_name(&name);
+        Self { path, directory: Arc::clone(&self.directory), name }
+    }
+
+    /// Makes it, locked before it has any content. What a crash has left there goes.
+    fn make(&self) -> Result<File, JournalError> {
+        let make = || {
+            let flags = FLAGS | OFlag::O_CREAT | OFlag::O_EXCL;
+            openat(&*self.directory, self.name.as_os_str(), flags, OWNER_ONLY)
+        };
+        let made = match make() {
+            Err(Errno::EEXIST) => {
+                if let Some(stat) = self.look()? {
+                    self.trust(&stat)?;
+                    self.discard().map_err(|errno| self.io("unlink", errno))?;
+                }
+                make()
+            }
+            made => made,
+        };
+        let file = File::from(made.map_err(|errno| self.io("open", errno))?);
+        match sys::try_lock(&file) {
+            Ok(true) => Ok(file),
+            Ok(false) => Err(self.io("flock", Errno::EWOULDBLOCK)),
+            Err(error) => Err(self.io("flock", error)),
+        }
+    }
+
+    fn discard(&self) -> nix::Result<()> {
+        discard(self.directory.as_fd(), &Name::from(self.name.clone()))
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a journal takes the place of itself: no object is moved"
+    )]
+    fn take_name_of(&self, draft: &Self) -> Result<(), JournalError> {
+        let (directory, name) = (&*self.directory, self.name.as_os_str());
+        nix::fcntl::renameat(&*draft.directory, draft.name.as_os_str(), directory, name)
+            .map_err(|errno| self.io("rename", errno))
+    }
+}
+
+fn write_all(file: &File, mut bytes: &[u8]) -> nix::Result<()> {
+    while !bytes.is_empty() {
+        match nix::unistd::write(file, bytes) {
+            Ok(0) => return Err(Errno::EIO),
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
