@@ -8,6 +8,7 @@ use crate::commands::Status;
 use crate::commands::error::CommandError;
 use crate::tracker::service::channel;
 use crate::tracker::service::control::Control;
+use crate::tracker::service::ledger::{Inheritance, Ledger};
 use crate::tracker::service::listener::{self, BindError, Bound, Limits, Options};
 use crate::tracker::service::server::Recorder;
 
@@ -79,6 +80,7 @@ pub(super) fn run(
     messages: &mut PatientStderr,
     record: Option<&mut Record>,
     control: Option<&Control>,
+    ledger: (&mut Ledger, Inheritance),
 ) -> Result<Status, CommandError> {
     let limits = Limits {
         clients: args.listen.max_clients.unwrap_or(4096),
@@ -100,7 +102,7 @@ pub(super) fn run(
         }
         None => None,
     };
-    let status = listener::run(bound.listener(), options, messages, recorder, control)
+    let status = listener::run(bound.listener(), options, messages, recorder, control, ledger)
         .map_err(|error| CommandError::from(anyhow::Error::new(error).context("serve clients")))?;
     // The next daemon replaces a name that stays.
     bound.close().unwrap_or(());

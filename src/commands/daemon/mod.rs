@@ -14,9 +14,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::commands::Status;
 use crate::commands::error::{CommandError, Kind};
+use crate::tracker::journal::JournalError;
 use crate::tracker::service::channel::{self, TakeError};
 use crate::tracker::service::control::Control;
 use crate::tracker::service::dialect::Dialect;
+use crate::tracker::service::ledger::{Inheritance, Ledger};
 use crate::tracker::service::server::{self, Options};
 use crate::tracker::sys;
 
@@ -75,6 +77,11 @@ pub struct DaemonArgs {
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
 
+    /// Write down what is registered in this file, so that it outlives a kill -9 of the daemon: the next one with the
+    /// same journal takes it over, and rtrack reap --journal cleans it by hand
+    #[arg(long, value_name = "FILE")]
+    journal: Option<PathBuf>,
+
     /// Write a newline to this descriptor, and close it, as soon as messages are read
     #[arg(long, value_name = "M", value_parser = clap::value_parser!(i32).range(0..))]
     ready_fd: Option<i32>,
@@ -91,7 +98,15 @@ pub fn run(args: &DaemonArgs) -> Result<Status, CommandError> {
         let bound = listen::bind(path, args)?;
         let mut record = open_record(args, &mut complaints);
         let control = open_control(args)?;
-        let status = listen::run(bound, args, &mut complaints, record.as_mut(), control.as_ref());
+        let (mut ledger, inheritance) = open_ledger(args)?;
+        let status = listen::run(
+            bound,
+            args,
+            &mut complaints,
+            record.as_mut(),
+            control.as_ref(),
+            (&mut ledger, inheritance),
+        );
         close_control(control);
         return status;
     }
@@ -105,6 +120,7 @@ pub fn run(args: &DaemonArgs) -> Result<Status, CommandError> {
     // Only now: everything that was open before is closed.
     let mut record = open_record(args, &mut complaints);
     let control = open_control(args)?;
+    let (mut ledger, inheritance) = open_ledger(args)?;
     let options =
         Options { dialect: args.protocol, verbose: args.verbose, warnings: !args.no_warnings };
     let mut write;
@@ -116,7 +132,15 @@ pub fn run(args: &DaemonArgs) -> Result<Status, CommandError> {
         None => None,
     };
     let (complaints, last_words) = (&mut complaints, &mut last_words);
-    let status = server::run(&channel, options, complaints, last_words, recorder, control.as_ref());
+    let status = server::run(
+        &channel,
+        options,
+        complaints,
+        last_words,
+        recorder,
+        control.as_ref(),
+        (&mut ledger, inheritance),
+    );
     close_control(control);
     Ok(status.code())
 }
@@ -128,6 +152,24 @@ fn not_started(error: anyhow::Error) -> CommandError {
 fn open_control(args: &DaemonArgs) -> Result<Option<Control>, CommandError> {
     let control = args.control.as_deref().map(Control::new).transpose();
     control.map_err(|error| not_started(error.into()))
+}
+
+fn open_ledger(args: &DaemonArgs) -> Result<(Ledger, Inheritance), CommandError> {
+    let Some(path) = &args.journal else {
+        return Ok((Ledger::default(), Inheritance { next_owner: 1, ..Inheritance::default() }));
+    };
+    Ledger::open(path).map_err(|error| {
+        let hint = match &error {
+            JournalError::InUse { .. } => Some("a live daemon has it: give this one another"),
+            JournalError::Format { .. } => Some("it is left as it is; give another file"),
+            _ => None,
+        };
+        let error = not_started(error.into());
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    })
 }
 
 fn close_control(control: Option<Control>) {

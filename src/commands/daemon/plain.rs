@@ -56,6 +56,7 @@ pub fn parse(arguments: &[OsString]) -> Option<DaemonArgs> {
         audit,
         ready_fd,
         control: None,
+        journal: None,
     })
 }
 

@@ -8,6 +8,8 @@ pub mod channel;
 pub mod client;
 pub mod control;
 pub mod dialect;
+pub mod found;
+pub mod ledger;
 pub mod listener;
 pub mod protocol;
 pub mod python;

@@ -160,6 +160,12 @@ impl<T> Registry<T> {
         self.names.get(rtype as usize).is_some_and(|names| names.0.contains_key(name))
     }
 
+    /// What is known of that name under that type, if it is registered.
+    #[must_use]
+    pub fn get(&self, rtype: Rtype, name: &[u8]) -> Option<&Entry<T>> {
+        self.names.get(rtype as usize)?.0.get(name)
+    }
+
     /// What was known when the name of `message` was registered first, if it is.
     #[must_use]
     pub fn more(&self, message: &Message<'_>) -> Option<T>

@@ -12,14 +12,16 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::channel::Channel;
 use super::control::Control;
-use super::dialect::{Dialect, Rtype};
+use super::dialect::{Command, Dialect, Rtype};
+use super::found;
+use super::ledger::{Inheritance, Inherited, Ledger};
 use super::protocol::{Framer, LineError, Message, parse};
 use super::python::{ReprBytes, ReprStr};
-use super::registry::{Change, LeakWarning, Registry, Status};
+use super::registry::{Change, LeakWarning, NotRegistered, Registry, Status};
 use super::state::{Registered, TrackerState};
 use crate::tracker::host::wall_clock;
 use crate::tracker::reap::registered::{self, RemoveError, Repr};
-use crate::tracker::resource::escape;
+use crate::tracker::resource::{Identity, escape};
 use crate::tracker::sys::ipc::State;
 use crate::tracker::sys::{self, Nanoseconds};
 
@@ -103,7 +105,8 @@ pub struct Removal {
 /// are ignored. Whether and for how long they may block is the caller's choice, but the removals
 /// come before anything is said about them, so that nobody who does not listen can hold them up.
 /// So does what `record`, if there is one, is told of all of them; what it answers is said as a
-/// warning. Who asks at `control` is told what is registered.
+/// warning. Who asks at `control` is told what is registered. It is written down in the ledger, and what a
+/// predecessor has left there counts as registered.
 pub fn run<'a>(
     channel: &Channel,
     options: Options,
@@ -111,7 +114,9 @@ pub fn run<'a>(
     last_words: &'a mut dyn Write,
     record: Option<Recorder<'a>>,
     control: Option<&'a Control>,
+    ledger: (&'a mut Ledger, Inheritance),
 ) -> Status {
+    let (ledger, inheritance) = ledger;
     let mut tracker = Tracker {
         options,
         registry: Registry::default(),
@@ -124,7 +129,9 @@ pub fn run<'a>(
         messages: complaints,
         record,
         control,
+        ledger,
     };
+    tracker.inherit(inheritance);
     tracker.tell(format_args!("Main resource tracker is running"));
     tracker.flush();
     tracker.read(channel);
@@ -138,8 +145,8 @@ pub type Recorder<'a> = &'a mut dyn FnMut(Vec<Removal>) -> Option<String>;
 
 struct Tracker<'a> {
     options: Options,
-    /// What is registered, and when it was, in nanoseconds since 1970: 0 if nobody can ask for it.
-    registry: Registry<i64>,
+    /// What is registered.
+    registry: Registry<Then>,
     /// When the piece arrived that is read.
     now: i64,
     status: Status,
@@ -155,9 +162,86 @@ struct Tracker<'a> {
     messages: &'a mut dyn Write,
     record: Option<Recorder<'a>>,
     control: Option<&'a Control>,
+    ledger: &'a mut Ledger,
+}
+
+/// What is known of a registration beside its name.
+#[derive(Debug, Clone, Copy, Default)]
+struct Then {
+    /// When the piece arrived that it was in, in nanoseconds since 1970; 0 if nobody can ask for it.
+    at: i64,
+    /// What the name belonged to then, where there is a journal.
+    identity: Option<Identity>,
 }
 
 impl Tracker<'_> {
+    /// Takes over what a predecessor left.
+    fn inherit(&mut self, inheritance: Inheritance) {
+        for warning in inheritance.warnings {
+            self.warn(format_args!("{warning}"));
+        }
+        let heirs = inheritance.heirs;
+        let known = |rtype: Rtype| self.options.dialect.rtypes().contains(&rtype);
+        let mut count = 0_usize;
+        let mut strange = 0_usize;
+        for (heir, entry) in
+            heirs.iter().flat_map(|heir| heir.entries.iter().map(move |e| (heir, e)))
+        {
+            if !known(entry.rtype) {
+                strange += 1;
+                continue;
+            }
+            count += 1;
+            let then = Then { at: i64::try_from(entry.at).unwrap_or(0), identity: entry.identity };
+            for _ in 0..entry.count.max(1) {
+                let (command, rtype) = (Command::Register, entry.rtype);
+                let message = Message { command, name: entry.name.as_slice().into(), rtype };
+                // A registration is never refused.
+                self.registry.apply_with(&message, || then).map(drop).unwrap_or(());
+            }
+            // From now on it is the pipe's, whosever it was.
+            if heir.id != 0 {
+                self.ledger.registered(0, entry);
+                self.ledger.taken_back(heir.id, entry.rtype, &entry.name);
+            }
+        }
+        if strange > 0 {
+            self.warn(format_args!("{strange} names of the journal are of types that this tracker does not know: they are left alone"));
+        }
+        if count > 0 {
+            self.warn(format_args!("{count} names are taken over from a tracker that was killed"));
+        }
+        self.write_down();
+        self.flush();
+    }
+
+    /// Writes down in the journal what has changed.
+    fn write_down(&mut self) {
+        if let Some(warning) = self.ledger.write() {
+            self.warn(format_args!("{warning}"));
+        }
+    }
+
+    /// What follows for the journal from a message.
+    fn note(&mut self, message: &Message<'_>, change: Change) {
+        let (rtype, name) = (message.rtype, &*message.name);
+        match change {
+            Change::Registered(1) => {
+                let identity = self.registry.more(message).and_then(|then| then.identity);
+                let at = Nanoseconds::from(self.now);
+                let name = name.to_vec();
+                self.ledger.registered(0, &Inherited { rtype, name, count: 1, identity, at });
+            }
+            Change::Registered(count) if self.options.dialect.releases(rtype) => {
+                self.ledger.counted(0, rtype, name, count);
+            }
+            Change::Released(count) if count > 0 => self.ledger.counted(0, rtype, name, count),
+            // Once it is removed.
+            Change::Released(_) | Change::Forgotten => self.ledger.taken_back(0, rtype, name),
+            Change::Registered(_) | Change::None => {}
+        }
+    }
+
     fn read(&mut self, channel: &Channel) {
         // Without it (a full descriptor table), SIGUSR1 stays blocked and unanswered.
         let questions =
@@ -177,7 +261,7 @@ impl Tracker<'_> {
             match nix::unistd::read(channel, &mut piece) {
                 Ok(0) => break,
                 Ok(length) => {
-                    if self.control.is_some() {
+                    if self.control.is_some() || self.ledger.is_kept() {
                         self.now = i64::try_from(wall_clock()).unwrap_or(0);
                     }
                     framer.push(piece.get(..length).unwrap_or_default(), |line| self.take(line));
@@ -190,10 +274,12 @@ impl Tracker<'_> {
                     return self.broken("read", error);
                 }
             }
+            self.write_down();
             self.record_given_up();
             self.flush();
         }
         framer.finish(|line| self.take(line));
+        self.write_down();
         self.record_given_up();
         self.flush();
     }
@@ -227,18 +313,31 @@ impl Tracker<'_> {
     /// One line: a bad one is reported, and the next one is read.
     fn take(&mut self, line: Result<&[u8], LineError<'_>>) {
         self.line += 1;
-        let now = self.now;
         let line = match line {
             Ok(line) => line,
             Err(error) => return self.refuse(&[], error.class(), &error),
         };
         match parse(line, self.options.dialect) {
-            Ok(message) => match self.registry.apply_with(&message, || now) {
-                Ok(change) => self.follow(&message, change),
+            Ok(message) => match self.apply(&message) {
+                Ok(change) => {
+                    self.follow(&message, change);
+                    if self.ledger.is_kept() {
+                        self.note(&message, change);
+                    }
+                }
                 Err(error) => self.refuse(line, "KeyError", &error),
             },
             Err(error) => self.refuse(line, error.class(), &error),
         }
+    }
+
+    fn apply(&mut self, message: &Message<'_>) -> Result<Change, NotRegistered> {
+        let (at, kept) = (self.now, self.ledger.is_kept());
+        let then = || {
+            let found = if kept { found::anywhere(message.rtype, &message.name) } else { None };
+            Then { at, identity: found.map(|stat| Identity::of(&stat)) }
+        };
+        self.registry.apply_with(message, then)
     }
 
     /// Reports a bad line, in the shape in which Python's tracker reports an exception, with the
@@ -348,7 +447,7 @@ impl Tracker<'_> {
                 rtype,
                 name: name.to_vec(),
                 count: entry.count,
-                at: Some(entry.more).filter(|at| *at != 0).map(Nanoseconds::from),
+                at: Some(entry.more.at).filter(|at| *at != 0).map(Nanoseconds::from),
                 by: None,
             })
         });
@@ -397,6 +496,11 @@ impl Tracker<'_> {
         for (rtype, names) in &left {
             self.status.leftovers();
             for (name, _) in names {
+                let then = registry.get(*rtype, name).and_then(|entry| entry.more.identity);
+                if then.is_some_and(|then| found::is_another(*rtype, name, &then)) {
+                    said.push((*rtype, name, Some(stays(name))));
+                    continue;
+                }
                 let seen = self.record.as_ref().and_then(|_| registered::state(*rtype, name));
                 let result = registered::remove(*rtype, name);
                 match &result {
@@ -413,6 +517,8 @@ impl Tracker<'_> {
                 }
             }
         }
+        self.ledger.ended(0);
+        self.write_down();
         let warning = self.record.as_mut().and_then(|record| record(removals));
         let mut said = said.into_iter().peekable();
         // The name may be registered under several types, and fail alike under each.
@@ -462,6 +568,14 @@ impl Tracker<'_> {
     fn flush(&mut self) {
         self.messages.flush().unwrap_or(());
     }
+}
+
+/// Why something that is registered was not removed, where it is known what was registered.
+fn stays(name: &[u8]) -> String {
+    format!(
+        "resource_tracker: {}: it is another object than was registered, and stays",
+        ReprStr(name)
+    )
 }
 
 /// A warning as Python prints it: where from, the category, the text.

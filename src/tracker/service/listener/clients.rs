@@ -15,15 +15,18 @@ use serde_json::json;
 
 use super::owners::{Id, Left, Owners, Then};
 use super::peer::Peer;
-use super::remover::{self, Done, Fate, Job, Remover};
+use super::remover::{Done, Fate, Job, Remover};
 use super::{LINE_MAX, Options};
 use crate::tracker::host::wall_clock;
-use crate::tracker::resource::escape;
+use crate::tracker::journal::Owner;
+use crate::tracker::resource::{Identity, escape};
 use crate::tracker::service::control::Control;
 use crate::tracker::service::dialect::{Command, Rtype};
-use crate::tracker::service::protocol::{Framer, LineError, parse, shortened};
+use crate::tracker::service::found;
+use crate::tracker::service::ledger::{Heir, Inheritance, Inherited, Ledger};
+use crate::tracker::service::protocol::{Framer, LineError, Message, parse, shortened};
 use crate::tracker::service::python::ReprStr;
-use crate::tracker::service::registry::Status;
+use crate::tracker::service::registry::{Change, Status};
 use crate::tracker::service::server::{Recorder, Removal};
 use crate::tracker::service::state::{Registered, Registrant, TrackerState};
 use crate::tracker::sys;
@@ -75,6 +78,10 @@ struct Watched {
     /// Whether it is the owner for as long as its one connection lasts; else until it ends.
     by_connection: bool,
     connections: Vec<u64>,
+    /// It is written down who it is.
+    announced: bool,
+    /// It is known from a predecessor, and has not connected to this daemon yet.
+    inherited: bool,
 }
 
 /// Serves until SIGTERM or SIGINT, which have to be blocked; then removes what is left, and answers with the
@@ -88,7 +95,9 @@ pub fn run<'a>(
     messages: &'a mut dyn Write,
     record: Option<Recorder<'a>>,
     control: Option<&'a Control>,
+    ledger: (&'a mut Ledger, Inheritance),
 ) -> io::Result<Status> {
+    let (ledger, inheritance) = ledger;
     listener.set_nonblocking(true)?;
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
     let signals = SignalFd::with_flags(&asked(), flags)?;
@@ -99,7 +108,7 @@ pub fn run<'a>(
         listener,
         epoll,
         signals,
-        owners: Owners::new(options.limits),
+        owners: Owners::new(options.limits, inheritance.next_owner),
         watched: HashMap::new(),
         clients: HashMap::new(),
         next: 0,
@@ -108,6 +117,7 @@ pub fn run<'a>(
         messages,
         record,
         control,
+        ledger,
         messages_read: 0,
         bad: 0,
         status: Status::default(),
@@ -121,6 +131,7 @@ pub fn run<'a>(
     if let Some(control) = control {
         service.watch(control, CONTROL)?;
     }
+    service.inherit(inheritance);
     service.serve()?;
     service.finish();
     Ok(service.status)
@@ -168,6 +179,7 @@ struct Service<'a> {
     messages: &'a mut dyn Write,
     record: Option<Recorder<'a>>,
     control: Option<&'a Control>,
+    ledger: &'a mut Ledger,
     /// How many messages were read, and how many of them were bad.
     messages_read: u64,
     bad: u64,
@@ -229,6 +241,7 @@ impl Service<'_> {
                     token => self.process_ended((token - FIRST) / 2),
                 }
             }
+            self.write_down();
             self.flush();
         }
     }
@@ -294,21 +307,41 @@ impl Service<'_> {
             return Err((stream, why));
         }
         let number = self.next;
-        let owner = self.owners.add(peer.uid);
+        // Who registered with a predecessor goes on with what is registered.
+        let inherited = self.watched.iter().find(|(_, watched)| {
+            watched.inherited && watched.peer.is(&peer) && watched.peer.uid == peer.uid
+        });
+        let inherited = inherited.map(|(id, _)| *id);
+        let owner = inherited.unwrap_or_else(|| self.owners.add(peer.uid));
         let watched = stream
             .set_nonblocking(true)
             .and_then(|()| Ok(self.watch(&stream, connection_token(number))?))
-            .and_then(|()| Ok(self.watch(&peer, process_token(owner))?));
+            .and_then(|()| match inherited {
+                Some(_) => Ok(()),
+                None => Ok(self.watch(&peer, process_token(owner))?),
+            });
         if let Err(error) = watched {
-            self.owners.end(owner);
+            if inherited.is_none() {
+                self.owners.end(owner);
+            }
             return Err((stream, format!("a client is not served: {error}")));
         }
         self.next += 1;
         *self.of_user.entry(peer.uid).or_insert(0) += 1;
         self.tell(format_args!("{peer} has connected"));
-        let connections = vec![number];
-        self.watched
-            .insert(owner, Watched { peer: peer.clone(), by_connection: true, connections });
+        match self.watched.get_mut(&owner) {
+            Some(watched) => {
+                (watched.by_connection, watched.inherited) = (true, false);
+                watched.connections.push(number);
+            }
+            None => {
+                let connections = vec![number];
+                let (by_connection, announced, inherited) = (true, false, false);
+                let peer = peer.clone();
+                let watched = Watched { peer, by_connection, connections, announced, inherited };
+                self.watched.insert(owner, watched);
+            }
+        }
         let framer = Framer::with_bound(LINE_MAX);
         let client = Client { stream, framer, peer, owner, line: 0, bad: 0, wrong: None };
         self.clients.insert(number, client);
@@ -381,24 +414,104 @@ impl Service<'_> {
             return self.refuse(number, line, &"a path has to begin with / here");
         }
         let found = match message.command {
-            Command::Register => remover::found(message.rtype, &message.name),
+            Command::Register => found::in_shm(message.rtype, &message.name),
             _ => None,
         };
         let uid = client.peer.uid;
         if let Some(other) = found.map(|stat| stat.uid).filter(|owner| uid != 0 && *owner != uid) {
             return self.refuse(number, line, &format_args!("it belongs to uid {other}"));
         }
-        let inode = found.map(|stat| (stat.dev, stat.ino));
-        let then = || Then { at: wall_clock(), inode };
-        match self.owners.apply(owner, &message, then) {
-            Ok(None) => {}
-            Ok(Some(given_up)) => {
-                let Some(watched) = self.watched.get(&owner) else { return };
-                let owner = watched.peer.clone();
-                self.remover.add(Job { owner, left: vec![given_up], given_up: true });
+        let then = Then { at: wall_clock(), identity: found.map(|stat| Identity::of(&stat)) };
+        match self.owners.apply(owner, &message, || then) {
+            Ok((change, given_up)) => {
+                self.note(owner, &message, change, then);
+                if let Some(given_up) = given_up
+                    && let Some(watched) = self.watched.get(&owner)
+                {
+                    let (id, owner) = (owner, watched.peer.clone());
+                    self.remover.add(Job { id, owner, left: vec![given_up], given_up: true });
+                }
             }
             Err(error) => self.refuse(number, line, &error),
         }
+    }
+
+    /// What follows for the journal from a message of an owner.
+    fn note(&mut self, owner: Id, message: &Message<'_>, change: Change, then: Then) {
+        if !self.ledger.is_kept() {
+            return;
+        }
+        let (rtype, name) = (message.rtype, &*message.name);
+        match change {
+            Change::Registered(1) => {
+                if let Some(watched) = self.watched.get_mut(&owner)
+                    && !std::mem::replace(&mut watched.announced, true)
+                {
+                    let Peer { pid, started: start_ticks, uid, gid, .. } = watched.peer;
+                    self.ledger.announced(Owner { id: owner, pid, start_ticks, uid, gid });
+                }
+                let Then { at, identity } = then;
+                let name = name.to_vec();
+                self.ledger.registered(owner, &Inherited { rtype, name, count: 1, identity, at });
+            }
+            Change::Registered(count) if self.options.dialect.releases(rtype) => {
+                self.ledger.counted(owner, rtype, name, count);
+            }
+            Change::Released(count) if count > 0 => {
+                self.ledger.counted(owner, rtype, name, count);
+            }
+            Change::Forgotten => self.ledger.taken_back(owner, rtype, name),
+            // What was given up is written down when it is removed.
+            Change::Released(_) | Change::Registered(_) | Change::None => {}
+        }
+    }
+
+    /// Writes down in the journal what has changed.
+    fn write_down(&mut self) {
+        if let Some(warning) = self.ledger.write() {
+            self.warn(format_args!("{warning}"));
+        }
+    }
+
+    /// Takes over what a predecessor left: what is of living processes stays theirs, the rest is removed.
+    fn inherit(&mut self, inheritance: Inheritance) {
+        for warning in inheritance.warnings {
+            self.warn(format_args!("{warning}"));
+        }
+        let own = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        let mut count = 0_usize;
+        for Heir { id, process, entries } in inheritance.heirs {
+            // What was registered at a pipe is this daemon's own user's.
+            let of_pipe = Owner { id: 0, pid: 0, start_ticks: 0, uid: own.0, gid: own.1 };
+            let process = process.or((id == 0).then_some(of_pipe));
+            let peer = process.as_ref().map(Peer::of_the_past);
+            let Some(Ok(peer)) = peer else {
+                let left = entries.len();
+                if left > 0 {
+                    self.warn(format_args!(
+                        "{left} names of the journal are of an owner that is not known: they are left alone"
+                    ));
+                }
+                self.ledger.ended(id);
+                continue;
+            };
+            count += entries.len();
+            self.owners.restore(id, peer.uid, &entries);
+            let has_ended = peer.has_ended();
+            let lives = !has_ended && self.watch(&peer, process_token(id)).is_ok();
+            let (by_connection, connections) = (false, Vec::new());
+            let announced = true;
+            let watched = Watched { peer, by_connection, connections, announced, inherited: true };
+            self.watched.insert(id, watched);
+            if !lives {
+                self.end(id);
+            }
+        }
+        if count > 0 {
+            self.warn(format_args!("{count} names are taken over from a tracker that was killed"));
+        }
+        self.write_down();
+        self.flush();
     }
 
     /// Counts a bad message, and tells what is wrong with it.
@@ -421,6 +534,8 @@ impl Service<'_> {
     }
 
     fn reply(&mut self, number: u64) {
+        // What is answered for outlives the daemon.
+        self.write_down();
         let Some(client) = self.clients.get_mut(&number) else { return };
         let answer = json!({
             "messages": client.line - client.bad,
@@ -462,7 +577,9 @@ impl Service<'_> {
                     self.owners.end(id);
                     return self.refuse(number, line, &errno);
                 }
-                let watched = Watched { peer, by_connection: false, connections: Vec::new() };
+                let (by_connection, announced, inherited) = (false, false, false);
+                let connections = Vec::new();
+                let watched = Watched { peer, by_connection, connections, announced, inherited };
                 self.watched.insert(id, watched);
                 id
             }
@@ -520,13 +637,16 @@ impl Service<'_> {
         self.epoll.delete(&watched.peer).unwrap_or(());
         self.tell(format_args!("{} is gone", watched.peer));
         if left.is_empty() {
+            if watched.announced {
+                self.ledger.ended(owner);
+            }
             return;
         }
         self.warn_of_leaks(&watched.peer, &left);
         if self.ending {
             self.status.leftovers();
         }
-        self.remover.add(Job { owner: watched.peer, left, given_up: false });
+        self.remover.add(Job { id: owner, owner: watched.peer, left, given_up: false });
     }
 
     /// Forgets an owner that has nothing.
@@ -559,7 +679,14 @@ impl Service<'_> {
     /// Says what could not be removed, and records everything.
     fn report_done(&mut self) {
         for Done { job, fates } in self.remover.done() {
-            let Job { owner, left, given_up } = job;
+            let Job { id, owner, left, given_up } = job;
+            if given_up {
+                for left in &left {
+                    self.ledger.taken_back(id, left.rtype, &left.name);
+                }
+            } else {
+                self.ledger.ended(id);
+            }
             let fates = match fates {
                 Ok(fates) => fates,
                 Err(error) => {
@@ -634,6 +761,7 @@ impl Service<'_> {
             self.failed();
             self.warn(format_args!("not everything that was left could be removed in time"));
         }
+        self.write_down();
         self.tell(format_args!("resource tracker shut down"));
         self.flush();
     }

@@ -5,9 +5,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::super::dialect::Rtype;
+use super::super::dialect::{Command, Rtype};
+use super::super::ledger::Inherited;
 use super::super::protocol::Message;
 use super::super::registry::{Change, NotRegistered, Registry};
+use crate::tracker::resource::Identity;
 use crate::tracker::sys::Nanoseconds;
 
 /// Numbers owners. No number is given twice.
@@ -39,8 +41,8 @@ impl Limits {
 pub(super) struct Then {
     /// When that was.
     pub(super) at: Nanoseconds,
-    /// Device and inode, if it was there already.
-    pub(super) inode: Option<(u64, u64)>,
+    /// What the name belonged to, if it was there already.
+    pub(super) identity: Option<Identity>,
 }
 
 /// Something that its owner left, and nobody else has registered.
@@ -89,11 +91,29 @@ pub(super) struct Owners {
 }
 
 impl Owners {
-    /// None.
+    /// None; `next` is the number of the first one.
     #[must_use]
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits, next: Id) -> Self {
         let (owners, registered, of_user) = (BTreeMap::new(), HashMap::new(), HashMap::new());
-        Self { limits, next: 0, owners, registered, of_user }
+        Self { limits, next, owners, registered, of_user }
+    }
+
+    /// An owner of a predecessor's, with what it has registered, whatever the limits say.
+    pub(super) fn restore(&mut self, id: Id, uid: u32, entries: &[Inherited]) {
+        let mut registry = Registry::default();
+        for Inherited { rtype, name, count, identity, at } in entries {
+            let then = Then { at: *at, identity: *identity };
+            let (command, name, rtype) = (Command::Register, name.as_slice().into(), *rtype);
+            let message = Message { command, name, rtype };
+            for _ in 0..(*count).max(1) {
+                // A registration is never refused by a registry.
+                registry.apply_with(&message, || then).map(drop).unwrap_or(());
+            }
+            let key = (uid, rtype, message.name.to_vec().into_boxed_slice());
+            *self.registered.entry(key).or_insert(0) += 1;
+            *self.of_user.entry(uid).or_insert(0) += 1;
+        }
+        self.owners.insert(id, Owner { uid, registry });
     }
 
     /// One more, of the user `uid`.
@@ -105,7 +125,7 @@ impl Owners {
     }
 
     /// Does what a message of owner `id` says; `then` is asked when a name is registered for the first time.
-    /// Answers with what has to be removed at once: what the last user of it has given up.
+    /// Answers with what that changed, and what has to be removed at once: what the last user of it has given up.
     ///
     /// # Errors
     /// See [`Refused`].
@@ -114,12 +134,12 @@ impl Owners {
         id: Id,
         message: &Message<'_>,
         then: impl FnOnce() -> Then,
-    ) -> Result<Option<Left>, Refused> {
-        let Some(owner) = self.owners.get_mut(&id) else { return Ok(None) };
+    ) -> Result<(Change, Option<Left>), Refused> {
+        let Some(owner) = self.owners.get_mut(&id) else { return Ok((Change::None, None)) };
         let uid = owner.uid;
         let of_user = self.of_user.entry(uid).or_insert(0);
         let (own, all) = (owner.registry.len(), self.limits.registrations_of(uid));
-        let is_new = message.command == super::super::dialect::Command::Register
+        let is_new = message.command == Command::Register
             && !owner.registry.contains(message.rtype, &message.name);
         if is_new && own >= self.limits.registrations {
             return Err(Refused::Full(own));
@@ -128,7 +148,7 @@ impl Owners {
             return Err(Refused::UserFull(*of_user));
         }
         let then = if is_new { Some(then()) } else { owner.registry.more(message) };
-        let then = then.unwrap_or(Then { at: 0, inode: None });
+        let then = then.unwrap_or(Then { at: 0, identity: None });
         let change = owner.registry.apply_with(message, || then)?;
         let key = || (uid, message.rtype, message.name.to_vec().into_boxed_slice());
         match change {
@@ -144,12 +164,12 @@ impl Owners {
                 *of_user = of_user.saturating_sub(1);
                 if self.let_go(key()) {
                     let (rtype, name) = (message.rtype, message.name.to_vec());
-                    return Ok(Some(Left { rtype, name, count: 0, then }));
+                    return Ok((change, Some(Left { rtype, name, count: 0, then })));
                 }
             }
             _ => {}
         }
-        Ok(None)
+        Ok((change, None))
     }
 
     /// The owner is gone. Answers with what it left, in the order of cleaning, but for what others have
@@ -216,10 +236,12 @@ mod tests {
     use crate::tracker::service::protocol::parse;
 
     const LIMITS: Limits = Limits { clients: 10, registrations: 3 };
-    const THEN: Then = Then { at: 7, inode: Some((1, 2)) };
+    const THEN: Then =
+        Then { at: 7, identity: Some(Identity { dev: 1, ino: 2, born: None, sysv: None }) };
 
     fn say(owners: &mut Owners, id: Id, line: &str) -> Result<Option<Left>, Refused> {
-        owners.apply(id, &parse(line.as_bytes(), Dialect::Any).unwrap(), || THEN)
+        let message = parse(line.as_bytes(), Dialect::Any).unwrap();
+        owners.apply(id, &message, || THEN).map(|(_, left)| left)
     }
 
     fn names(left: &[Left]) -> Vec<&str> {
@@ -228,7 +250,7 @@ mod tests {
 
     #[test]
     fn what_an_owner_left_goes_with_it_and_with_the_last() {
-        let mut owners = Owners::new(LIMITS);
+        let mut owners = Owners::new(LIMITS, 1);
         let (first, second) = (owners.add(1000), owners.add(1000));
         let stranger = owners.add(1001);
         for (id, line) in [
@@ -255,7 +277,7 @@ mod tests {
 
     #[test]
     fn who_gives_up_removes_only_what_nobody_else_has() {
-        let mut owners = Owners::new(LIMITS);
+        let mut owners = Owners::new(LIMITS, 1);
         let (first, second) = (owners.add(0), owners.add(0));
         for id in [first, second] {
             say(&mut owners, id, "REGISTER:/f:file").unwrap();
@@ -267,7 +289,7 @@ mod tests {
 
     #[test]
     fn no_more_than_may_be() {
-        let mut owners = Owners::new(LIMITS);
+        let mut owners = Owners::new(LIMITS, 1);
         let ids = [owners.add(5), owners.add(5), owners.add(5), owners.add(6)];
         let mut told = Vec::new();
         for id in ids {

@@ -8,8 +8,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
+use crate::tracker::journal::Owner;
 use crate::tracker::resource::escape;
 use crate::tracker::sys::credentials;
 
@@ -119,6 +121,25 @@ impl Peer {
         let peer = Self { pid, started, uid, gid, comm: comm.clone(), process };
         // What was read above was its own if it lives still.
         if peer.has_ended() { Err(Unfit::Gone) } else { Ok((peer, shown)) }
+    }
+
+    /// A process that a predecessor of this daemon's knew; it may have ended.
+    ///
+    /// # Errors
+    /// No descriptor is to be had.
+    pub fn of_the_past(owner: &Owner) -> io::Result<Self> {
+        let Owner { pid, start_ticks: started, uid, gid, .. } = *owner;
+        let alive = open(pid).ok().and_then(|process| Some((process, shown(pid).ok()?)));
+        let (process, comm) = match alive {
+            // What was read is its own: the pid was its before and after.
+            Some((process, shown)) if shown.started == started => (process, shown.comm),
+            // What is readable has ended.
+            _ => (
+                OwnedFd::from(EventFd::from_value_and_flags(1, EfdFlags::EFD_CLOEXEC)?),
+                b"?".to_vec(),
+            ),
+        };
+        Ok(Self { pid, started, uid, gid, comm, process: Arc::new(process) })
     }
 
     /// Whether the process has ended.

@@ -4,7 +4,6 @@
 //! something of that user's to remove, and what one user registers holds up nobody else.
 
 use std::collections::{HashMap, VecDeque};
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -14,11 +13,11 @@ use std::thread;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::SigSet;
 
-use super::super::dialect::Rtype;
-use super::owners::Left;
+use super::super::found;
+use super::owners::{Id, Left};
 use super::peer::Peer;
 use crate::tracker::reap::registered::{self, RemoveError};
-use crate::tracker::sys::{self, Stat, credentials};
+use crate::tracker::sys::credentials;
 
 /// What became of something that was left.
 #[derive(Debug)]
@@ -34,6 +33,8 @@ pub(super) enum Fate {
 /// What one owner left, or gave up.
 #[derive(Debug)]
 pub(super) struct Job {
+    /// The number of its owner.
+    pub(super) id: Id,
     /// Whose it is.
     pub(super) owner: Peer,
     /// What is to be removed.
@@ -147,30 +148,12 @@ fn carry_out(job: &Job) -> io::Result<Vec<Fate>> {
 }
 
 fn remove(left: &Left) -> Fate {
-    let now = || found(left.rtype, &left.name).map(|stat| (stat.dev, stat.ino));
-    if left.then.inode.is_some_and(|then| now().is_some_and(|now| now != then)) {
+    let then = left.then.identity;
+    if then.is_some_and(|then| found::is_another(left.rtype, &left.name, &then)) {
         return Fate::Changed;
     }
     match registered::remove(left.rtype, &left.name) {
         Ok(entries) => Fate::Removed(entries),
         Err(error) => Fate::Failed(error),
     }
-}
-
-/// The object of a name, if it lies in /dev/shm and is there. glibc and musl put both kinds
-/// there, semaphores with the prefix `sem.` (sem_overview(7)).
-#[must_use]
-pub(super) fn found(rtype: Rtype, name: &[u8]) -> Option<Stat> {
-    let prefix = match rtype {
-        Rtype::SharedMemory => "",
-        Rtype::Semaphore | Rtype::Semlock => "sem.",
-        _ => return None,
-    };
-    let first = name.iter().position(|byte| *byte != b'/')?;
-    let name = name.get(first..)?;
-    if name.contains(&b'/') {
-        return None;
-    }
-    let path = [b"/dev/shm/", prefix.as_bytes(), name].concat();
-    sys::stat(nix::fcntl::AT_FDCWD, &CString::new(path).ok()?).ok()
 }

@@ -1,0 +1,43 @@
+//! What a registered name means: the object that has it now.
+
+use std::ffi::CString;
+
+use super::dialect::Rtype;
+use crate::tracker::resource::Identity;
+use crate::tracker::sys::{self, Stat};
+
+/// The object of a name in /dev/shm, if it is there: glibc and musl put shared memory there, and semaphores
+/// with the prefix `sem.` (sem_overview(7)). Nothing for other types.
+#[must_use]
+pub fn in_shm(rtype: Rtype, name: &[u8]) -> Option<Stat> {
+    let prefix = match rtype {
+        Rtype::SharedMemory => "",
+        Rtype::Semaphore | Rtype::Semlock => "sem.",
+        _ => return None,
+    };
+    let first = name.iter().position(|byte| *byte != b'/')?;
+    let name = name.get(first..)?;
+    if name.contains(&b'/') {
+        return None;
+    }
+    stat([b"/dev/shm/", prefix.as_bytes(), name].concat())
+}
+
+/// The same, and files and folders by their paths, which may wait for their file system.
+#[must_use]
+pub fn anywhere(rtype: Rtype, name: &[u8]) -> Option<Stat> {
+    match rtype {
+        Rtype::File | Rtype::Folder => stat(name.to_vec()),
+        _ => in_shm(rtype, name),
+    }
+}
+
+/// Whether `then`, which had a name once, has lost it to another object.
+#[must_use]
+pub fn is_another(rtype: Rtype, name: &[u8], then: &Identity) -> bool {
+    anywhere(rtype, name).is_some_and(|now| !then.is(&now))
+}
+
+fn stat(path: Vec<u8>) -> Option<Stat> {
+    sys::stat(nix::fcntl::AT_FDCWD, &CString::new(path).ok()?).ok()
+}
