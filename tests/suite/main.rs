@@ -20,6 +20,7 @@ mod directories;
 mod exhausted;
 mod harness;
 mod hostile;
+mod journal;
 mod killed;
 mod leaks;
 mod lease;
@@ -73,6 +74,7 @@ const MODULES: &[Module] = &[
     ("exhausted", exhausted::tests),
     ("harness", harness::tests),
     ("hostile", hostile::tests),
+    ("journal", journal::tests),
     ("killed", killed::tests),
     ("leaks", leaks::tests),
     ("lease", lease::tests),

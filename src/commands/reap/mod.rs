@@ -1,6 +1,7 @@
 //! `rtrack reap`: removes what is proven to be orphaned.
 
 mod answer;
+mod journal;
 mod planning;
 mod progress;
 pub(super) mod record;
@@ -21,6 +22,7 @@ use super::surveying::Look;
 use super::ui::Ui;
 use crate::tracker::archive::{Archive, ArchiveError};
 use crate::tracker::host::Host;
+use crate::tracker::inventory::Object;
 use crate::tracker::plan::Step;
 use crate::tracker::plan::document::{self, Item};
 use crate::tracker::reap::{self, Outcome, Report, Settled};
@@ -61,6 +63,11 @@ pub struct ReapArgs {
     ])]
     from: Option<OsString>,
 
+    /// Only what a daemon that was killed had registered in this journal, and still is what was registered: all of it
+    /// that is orphaned or unclaimed
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "force"])]
+    journal: Option<PathBuf>,
+
     /// Remove without asking
     #[arg(short, long)]
     yes: bool,
@@ -81,6 +88,17 @@ pub struct ReapArgs {
     record: record::AuditArgs,
 }
 
+impl ReapArgs {
+    /// The verdicts that go. What is registered in a journal was to go: nothing has to prove that.
+    fn wanted(&self) -> &[Verdict] {
+        if self.journal.is_some() {
+            &[Verdict::Orphaned, Verdict::Unclaimed]
+        } else {
+            &self.verdict
+        }
+    }
+}
+
 /// Removes, or with `--dry-run` says what would be removed.
 ///
 /// # Errors
@@ -89,6 +107,8 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     check(args, ui)?;
     let archive = open_archive(args)?;
     let plan = args.from.as_ref().map(|from| planning::read_plan(from)).transpose()?;
+    let journal = args.journal.as_deref().map(|path| journal::Journal::open(path, ui));
+    let journal = journal.transpose()?;
     if !args.dry_run {
         // What another one has in hand cannot be judged.
         drop(worker::lock(&Host::real()?)?);
@@ -98,7 +118,11 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     let scope = if wide { Scope::All } else { args.select.scope() };
     let mut found = Look::take(&args.select, scope, false, |world, objects| match &plan {
         Some(text) => choice.follow(planning::check_plan(text, world)?, &args.select, objects),
-        None => choice.select(args, world, objects),
+        None => {
+            let of_journal =
+                |object: &Object| journal.as_ref().is_none_or(|journal| journal.has(object));
+            choice.select(args, world, objects.into_iter().filter(of_journal).collect())
+        }
     })?;
     // What a plan does not name, or was not saved, goes back instead.
     let finish = plan.is_none() && archive.is_none();
@@ -176,6 +200,9 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
     }
     answer::finish(args, ui, &found, &done, choice.plan.as_ref(), begun)?;
     done.interrupted |= signals.is_some_and(|signals| signals.came());
+    if let Some(journal) = journal.filter(|_| !args.dry_run) {
+        journal.settle(ui);
+    }
 
     Ok(done.status(troubled, args.dry_run, !choice.missing.is_empty()))
 }

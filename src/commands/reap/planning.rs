@@ -213,7 +213,7 @@ fn by_verdict(args: &ReapArgs, found: &Look, forced: &HashSet<Key>) -> Planned {
             continue;
         }
         let verdict = row.judgement.verdict;
-        match step(args, found, &row, &args.verdict, force) {
+        match step(args, found, &row, args.wanted(), force) {
             // Somebody who names an object is told why it stays.
             Step::Leave if force || named.contains(&row.index) => {
                 let why = if reap::is_quarantine_name(&row.object.file) {

@@ -6,9 +6,10 @@ use std::path::Path;
 use super::processes::Processes;
 use crate::tracker::deadline;
 use crate::tracker::inventory::Object;
-use crate::tracker::resource::Kind;
+use crate::tracker::resource::{Identity, Kind};
 use crate::tracker::service::client::asking::{ask, control_of};
 use crate::tracker::service::dialect::Rtype;
+use crate::tracker::service::ledger::Heir;
 use crate::tracker::service::state::{Registered, TrackerState};
 
 /// What the program is called by the kernel.
@@ -103,7 +104,8 @@ impl Registrations {
 
     fn add(&mut self, tracker: i32, uid: u32, state: TrackerState) {
         for registered in state.registered {
-            let Some(key) = key_of(&registered) else { continue };
+            let Registered { rtype, name, .. } = &registered;
+            let Some(key) = key_of(*rtype, name) else { continue };
             let by = registered.by.map(|by| (by.pid, by.comm));
             self.known.entry(key).or_default().push(Registration { tracker, uid, by });
         }
@@ -112,22 +114,53 @@ impl Registrations {
     /// With which daemons an object is registered. Only a daemon of root or of the object's owner
     /// counts: others could not remove it, and may say anything.
     pub fn of(&self, object: &Object) -> impl Iterator<Item = &Registration> {
-        let key = match object.kind {
-            Kind::Shm | Kind::Sem | Kind::Dir | Kind::Other => {
-                Key::File(object.file.as_bytes().to_vec())
-            }
-            Kind::Mqueue => Key::Queue(object.file.as_bytes().to_vec()),
-            kind => Key::Id(kind, object.stat.ino),
-        };
         let owner = object.stat.uid;
-        let all = self.known.get(&key).filter(|_| !object.deleted).into_iter().flatten();
+        let all =
+            self.known.get(&Key::of(object)).filter(|_| !object.deleted).into_iter().flatten();
         all.filter(move |registration| [0, owner].contains(&registration.uid))
     }
 }
 
+/// What a daemon that was killed had registered, by its journal.
+#[derive(Debug, Default)]
+pub struct Left(HashMap<Key, Vec<Option<Identity>>>);
+
+impl Left {
+    /// What the heirs have.
+    #[must_use]
+    pub fn new(heirs: &[Heir]) -> Self {
+        let mut left: HashMap<Key, Vec<Option<Identity>>> = HashMap::new();
+        for entry in heirs.iter().flat_map(|heir| &heir.entries) {
+            if let Some(key) = key_of(entry.rtype, &entry.name) {
+                left.entry(key).or_default().push(entry.identity);
+            }
+        }
+        Self(left)
+    }
+
+    /// Whether an object is one of them: it has the name, and is what had it then, if that is known.
+    #[must_use]
+    pub fn has(&self, object: &Object) -> bool {
+        let known = self.0.get(&Key::of(object)).filter(|_| !object.deleted);
+        let is = |then: &Option<Identity>| then.is_none_or(|then| then == object.identity());
+        known.is_some_and(|known| known.iter().any(is))
+    }
+}
+
+impl Key {
+    fn of(object: &Object) -> Self {
+        match object.kind {
+            Kind::Shm | Kind::Sem | Kind::Dir | Kind::Other => {
+                Self::File(object.file.as_bytes().to_vec())
+            }
+            Kind::Mqueue => Self::Queue(object.file.as_bytes().to_vec()),
+            kind => Self::Id(kind, object.stat.ino),
+        }
+    }
+}
+
 /// What a registered name means. The C library's rules for names: leading slashes count for nothing.
-fn key_of(registered: &Registered) -> Option<Key> {
-    let Registered { rtype, name, .. } = registered;
+fn key_of(rtype: Rtype, name: &[u8]) -> Option<Key> {
     let bare = || {
         let first = name.iter().position(|byte| *byte != b'/')?;
         name.get(first..).filter(|rest| !rest.contains(&b'/'))
@@ -169,9 +202,7 @@ mod tests {
             (Rtype::SysvMsg, b"x", None),
             (Rtype::Dummy, b"x", None),
         ] {
-            let name = name.to_vec();
-            let registered = Registered { rtype, name, count: 1, at: None, by: None };
-            assert_eq!(key_of(&registered), key, "{registered:?}");
+            assert_eq!(key_of(rtype, name), key, "{rtype} {name:?}");
         }
     }
 }

@@ -32,6 +32,15 @@ pub fn anywhere(rtype: Rtype, name: &[u8]) -> Option<Stat> {
     }
 }
 
+/// Whether what has a name of that type can be found by it.
+#[must_use]
+pub const fn is_known_place(rtype: Rtype) -> bool {
+    matches!(
+        rtype,
+        Rtype::SharedMemory | Rtype::Semaphore | Rtype::Semlock | Rtype::File | Rtype::Folder
+    )
+}
+
 /// Whether `then`, which had a name once, has lost it to another object.
 #[must_use]
 pub fn is_another(rtype: Rtype, name: &[u8], then: &Identity) -> bool {

@@ -80,7 +80,7 @@ struct Watched {
     connections: Vec<u64>,
     /// It is written down who it is.
     announced: bool,
-    /// It is known from a predecessor, and has not connected to this daemon yet.
+    /// It is known from a predecessor.
     inherited: bool,
 }
 
@@ -330,10 +330,8 @@ impl Service<'_> {
         *self.of_user.entry(peer.uid).or_insert(0) += 1;
         self.tell(format_args!("{peer} has connected"));
         match self.watched.get_mut(&owner) {
-            Some(watched) => {
-                (watched.by_connection, watched.inherited) = (true, false);
-                watched.connections.push(number);
-            }
+            // The end of this connection means nothing: nobody knows what the one before it was for.
+            Some(watched) => watched.connections.push(number),
             None => {
                 let connections = vec![number];
                 let (by_connection, announced, inherited) = (true, false, false);

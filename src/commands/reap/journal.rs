@@ -1,0 +1,63 @@
+//! `reap --journal`: what a daemon that was killed had registered.
+
+use std::path::Path;
+
+use crate::commands::error::{CommandError, Kind};
+use crate::commands::ui::Ui;
+use crate::tracker::evidence::registrations::Left;
+use crate::tracker::inventory::Object;
+use crate::tracker::journal::JournalError;
+use crate::tracker::service::found;
+use crate::tracker::service::ledger::{Inheritance, Ledger};
+
+/// A journal, which no daemon has.
+pub(super) struct Journal {
+    ledger: Ledger,
+    inheritance: Inheritance,
+    left: Left,
+}
+
+impl Journal {
+    /// Opens it, and says what of it does not count.
+    pub(super) fn open(path: &Path, ui: &Ui) -> Result<Self, CommandError> {
+        let failed = |error: anyhow::Error| CommandError::new(Kind::Failed, error);
+        // Opening would make it.
+        std::fs::symlink_metadata(path).map_err(|error| {
+            failed(anyhow::Error::new(error).context(format!("journal {}", path.display())))
+        })?;
+        let (ledger, mut inheritance) = Ledger::open(path).map_err(|error| {
+            let in_use = matches!(error, JournalError::InUse { .. });
+            let error = failed(error.into());
+            if in_use {
+                error.hint("a live daemon has it, and will clean it itself")
+            } else {
+                error
+            }
+        })?;
+        for warning in std::mem::take(&mut inheritance.warnings) {
+            ui.line(format_args!("warning: {warning}"));
+        }
+        let left = Left::new(&inheritance.heirs);
+        Ok(Self { ledger, inheritance, left })
+    }
+
+    /// Whether an object is what was registered.
+    pub(super) fn has(&self, object: &Object) -> bool {
+        self.left.has(object)
+    }
+
+    /// Writes down what is there no longer, by whoever it was removed.
+    pub(super) fn settle(mut self, ui: &Ui) {
+        for heir in &self.inheritance.heirs {
+            let gone = |rtype, name: &[u8]| {
+                found::is_known_place(rtype) && found::anywhere(rtype, name).is_none()
+            };
+            for entry in heir.entries.iter().filter(|entry| gone(entry.rtype, &entry.name)) {
+                self.ledger.taken_back(heir.id, entry.rtype, &entry.name);
+            }
+        }
+        if let Some(warning) = self.ledger.write() {
+            ui.line(format_args!("warning: {warning}"));
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! A journal: what is registered outlives a `kill -9` of the daemon.
+
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use super::daemon::Daemon;
+use crate::support::{
+    Case, Finish, Need, case, check, fork, identity, kill, mount, names, note, object, path,
+    rtrack, scratch, sem_open, wait_for,
+};
+
+pub(crate) fn tests() -> Vec<Case> {
+    vec![
+        case("taken_over_by_the_next_one", taken_over),
+        case("another_object_of_the_name_stays", another_object),
+        case("files_have_to_be_the_same", files),
+        case("only_one_daemon_has_it", only_one),
+        case("by_hand", by_hand).needs(&[Need::PidNamespace]),
+        case("truncated_at_every_byte", truncated).seconds(200),
+        case("a_newer_version_or_no_journal", strange_files),
+        case("a_full_disk", full_disk),
+        case("owners_that_live_keep_theirs", owners_that_live),
+        case("killed_at_random_nothing_is_forgotten", killed_at_random).seconds(200),
+        case("nothing_counts_after_another_boot", another_boot),
+    ]
+}
+
+fn journal() -> PathBuf {
+    scratch().join("journal")
+}
+
+fn start(options: &[&str]) -> Daemon {
+    Daemon::start_with(|command| {
+        command.arg("--journal").arg(journal()).args(options);
+    })
+}
+
+/// Ends a daemon by `kill -9`.
+fn end_badly(daemon: Daemon) {
+    kill(daemon.child.id());
+    daemon.child.wait_with_output().unwrap();
+}
+
+fn left() -> Vec<String> {
+    names().into_iter().map(|name| name.into_string().unwrap()).collect()
+}
+
+fn taken_over() {
+    drop(sem_open("/mp-1", 1));
+    for name in ["a", "b", "c"] {
+        object().make(name);
+    }
+    let mut daemon = start(&[]);
+    daemon.told(
+        "REGISTER:/a:shared_memory\nREGISTER:/b:shared_memory\nREGISTER:/mp-1:semaphore\n\
+         UNREGISTER:/b:shared_memory\nREGISTER:/c:shared_memory\nREGISTER:/late:shared_memory\n",
+    );
+    wait_for("the journal", || (fs::metadata(journal()).unwrap().len() > 200).then_some(()));
+    end_badly(daemon);
+    object().make("late");
+    assert_eq!(left(), ["a", "b", "c", "late", "sem.mp-1"]);
+    // The next one goes on with it: what is taken back there stays.
+    let mut daemon = start(&[]);
+    daemon.told("UNREGISTER:/c:shared_memory\n");
+    let (status, said) = daemon.end();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("4 names are taken over from a tracker that was killed"), "{said}");
+    assert_eq!(left(), ["b", "c"]);
+    // And what it has dealt with is not there for the next.
+    let (status, said) = start(&[]).end();
+    assert_eq!((status.code(), &said[..]), (Some(0), ""));
+    let mode = fs::metadata(journal()).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600);
+}
+
+fn another_object() {
+    object().make("a");
+    let mut daemon = start(&[]);
+    daemon.told("REGISTER:/a:shared_memory\n");
+    end_badly(daemon);
+    fs::remove_file("/dev/shm/a").unwrap();
+    let new = object().make("a");
+    let (_, said) = start(&[]).end();
+    assert_eq!(identity("a"), Some(new));
+    assert!(said.contains("'/a': it is another object than was registered, and stays"), "{said}");
+}
+
+fn files() {
+    let file = |name: &str| scratch().join(name);
+    for name in ["same", "other"] {
+        fs::write(file(name), "x").unwrap();
+    }
+    let options = ["--protocol", "any"];
+    let mut daemon = start(&options);
+    for name in ["same", "other", "later"] {
+        daemon.told(&format!("REGISTER:{}:file\n", file(name).display()));
+    }
+    end_badly(daemon);
+    fs::rename(file("other"), file("moved")).unwrap();
+    fs::write(file("other"), "new").unwrap();
+    fs::write(file("later"), "new").unwrap();
+    let (status, said) = start(&options).end();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("2 names are of an earlier boot, or files"), "{said}");
+    assert!(!file("same").exists() && file("other").exists() && file("later").exists());
+}
+
+fn only_one() {
+    let first = start(&[]);
+    wait_for("the journal", || journal().exists().then_some(()));
+    let second = start(&[]);
+    let output = second.child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("hint: a live daemon has it"), "{said}");
+    let mut by_hand = rtrack(["reap", "--yes", "--journal"]);
+    let run = by_hand.arg(journal()).finish().expect(3);
+    assert!(run.stderr.contains("a live daemon has it"), "{run:?}");
+    assert_eq!(first.end().0.code(), Some(0));
+}
+
+fn by_hand() {
+    for name in ["a", "held", "other", "kept"] {
+        object().make(name);
+    }
+    let mut daemon = start(&[]);
+    daemon.told("REGISTER:/a:shared_memory\nREGISTER:/held:shared_memory\n");
+    daemon.told("REGISTER:/other:shared_memory\n");
+    end_badly(daemon);
+    fs::remove_file("/dev/shm/other").unwrap();
+    object().make("other");
+    let held = fs::File::open("/dev/shm/held").unwrap();
+    let reap = |options: &[&str]| {
+        let mut reap = rtrack(["reap", "--assume-complete", "--grace", "0s", "--no-audit"]);
+        reap.args(options).arg("--journal").arg(journal());
+        reap.finish()
+    };
+    let run = reap(&["--dry-run", "--json"]).expect(0);
+    let document = run.json();
+    let mut ids: Vec<&str> = document["objects"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|object| object["id"].as_str().unwrap())
+        .collect();
+    ids.sort_unstable();
+    assert_eq!(ids, ["shm:a"], "{document:#}");
+    assert_eq!(left(), ["a", "held", "kept", "other"]);
+    let run = reap(&["--yes"]).expect(0);
+    assert!(run.stderr.contains("left alone: 1 held"), "{run:?}");
+    assert_eq!(left(), ["held", "kept", "other"]);
+    drop(held);
+    // What is dealt with is not in it any more, what was held is.
+    object().make("a");
+    reap(&["--yes"]).expect(0);
+    assert_eq!(left(), ["a", "kept", "other"]);
+    let mut missing = rtrack(["reap", "--yes", "--journal", "nowhere"]);
+    missing.finish().expect(3);
+    assert!(!scratch().join("nowhere").exists());
+}
+
+/// What is read of a journal that was cut off is what was registered when it was as long as that.
+fn truncated() {
+    const NAMES: [&str; 3] = ["a", "b", "c"];
+    const STATES: [&[&str]; 5] = [&[], &["a"], &["a", "b"], &["a"], &["a", "c"]];
+    for name in NAMES {
+        object().make(format!("keep-{name}"));
+        fs::hard_link(path(format!("keep-{name}")), path(name)).unwrap();
+    }
+    let mut daemon = start(&[]);
+    daemon.told("REGISTER:/a:shared_memory\nREGISTER:/b:shared_memory\n");
+    daemon.told("UNREGISTER:/b:shared_memory\nREGISTER:/c:shared_memory\n");
+    wait_for("the journal", || (fs::metadata(journal()).unwrap().len() > 200).then_some(()));
+    end_badly(daemon);
+    let whole = fs::read(journal()).unwrap();
+    let mut state = 0;
+    for length in 0..=whole.len() {
+        for name in NAMES.iter().filter(|name| identity(name).is_none()) {
+            // The same object again.
+            fs::hard_link(path(format!("keep-{name}")), path(name)).unwrap();
+        }
+        fs::write(journal(), &whole[..length]).unwrap();
+        let (_, said) = start(&[]).end();
+        let gone: Vec<&str> = NAMES.into_iter().filter(|name| identity(name).is_none()).collect();
+        if gone != STATES[state] {
+            state += 1;
+        }
+        assert_eq!(STATES.get(state), Some(&&gone[..]), "{length}: {said}");
+    }
+    assert_eq!(state, STATES.len() - 1);
+    note(format!("{} lengths", whole.len() + 1));
+}
+
+fn strange_files() {
+    object().make("a");
+    let mut daemon = start(&[]);
+    daemon.told("REGISTER:/a:shared_memory\n");
+    end_badly(daemon);
+    let whole = fs::read(journal()).unwrap();
+    for (bytes, what) in
+        [(&b"{\"some\": \"json\"}\n"[..], "no journal"), (&[0; 4096], "no journal")]
+    {
+        fs::write(journal(), bytes).unwrap();
+        let daemon = start(&[]);
+        let output = daemon.child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(64), "{said}");
+        assert!(said.contains(what), "{said}");
+        assert_eq!(fs::read(journal()).unwrap(), bytes);
+    }
+    // Whoever else could write to it could have anything removed.
+    fs::write(journal(), &whole).unwrap();
+    fs::set_permissions(journal(), fs::Permissions::from_mode(0o622)).unwrap();
+    let output = start(&[]).child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    assert!(identity("a").is_some());
+    fs::remove_file(journal()).unwrap();
+    nix::unistd::mkfifo(&journal(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let output = start(&[]).child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+}
+
+fn full_disk() {
+    let disk = scratch().join("disk");
+    fs::create_dir(&disk).unwrap();
+    mount("tmpfs", disk.to_str().unwrap(), "tmpfs", 0, "size=64k").unwrap();
+    let journal = disk.join("journal");
+    let mut daemon = Daemon::start_with(|command| {
+        command.arg("--journal").arg(&journal);
+    });
+    object().make("a");
+    daemon.told("REGISTER:/a:shared_memory\n");
+    wait_for("the journal", || (fs::metadata(&journal).unwrap().len() > 80).then_some(()));
+    let mut filler =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(disk.join("f")).unwrap();
+    while filler.write(&[0; 4096]).is_ok() {}
+    for number in 0..3000 {
+        daemon.tell(&format!("REGISTER:/filler-{number}:dummy\n"));
+    }
+    object().make("b");
+    daemon.told("REGISTER:/b:shared_memory\n");
+    let (status, said) = daemon.end();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert_eq!(said.matches("may be lost if the daemon is killed").count(), 1, "{said}");
+    assert!(names().is_empty());
+}
+
+struct Listening(Child);
+
+impl Listening {
+    fn start() -> Self {
+        let mut command = rtrack(["daemon", "--listen"]);
+        command.arg(socket()).arg("--journal").arg(journal()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        wait_for("the socket", || UnixStream::connect(socket()).ok());
+        Self(child)
+    }
+
+    fn end(self, signal: i32) -> String {
+        let pid = i32::try_from(self.0.id()).unwrap();
+        // SAFETY: the child has not been waited for.
+        check(unsafe { libc::kill(pid, signal) }).unwrap();
+        String::from_utf8(self.0.wait_with_output().unwrap().stderr).unwrap()
+    }
+}
+
+fn socket() -> PathBuf {
+    scratch().join("socket")
+}
+
+/// Tells something, and waits until it is done; nothing if the daemon died meanwhile.
+fn exchange(stream: &mut BufReader<UnixStream>, text: &str) -> Option<Value> {
+    stream.get_mut().write_all(text.as_bytes()).ok()?;
+    stream.get_mut().write_all(b"PROBE:0:noop\n").ok()?;
+    let mut line = String::new();
+    stream.read_line(&mut line).ok().filter(|length| *length > 0)?;
+    serde_json::from_str(&line).ok()
+}
+
+fn connect() -> Option<BufReader<UnixStream>> {
+    UnixStream::connect(socket()).ok().map(BufReader::new)
+}
+
+fn owners_that_live() {
+    let daemon = Listening::start();
+    for name in ["own", "mine", "dead"] {
+        object().make(name);
+    }
+    let mut owner = Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut dead = Command::new("sleep").arg("1000").spawn().unwrap();
+    for (pid, name) in [(owner.id(), "own"), (dead.id(), "dead")] {
+        let mut stream = connect().unwrap();
+        let text = format!("{{\"cmd\":\"OWNER\",\"pid\":{pid}}}\nREGISTER:/{name}:shared_memory\n");
+        assert_eq!(exchange(&mut stream, &text).unwrap()["registered"], 1);
+    }
+    let mut stream = connect().unwrap();
+    exchange(&mut stream, "REGISTER:/mine:shared_memory\n").unwrap();
+    daemon.end(libc::SIGKILL);
+    dead.kill().unwrap();
+    dead.wait().unwrap();
+    let daemon = Listening::start();
+    wait_for("what is of the dead one to go", || identity("dead").is_none().then_some(()));
+    assert!(identity("own").is_some() && identity("mine").is_some());
+    // This process lives, and goes on with what it has.
+    let mut stream = connect().unwrap();
+    let answer = exchange(&mut stream, "UNREGISTER:/mine:shared_memory\n").unwrap();
+    assert_eq!(answer["bad"], 0, "{answer}");
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    wait_for("what is of that one to go", || identity("own").is_none().then_some(()));
+    drop(stream);
+    let said = daemon.end(libc::SIGTERM);
+    assert!(said.contains("3 names are taken over"), "{said}");
+    assert!(identity("mine").is_some());
+}
+
+fn killed_at_random() {
+    const EACH: usize = 1500;
+    const CLIENTS: usize = 3;
+    let mut daemon = Listening::start();
+    let mut children = Vec::new();
+    for client in 0..CLIENTS {
+        let pid = fork();
+        if pid == 0 {
+            let mut stream = None;
+            for number in 0..EACH {
+                let name = format!("k-{client}-{number}");
+                object().size(8).make(&name);
+                // Until a daemon has said that it has it.
+                loop {
+                    stream = stream.or_else(connect);
+                    let told = stream.as_mut().and_then(|stream| {
+                        exchange(stream, &format!("REGISTER:/{name}:shared_memory\n"))
+                    });
+                    match told {
+                        Some(answer) if answer.get("error").is_none() => break,
+                        _ => stream = None,
+                    }
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                }
+                if number % 5 == 0 {
+                    // Taken back: it has to stay.
+                    fs::rename(
+                        format!("/dev/shm/{name}"),
+                        format!("/dev/shm/stays-{client}-{number}"),
+                    )
+                    .unwrap();
+                    object().size(8).make(&name);
+                    loop {
+                        stream = stream.or_else(connect);
+                        let told = stream.as_mut().and_then(|stream| {
+                            exchange(stream, &format!("UNREGISTER:/{name}:shared_memory\n"))
+                        });
+                        match told {
+                            Some(answer) if answer.get("error").is_none() => break,
+                            _ => stream = None,
+                        }
+                        std::thread::sleep(std::time::Duration::from_millis(2));
+                    }
+                }
+            }
+            // SAFETY: the call does not return.
+            unsafe { libc::_exit(0) }
+        }
+        children.push(pid);
+    }
+    let mut kills = 0_u32;
+    let mut running = children.len();
+    while running > 0 {
+        std::thread::sleep(std::time::Duration::from_millis(u64::from(20 + kills * 37 % 90)));
+        daemon.end(libc::SIGKILL);
+        kills += 1;
+        daemon = Listening::start();
+        // SAFETY: the kernel writes one int.
+        while unsafe { libc::waitpid(-1, &mut 0, libc::WNOHANG) } > 0 {}
+        // SAFETY: the call touches no memory.
+        running = children.iter().filter(|pid| unsafe { libc::kill(**pid, 0) } == 0).count();
+    }
+    daemon.end(libc::SIGTERM);
+    let left = left();
+    let forgotten: Vec<&String> = left
+        .iter()
+        .filter(|name| {
+            let number = name.rsplit('-').next().unwrap().parse::<usize>().unwrap();
+            name.starts_with("k-") && number % 5 != 0
+        })
+        .collect();
+    assert!(forgotten.is_empty(), "{kills} kills: {forgotten:?}");
+    let taken_back = left.iter().filter(|name| name.starts_with("k-")).count();
+    assert_eq!(taken_back, CLIENTS * EACH / 5, "what was taken back stays");
+    note(format!("{kills} kills during {} registrations", CLIENTS * EACH));
+    assert!(kills >= 3, "{kills}");
+}
+
+fn another_boot() {
+    object().make("a");
+    let mut daemon = start(&[]);
+    daemon.told("REGISTER:/a:shared_memory\n");
+    end_badly(daemon);
+    let bytes = fs::read(journal()).unwrap();
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    assert!(bytes.windows(36).any(|part| part == boot.trim().as_bytes()));
+    // As after a restart: a file system with a boot id of its own, which only the daemon sees.
+    let id = scratch().join("boot_id");
+    fs::write(&id, "00000000-0000-4000-8000-000000000000\n").unwrap();
+    let target = "/proc/sys/kernel/random/boot_id";
+    if mount(id.to_str().unwrap(), target, "", libc::MS_BIND, "").is_err() {
+        crate::support::skip("nothing can be mounted over /proc/sys");
+    }
+    let (status, said) = start(&[]).end();
+    assert_eq!(status.code(), Some(0), "{said}");
+    assert!(said.contains("1 names are of an earlier boot"), "{said}");
+    assert!(identity("a").is_some());
+}
