@@ -166,6 +166,11 @@ impl<T> Registry<T> {
         self.names.get(rtype as usize)?.0.get(name)
     }
 
+    /// The same, to be changed.
+    pub fn get_mut(&mut self, rtype: Rtype, name: &[u8]) -> Option<&mut Entry<T>> {
+        self.names.get_mut(rtype as usize)?.0.get_mut(name)
+    }
+
     /// What was known when the name of `message` was registered first, if it is.
     #[must_use]
     pub fn more(&self, message: &Message<'_>) -> Option<T>

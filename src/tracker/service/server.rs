@@ -17,7 +17,7 @@ use super::found;
 use super::ledger::{Inheritance, Inherited, Ledger};
 use super::protocol::{Framer, LineError, Message, parse};
 use super::python::{ReprBytes, ReprStr};
-use super::registry::{Change, LeakWarning, NotRegistered, Registry, Status};
+use super::registry::{Change, LeakWarning, Registry, Status};
 use super::state::{Registered, TrackerState};
 use crate::tracker::host::wall_clock;
 use crate::tracker::reap::registered::{self, RemoveError, Repr};
@@ -130,6 +130,7 @@ pub fn run<'a>(
         record,
         control,
         ledger,
+        fresh: Vec::new(),
     };
     tracker.inherit(inheritance);
     tracker.tell(format_args!("Main resource tracker is running"));
@@ -163,15 +164,19 @@ struct Tracker<'a> {
     record: Option<Recorder<'a>>,
     control: Option<&'a Control>,
     ledger: &'a mut Ledger,
+    /// What was registered since the journal was last written to.
+    fresh: Vec<(Rtype, Vec<u8>)>,
 }
 
 /// What is known of a registration beside its name.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Then {
     /// When the piece arrived that it was in, in nanoseconds since 1970; 0 if nobody can ask for it.
     at: i64,
-    /// What the name belonged to then, where there is a journal.
-    identity: Option<Identity>,
+    /// What the name belonged to then, where there is a journal: most have none, and it is large.
+    identity: Option<Box<Identity>>,
+    /// Whether the journal knows of it.
+    written: bool,
 }
 
 impl Tracker<'_> {
@@ -192,12 +197,16 @@ impl Tracker<'_> {
                 continue;
             }
             count += 1;
-            let then = Then { at: i64::try_from(entry.at).unwrap_or(0), identity: entry.identity };
+            let then = Then {
+                at: i64::try_from(entry.at).unwrap_or(0),
+                identity: entry.identity.map(Box::new),
+                written: true,
+            };
             for _ in 0..entry.count.max(1) {
                 let (command, rtype) = (Command::Register, entry.rtype);
                 let message = Message { command, name: entry.name.as_slice().into(), rtype };
                 // A registration is never refused.
-                self.registry.apply_with(&message, || then).map(drop).unwrap_or(());
+                self.registry.apply_with(&message, || then.clone()).map(drop).unwrap_or(());
             }
             // From now on it is the pipe's, whosever it was.
             if heir.id != 0 {
@@ -215,30 +224,39 @@ impl Tracker<'_> {
         self.flush();
     }
 
-    /// Writes down in the journal what has changed.
+    /// Writes down in the journal what has changed since the last time. What was registered and taken back since
+    /// then has left no trace, and is not even looked for.
     fn write_down(&mut self) {
+        for (rtype, name) in std::mem::take(&mut self.fresh) {
+            let Some(entry) = self.registry.get_mut(rtype, &name) else { continue };
+            if std::mem::replace(&mut entry.more.written, true) {
+                continue;
+            }
+            let identity = found::anywhere(rtype, &name).map(|stat| Identity::of(&stat));
+            entry.more.identity = identity.map(Box::new);
+            let (count, at) = (entry.count, Nanoseconds::from(entry.more.at));
+            self.ledger.registered(0, &Inherited { rtype, name, count, identity, at });
+        }
         if let Some(warning) = self.ledger.write() {
             self.warn(format_args!("{warning}"));
         }
     }
 
-    /// What follows for the journal from a message.
-    fn note(&mut self, message: &Message<'_>, change: Change) {
+    /// What follows for the journal from a message; `written` is whether it knew of the name before.
+    fn note(&mut self, message: &Message<'_>, change: Change, written: bool) {
         let (rtype, name) = (message.rtype, &*message.name);
         match change {
-            Change::Registered(1) => {
-                let identity = self.registry.more(message).and_then(|then| then.identity);
-                let at = Nanoseconds::from(self.now);
-                let name = name.to_vec();
-                self.ledger.registered(0, &Inherited { rtype, name, count: 1, identity, at });
-            }
-            Change::Registered(count) if self.options.dialect.releases(rtype) => {
+            Change::Registered(1) => self.fresh.push((rtype, name.to_vec())),
+            Change::Registered(count) if written && self.options.dialect.releases(rtype) => {
                 self.ledger.counted(0, rtype, name, count);
             }
-            Change::Released(count) if count > 0 => self.ledger.counted(0, rtype, name, count),
-            // Once it is removed.
-            Change::Released(_) | Change::Forgotten => self.ledger.taken_back(0, rtype, name),
-            Change::Registered(_) | Change::None => {}
+            Change::Released(count) if written && count > 0 => {
+                self.ledger.counted(0, rtype, name, count);
+            }
+            Change::Released(0) | Change::Forgotten if written => {
+                self.ledger.taken_back(0, rtype, name);
+            }
+            Change::Registered(_) | Change::Released(_) | Change::Forgotten | Change::None => {}
         }
     }
 
@@ -318,26 +336,23 @@ impl Tracker<'_> {
             Err(error) => return self.refuse(&[], error.class(), &error),
         };
         match parse(line, self.options.dialect) {
-            Ok(message) => match self.apply(&message) {
-                Ok(change) => {
-                    self.follow(&message, change);
-                    if self.ledger.is_kept() {
-                        self.note(&message, change);
+            Ok(message) => {
+                let kept = self.ledger.is_kept();
+                let known = || self.registry.get(message.rtype, &message.name);
+                let written = kept && known().is_some_and(|entry| entry.more.written);
+                let at = self.now;
+                match self.registry.apply_with(&message, || Then { at, ..Then::default() }) {
+                    Ok(change) => {
+                        self.follow(&message, change);
+                        if kept {
+                            self.note(&message, change, written);
+                        }
                     }
+                    Err(error) => self.refuse(line, "KeyError", &error),
                 }
-                Err(error) => self.refuse(line, "KeyError", &error),
-            },
+            }
             Err(error) => self.refuse(line, error.class(), &error),
         }
-    }
-
-    fn apply(&mut self, message: &Message<'_>) -> Result<Change, NotRegistered> {
-        let (at, kept) = (self.now, self.ledger.is_kept());
-        let then = || {
-            let found = if kept { found::anywhere(message.rtype, &message.name) } else { None };
-            Then { at, identity: found.map(|stat| Identity::of(&stat)) }
-        };
-        self.registry.apply_with(message, then)
     }
 
     /// Reports a bad line, in the shape in which Python's tracker reports an exception, with the
@@ -496,8 +511,9 @@ impl Tracker<'_> {
         for (rtype, names) in &left {
             self.status.leftovers();
             for (name, _) in names {
-                let then = registry.get(*rtype, name).and_then(|entry| entry.more.identity);
-                if then.is_some_and(|then| found::is_another(*rtype, name, &then)) {
+                let then =
+                    registry.get(*rtype, name).and_then(|entry| entry.more.identity.as_deref());
+                if then.is_some_and(|then| found::is_another(*rtype, name, then)) {
                     said.push((*rtype, name, Some(stays(name))));
                     continue;
                 }
