@@ -33,26 +33,69 @@ STUB = (
 )
 
 # What it executes then. It is compiled only then, which would be half of the cost otherwise. Nothing
-# may leave it, whatever became of the package since.
+# of its own may leave it, whatever became of the package since; a hook that ends or damages Python
+# would be worse than none. But what a handler of a signal raises is the program's: signals wait until
+# it is done, and an exception is passed on if code took part that is neither the hook's nor the standard
+# library's, since another thread can take a signal nevertheless. For the same reason everything is
+# put back again if that was not reached the first time.
+#
+# Finders are called with the lock of all imports held. To import anything there would wait for ever
+# where another thread is importing that already, and waits for this lock: it is given back meanwhile,
+# unless somebody further out holds it as well. `release` comes before it is taken again, since nobody
+# knows whether it was given back.
 LOAD = """\
-try:
-    if 'install' not in record:
-        from importlib.machinery import SourceFileLoader
-        hook = {'__name__': '_rtrack_hook', '__file__': record['hook']}
-        exec(SourceFileLoader('_rtrack_hook', record['hook']).get_code('_rtrack_hook'), hook)
-        record['install'] = hook['install']
-    record['install'](name, record)
-except KeyboardInterrupt:
-    raise
-except BaseException as error:
+import _imp, _signal, os, sys
+mask, code = _signal.pthread_sigmask, sys._getframe().f_code
+before = mask(_signal.SIG_BLOCK, ())
+locked, restored = _imp.lock_held(), False
+def release():
     try:
-        import sys
-        sys.stderr.write('rtrack: %s cannot be used (%s), and Python\\'s own resource tracker is; '
-                         'if rtrack was uninstalled, remove %s\\n'
-                         % (record['hook'], type(error).__name__, record['pth']))
-        sys.stderr.flush()
-    except BaseException:
-        pass
+        _imp.release_lock()
+        return True
+    except RuntimeError:
+        return False
+hook = {'__name__': '_rtrack_hook', '__file__': record['hook']}
+try:
+    try:
+        mask(_signal.SIG_BLOCK, _signal.valid_signals())
+        if locked and release() and release():
+            locked = False
+            _imp.acquire_lock()
+            _imp.acquire_lock()
+        if 'install' not in record:
+            from importlib.machinery import SourceFileLoader
+            exec(SourceFileLoader('_rtrack_hook', record['hook']).get_code('_rtrack_hook'), hook)
+            record['install'] = hook['install']
+        record['install'](name, record)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        library, trace = os.path.dirname(getattr(os, '__file__', '?')) + '/', error.__traceback__
+        while trace is not None:
+            frame, trace = trace.tb_frame, trace.tb_next
+            file = frame.f_code.co_filename
+            if not (frame.f_code is code or file == record['hook'] or file.startswith('<frozen ')
+                    or file.startswith(library) and '-packages/' not in file):
+                raise
+        try:
+            sys.stderr.write('rtrack: %s cannot be used (%s), and Python\\'s own resource tracker is; '
+                             'if rtrack was uninstalled, remove %s\\n'
+                             % (record['hook'], type(error).__name__, record['pth']))
+            sys.stderr.flush()
+        except BaseException:
+            pass
+    finally:
+        if locked:
+            release()
+            _imp.acquire_lock()
+        mask(_signal.SIG_SETMASK, before)
+        restored = True
+finally:
+    if not restored:
+        if locked:
+            release()
+            _imp.acquire_lock()
+        mask(_signal.SIG_SETMASK, before)
 """
 
 TRACKERS = [f"{package}.resource_tracker" for package in (_hook.STDLIB, *_hook.LOKY)]
