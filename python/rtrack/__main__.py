@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import os
 import shutil
 import site
@@ -133,14 +134,25 @@ def own_directories():
 
 def read_record(directory):
     """What `enable` noted there, or None if there is no file. Refused: it is not ours."""
+    text = read_text(directory)
+    return None if text is None else parse_record(os.path.join(directory, PTH), text)
+
+
+def read_text(directory):
+    """The file's content, or None if there is none. Refused: it cannot be read."""
     path = os.path.join(directory, PTH)
     try:
         with open(path, encoding="ascii", errors="replace") as file:
-            lines = file.read().split("\n")
+            return file.read()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror}") from None
+
+
+def parse_record(path, text):
+    """What `enable` noted in that text. Refused: it is not ours."""
+    lines = text.split("\n")
     if lines[0] != FIRST_LINE:
         raise Refused(f"{path} was not written by `python -m rtrack enable`")
     try:
@@ -204,14 +216,16 @@ def enable(options):
         "hook": os.path.abspath(_hook.__file__), "package": installed[0][0] if installed else "",
     }
     reasons = []
-    for directory in site_directories():
+    for directory in own_directories():  # those that this Python's `disable` looks into
         try:
-            path, before = write(directory, record)
+            path, before, ours = write(directory, record)
         except (OSError, Refused) as error:
             reasons.append(f"{directory}: {getattr(error, 'strerror', None) or error}")
             continue
         trouble = does_not_work(path)
         if trouble:
+            if not is_still(path, ours):
+                raise Refused(f"{path} was removed or written anew by somebody else meanwhile")
             undo(directory, before)
             raise Refused(f"{path} was taken back: {trouble}")
         for reason in reasons:
@@ -250,13 +264,10 @@ def pth_text(record):
 
 
 def write(directory, record):
-    """Writes the file whole or not at all; its path, and what was there before."""
+    """Writes the file whole or not at all; its path, what was there before, and its identity."""
     path = os.path.join(directory, PTH)
-    known = read_record(directory)
-    before = None
-    if known is not None:
-        with open(path, encoding="ascii") as file:
-            before = file.read()
+    before = read_text(directory)
+    known = None if before is None else parse_record(path, before)
     created = [] if known is None else known["created"]
     created = make_directories(directory) or created
     temporary = None
@@ -267,13 +278,22 @@ def write(directory, record):
         umask = os.umask(0o022)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
+        ours = _hook.identity(temporary)
         os.replace(temporary, path)
     except OSError:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
         remove_directories(created if known is None else [])
         raise
-    return path, before
+    return path, before, ours
+
+
+def is_still(path, ours):
+    """Whether the file at `path` is the one of that identity."""
+    try:
+        return _hook.identity(path) == ours
+    except OSError:
+        return False
 
 
 def make_directories(directory):
@@ -302,17 +322,24 @@ def remove_directories(directories):
 
 def does_not_work(path):
     """Why a Python that is started now does not use the file at `path`, or None if it does."""
-    ask = ("import sys; sys.stdout.write(next((finder.record['pth'] for finder in sys.meta_path "
-           "if getattr(finder, '__name__', '') == 'RtrackFinder'), ''))")
-    command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", ask]
+    # It answers through a pipe of its own: a sitecustomize may print, or close standard output.
+    ask = ("import os, sys; os.write(int(sys.argv[1]), os.fsencode(next((finder.record['pth'] "
+           "for finder in sys.meta_path if getattr(finder, '__name__', '') == 'RtrackFinder'), '')))")
+    reader, writer = os.pipe()
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, timeout=PATIENCE)
+        os.set_blocking(reader, False)  # what it has started may hold the other end
+        command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", ask, str(writer)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, timeout=PATIENCE, pass_fds=[writer])
+        os.write(writer, b"\0")  # there is something to read in any case
+        used = os.fsdecode(os.read(reader, 65536).rstrip(b"\0"))
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"Python does not start: {error}"
+    finally:
+        os.close(reader)
+        os.close(writer)
     if done.returncode != 0:
         return f"Python does not start: {done.stderr.decode(errors='replace').strip()[-300:]}"
-    used = os.fsdecode(done.stdout)
     if not used:
         return "Python does not read .pth files there"
     if os.path.realpath(used) != os.path.realpath(path):
@@ -323,7 +350,10 @@ def does_not_work(path):
 def undo(directory, before):
     """Puts back what was there before `write`."""
     if before is None:
-        remove(directory, read_record(directory))
+        with contextlib.suppress(FileNotFoundError):  # somebody else removed it since
+            record = read_record(directory)
+            if record is not None:
+                remove(directory, record)
     else:
         with open(os.path.join(directory, PTH), "w", encoding="ascii") as file:
             file.write(before)
@@ -358,6 +388,8 @@ def disable(options):
         except Refused as error:
             found = True
             troubles.append(str(error))
+        except FileNotFoundError:  # somebody else removed it at the same time
+            say(f"{path} is gone already")
         except OSError as error:
             troubles.append(f"{path} cannot be removed: {error.strerror}")
     if not found:
@@ -432,9 +464,29 @@ def state_of_program(record):
 
 
 def say(line):
-    """A line on standard output; a path that cannot be encoded does not stop it."""
-    encoding = sys.stdout.encoding or "ascii"
-    print(line.encode(encoding, "backslashreplace").decode(encoding))
+    """A line on standard output."""
+    tell(line, "stdout")
+
+
+def tell(line, name):
+    """A line on that standard stream. A path that cannot be encoded does not stop it, nor does a stream
+    that is closed, full, or a pipe without a reader: what was done is done, and the exit status
+    says that."""
+    stream = getattr(sys, name)
+    if stream is None:
+        return
+    try:
+        encoding = stream.encoding or "ascii"
+        stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        stream.flush()
+    except OSError as error:
+        # The rest of what is said goes nowhere, and what is left of it when Python ends.
+        setattr(sys, name, None)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+        if name == "stdout" and not isinstance(error, BrokenPipeError):
+            tell(f"warning: standard output cannot be written: {error.strerror}", "stderr")
 
 
 def main():
@@ -457,7 +509,7 @@ def main():
     try:
         return options.run(options)
     except Refused as error:
-        print(f"error: {error}".encode("ascii", "backslashreplace").decode(), file=sys.stderr)
+        tell(f"error: {error}", "stderr")
         return 1
 
 
