@@ -33,6 +33,24 @@ STUB = (
     "[sys.meta_path[0].find_spec(n) for n in {names} if n in sys.modules]"
 )
 
+# What is executed where that fails, and compiled only there: the exception is passed on, or told.
+FAILED = """\
+library, trace = os.path.dirname(getattr(os, '__file__', '?')) + '/', error.__traceback__
+while trace is not None:
+    frame, trace = trace.tb_frame, trace.tb_next
+    file = frame.f_code.co_filename
+    if not (frame.f_code is code or file == record['hook'] or file.startswith('<frozen ')
+            or file.startswith(library) and '-packages/' not in file):
+        raise
+try:
+    sys.stderr.write('rtrack: %s cannot be used (%s), and Python\\'s own resource tracker is; '
+                     'if rtrack was uninstalled, remove %s\\n'
+                     % (record['hook'], type(error).__name__, record['pth']))
+    sys.stderr.flush()
+except BaseException:
+    pass
+"""
+
 # What it executes then. It is compiled only then, which would be half of the cost otherwise. Nothing
 # of its own may leave it, whatever became of the package since; a hook that ends or damages Python
 # would be worse than none. But what a handler of a signal raises is the program's: signals wait until
@@ -71,20 +89,7 @@ try:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        library, trace = os.path.dirname(getattr(os, '__file__', '?')) + '/', error.__traceback__
-        while trace is not None:
-            frame, trace = trace.tb_frame, trace.tb_next
-            file = frame.f_code.co_filename
-            if not (frame.f_code is code or file == record['hook'] or file.startswith('<frozen ')
-                    or file.startswith(library) and '-packages/' not in file):
-                raise
-        try:
-            sys.stderr.write('rtrack: %s cannot be used (%s), and Python\\'s own resource tracker is; '
-                             'if rtrack was uninstalled, remove %s\\n'
-                             % (record['hook'], type(error).__name__, record['pth']))
-            sys.stderr.flush()
-        except BaseException:
-            pass
+        exec({failed})
     finally:
         if locked:
             release()
@@ -97,7 +102,7 @@ finally:
             release()
             _imp.acquire_lock()
         mask(_signal.SIG_SETMASK, before)
-"""
+""".replace("{failed}", ascii(FAILED))
 
 TRACKERS = [f"{package}.resource_tracker" for package in (_hook.STDLIB, *_hook.LOKY)]
 
