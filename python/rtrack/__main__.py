@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import os
 import shutil
 import site
@@ -32,28 +33,76 @@ STUB = (
     "[sys.meta_path[0].find_spec(n) for n in {names} if n in sys.modules]"
 )
 
-# What it executes then. It is compiled only then, which would be half of the cost otherwise. Nothing
-# may leave it, whatever became of the package since.
-LOAD = """\
+# What is executed where that fails, and compiled only there: the exception is passed on, or told.
+FAILED = """\
+library, trace = os.path.dirname(getattr(os, '__file__', '?')) + '/', error.__traceback__
+while trace is not None:
+    frame, trace = trace.tb_frame, trace.tb_next
+    file = frame.f_code.co_filename
+    if not (frame.f_code is code or file == record['hook'] or file.startswith('<frozen ')
+            or file.startswith(library) and '-packages/' not in file):
+        raise
 try:
-    if 'install' not in record:
-        from importlib.machinery import SourceFileLoader
-        hook = {'__name__': '_rtrack_hook', '__file__': record['hook']}
-        exec(SourceFileLoader('_rtrack_hook', record['hook']).get_code('_rtrack_hook'), hook)
-        record['install'] = hook['install']
-    record['install'](name, record)
-except KeyboardInterrupt:
-    raise
-except BaseException as error:
-    try:
-        import sys
-        sys.stderr.write('rtrack: %s cannot be used (%s), and Python\\'s own resource tracker is; '
-                         'if rtrack was uninstalled, remove %s\\n'
-                         % (record['hook'], type(error).__name__, record['pth']))
-        sys.stderr.flush()
-    except BaseException:
-        pass
+    sys.stderr.write('rtrack: %s cannot be used (%s), and Python\\'s own resource tracker is; '
+                     'if rtrack was uninstalled, remove %s\\n'
+                     % (record['hook'], type(error).__name__, record['pth']))
+    sys.stderr.flush()
+except BaseException:
+    pass
 """
+
+# What it executes then. It is compiled only then, which would be half of the cost otherwise. Nothing
+# of its own may leave it, whatever became of the package since; a hook that ends or damages Python
+# would be worse than none. But what a handler of a signal raises is the program's: signals wait until
+# it is done, and an exception is passed on if code took part that is neither the hook's nor the standard
+# library's, since another thread can take a signal nevertheless. For the same reason everything is
+# put back again if that was not reached the first time.
+#
+# Finders are called with the lock of all imports held. To import anything there would wait for ever
+# where another thread is importing that already, and waits for this lock: it is given back meanwhile,
+# unless somebody further out holds it as well. `release` comes before it is taken again, since nobody
+# knows whether it was given back.
+LOAD = """\
+import _imp, _signal, os, sys
+mask, code = _signal.pthread_sigmask, sys._getframe().f_code
+before = mask(_signal.SIG_BLOCK, ())
+locked, restored = _imp.lock_held(), False
+def release():
+    try:
+        _imp.release_lock()
+        return True
+    except RuntimeError:
+        return False
+hook = {'__name__': '_rtrack_hook', '__file__': record['hook']}
+try:
+    try:
+        mask(_signal.SIG_BLOCK, _signal.valid_signals())
+        if locked and release() and release():
+            locked = False
+            _imp.acquire_lock()
+            _imp.acquire_lock()
+        if 'install' not in record:
+            from importlib.machinery import SourceFileLoader
+            exec(SourceFileLoader('_rtrack_hook', record['hook']).get_code('_rtrack_hook'), hook)
+            record['install'] = hook['install']
+        record['install'](name, record)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        exec({failed})
+    finally:
+        if locked:
+            release()
+            _imp.acquire_lock()
+        mask(_signal.SIG_SETMASK, before)
+        restored = True
+finally:
+    if not restored:
+        if locked:
+            release()
+            _imp.acquire_lock()
+        mask(_signal.SIG_SETMASK, before)
+""".replace("{failed}", ascii(FAILED))
 
 TRACKERS = [f"{package}.resource_tracker" for package in (_hook.STDLIB, *_hook.LOKY)]
 
@@ -90,14 +139,25 @@ def own_directories():
 
 def read_record(directory):
     """What `enable` noted there, or None if there is no file. Refused: it is not ours."""
+    text = read_text(directory)
+    return None if text is None else parse_record(os.path.join(directory, PTH), text)
+
+
+def read_text(directory):
+    """The file's content, or None if there is none. Refused: it cannot be read."""
     path = os.path.join(directory, PTH)
     try:
         with open(path, encoding="ascii", errors="replace") as file:
-            lines = file.read().split("\n")
+            return file.read()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror}") from None
+
+
+def parse_record(path, text):
+    """What `enable` noted in that text. Refused: it is not ours."""
+    lines = text.split("\n")
     if lines[0] != FIRST_LINE:
         raise Refused(f"{path} was not written by `python -m rtrack enable`")
     try:
@@ -161,14 +221,16 @@ def enable(options):
         "hook": os.path.abspath(_hook.__file__), "package": installed[0][0] if installed else "",
     }
     reasons = []
-    for directory in site_directories():
+    for directory in own_directories():  # those that this Python's `disable` looks into
         try:
-            path, before = write(directory, record)
+            path, before, ours = write(directory, record)
         except (OSError, Refused) as error:
             reasons.append(f"{directory}: {getattr(error, 'strerror', None) or error}")
             continue
         trouble = does_not_work(path)
         if trouble:
+            if not is_still(path, ours):
+                raise Refused(f"{path} was removed or written anew by somebody else meanwhile")
             undo(directory, before)
             raise Refused(f"{path} was taken back: {trouble}")
         for reason in reasons:
@@ -207,13 +269,10 @@ def pth_text(record):
 
 
 def write(directory, record):
-    """Writes the file whole or not at all; its path, and what was there before."""
+    """Writes the file whole or not at all; its path, what was there before, and its identity."""
     path = os.path.join(directory, PTH)
-    known = read_record(directory)
-    before = None
-    if known is not None:
-        with open(path, encoding="ascii") as file:
-            before = file.read()
+    before = read_text(directory)
+    known = None if before is None else parse_record(path, before)
     created = [] if known is None else known["created"]
     created = make_directories(directory) or created
     temporary = None
@@ -224,13 +283,22 @@ def write(directory, record):
         umask = os.umask(0o022)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
+        ours = _hook.identity(temporary)
         os.replace(temporary, path)
     except OSError:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
         remove_directories(created if known is None else [])
         raise
-    return path, before
+    return path, before, ours
+
+
+def is_still(path, ours):
+    """Whether the file at `path` is the one of that identity."""
+    try:
+        return _hook.identity(path) == ours
+    except OSError:
+        return False
 
 
 def make_directories(directory):
@@ -259,17 +327,24 @@ def remove_directories(directories):
 
 def does_not_work(path):
     """Why a Python that is started now does not use the file at `path`, or None if it does."""
-    ask = ("import sys; sys.stdout.write(next((finder.record['pth'] for finder in sys.meta_path "
-           "if getattr(finder, '__name__', '') == 'RtrackFinder'), ''))")
-    command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", ask]
+    # It answers through a pipe of its own: a sitecustomize may print, or close standard output.
+    ask = ("import os, sys; os.write(int(sys.argv[1]), os.fsencode(next((finder.record['pth'] "
+           "for finder in sys.meta_path if getattr(finder, '__name__', '') == 'RtrackFinder'), '')))")
+    reader, writer = os.pipe()
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, timeout=PATIENCE)
+        os.set_blocking(reader, False)  # what it has started may hold the other end
+        command = [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", ask, str(writer)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, timeout=PATIENCE, pass_fds=[writer])
+        os.write(writer, b"\0")  # there is something to read in any case
+        used = os.fsdecode(os.read(reader, 65536).rstrip(b"\0"))
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"Python does not start: {error}"
+    finally:
+        os.close(reader)
+        os.close(writer)
     if done.returncode != 0:
         return f"Python does not start: {done.stderr.decode(errors='replace').strip()[-300:]}"
-    used = os.fsdecode(done.stdout)
     if not used:
         return "Python does not read .pth files there"
     if os.path.realpath(used) != os.path.realpath(path):
@@ -280,7 +355,10 @@ def does_not_work(path):
 def undo(directory, before):
     """Puts back what was there before `write`."""
     if before is None:
-        remove(directory, read_record(directory))
+        with contextlib.suppress(FileNotFoundError):  # somebody else removed it since
+            record = read_record(directory)
+            if record is not None:
+                remove(directory, record)
     else:
         with open(os.path.join(directory, PTH), "w", encoding="ascii") as file:
             file.write(before)
@@ -315,6 +393,8 @@ def disable(options):
         except Refused as error:
             found = True
             troubles.append(str(error))
+        except FileNotFoundError:  # somebody else removed it at the same time
+            say(f"{path} is gone already")
         except OSError as error:
             troubles.append(f"{path} cannot be removed: {error.strerror}")
     if not found:
@@ -389,9 +469,29 @@ def state_of_program(record):
 
 
 def say(line):
-    """A line on standard output; a path that cannot be encoded does not stop it."""
-    encoding = sys.stdout.encoding or "ascii"
-    print(line.encode(encoding, "backslashreplace").decode(encoding))
+    """A line on standard output."""
+    tell(line, "stdout")
+
+
+def tell(line, name):
+    """A line on that standard stream. A path that cannot be encoded does not stop it, nor does a stream
+    that is closed, full, or a pipe without a reader: what was done is done, and the exit status
+    says that."""
+    stream = getattr(sys, name)
+    if stream is None:
+        return
+    try:
+        encoding = stream.encoding or "ascii"
+        stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        stream.flush()
+    except OSError as error:
+        # The rest of what is said goes nowhere, and what is left of it when Python ends.
+        setattr(sys, name, None)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+        if name == "stdout" and not isinstance(error, BrokenPipeError):
+            tell(f"warning: standard output cannot be written: {error.strerror}", "stderr")
 
 
 def main():
@@ -414,7 +514,7 @@ def main():
     try:
         return options.run(options)
     except Refused as error:
-        print(f"error: {error}".encode("ascii", "backslashreplace").decode(), file=sys.stderr)
+        tell(f"error: {error}", "stderr")
         return 1
 
 

@@ -5,11 +5,15 @@ loky 3.5. Both are wrapped. A call whose arguments are exactly those that start 
 `rtrack daemon` on the same pipe; every other call goes through as it is. If the daemon does not
 come up, the call goes through as well, and one line on stderr says why.
 
+Handlers of signals run in the middle of all this, and may raise. What they raise is the program's, and
+reaches it. It never makes the call go through: the pipe would have a second reader.
+
 This file is executed by path and not imported as `rtrack._hook`, since a program may have a module
 of its own called rtrack. `install` is what a `rtrack.pth` calls, one that an older version of the
 package wrote included: its name and arguments stay.
 """
 
+import errno
 import os
 import sys
 
@@ -41,16 +45,21 @@ def install(name, record):
     """
     from multiprocessing import util
 
-    if not hasattr(util.spawnv_passfds, "rtrack_record"):
-        util.spawnv_passfds = wrapped_spawn(util.spawnv_passfds, record)
+    # Two modules may be imported for the first time at once, each by a thread of its own. What was
+    # looked at is what is wrapped, so that the second wrapper replaces the first and does not wrap
+    # it. A lock could be held in a process that forks, and then for ever in its child.
+    spawn = util.spawnv_passfds
+    if not hasattr(spawn, "rtrack_record"):
+        util.spawnv_passfds = wrapped_spawn(spawn, record)
     package = name.rpartition(".")[0]
     if package in LOKY:
         from importlib import import_module
 
         module = import_module(package + ".fork_exec")
-        if not hasattr(module.fork_exec, "rtrack_record"):
+        fork = module.fork_exec
+        if not hasattr(fork, "rtrack_record"):
             spawn = util.spawnv_passfds.__wrapped__
-            module.fork_exec = wrapped_fork_exec(module.fork_exec, spawn, record)
+            module.fork_exec = wrapped_fork_exec(fork, spawn, record)
 
 
 def wrapped_spawn(original, record):
@@ -90,17 +99,68 @@ def disguised(wrapper, original, record):
 def start_instead(spawn, record, args, passfds):
     """The pid of the daemon that was started, or None where the call has to go through."""
     try:
-        options = recognise(args, passfds)
-        if options is None or disabled():
-            return None
-        program = record["program"]
-        check(program, record.get("identity"))
+        try:
+            options = recognise(args, passfds)
+            if options is None or disabled():
+                return None
+            program = record["program"]
+            check(program, record.get("identity"))
+        except Exception as error:  # whatever it is, the program has a tracker
+            raise not_usable(error) from None
         return start(spawn, program, options, passfds)
     except NotUsable as error:
-        complain(f"{error}; Python's own resource tracker is used")
-    except Exception as error:  # whatever it is, the program has a tracker
-        complain(f"{type(error).__name__}: {error}; Python's own resource tracker is used")
+        trouble = str(error)
+    undisturbed(complain, f"{trouble}; Python's own resource tracker is used")
     return None
+
+
+def not_usable(error):
+    """The NotUsable to raise for an exception of this file's own work. One that a handler raised in
+    the middle of it is raised itself."""
+    if isinstance(error, NotUsable):
+        return error
+    if is_foreign(error):
+        raise error
+    return NotUsable(f"{type(error).__name__}: {error}")
+
+
+def is_foreign(error):
+    """Whether code took part that is neither this file's nor the standard library's, or it is of a
+    class that both do not raise: then it is the program's."""
+    library = os.path.dirname(getattr(os, "__file__", "?")) + "/"
+    trace = error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        file = frame.f_code.co_filename
+        ours = frame.f_globals is globals() or file.startswith("<frozen ")
+        if not ours and (not file.startswith(library) or "-packages/" in file):
+            return True
+        trace = trace.tb_next
+    # An exception can be put into a thread without any frame of its own.
+    return type(error).__module__ != "builtins" or isinstance(error, TimeoutError)
+
+
+def undisturbed(function, *arguments):
+    """Calls it while this thread takes no signal, so that no handler raises in the middle of it. A
+    handler whose signal came meanwhile does when it is done."""
+    from _signal import SIG_BLOCK, SIG_SETMASK, pthread_sigmask, valid_signals
+
+    # Other threads may take a signal nevertheless, and the handler still runs in the main one. So the
+    # function is called whatever the blocking raises, and the mask put back again if the first time
+    # was not reached.
+    before, restored = pthread_sigmask(SIG_BLOCK, ()), False
+    try:
+        try:
+            pthread_sigmask(SIG_BLOCK, valid_signals())
+        finally:
+            try:
+                function(*arguments)
+            finally:
+                pthread_sigmask(SIG_SETMASK, before)
+                restored = True
+    finally:
+        if not restored:
+            pthread_sigmask(SIG_SETMASK, before)
 
 
 def disabled():
@@ -166,41 +226,73 @@ def start(spawn, program, options, passfds):
 
     `spawn` tells nobody whether the program could be executed at all, and what is written to a
     pipe without a reader is lost, so the daemon has to say that it is there.
+
+    NotUsable: there is no daemon, and Python's own tracker may be started. With every other
+    exception there is none either, or it is about to end, since the caller closes the pipe. Signals
+    are not blocked for all of this: the daemon would inherit that, and a program's timeout
+    not come in time.
     """
-    reader, writer = os.pipe()
+    try:
+        reader, writer = os.pipe()
+    except OSError as error:
+        raise not_usable(error) from None
+    pid = None
     try:
         try:
-            arguments = [program, "daemon", *options, "--ready-fd", str(writer)]
-            pid = spawn(os.fsencode(program), arguments, [*passfds, writer])
+            readable = readiness(reader)
+            pid = launch(spawn, program, [*options, "--ready-fd", str(writer)], [*passfds, writer])
         finally:
             os.close(writer)
-        try:
-            if wait_for_line(reader, pid):
-                return pid
-        except BaseException:
-            end(pid)
-            raise
-        raise NotUsable(f"{program} did not come up ({end(pid)})")
+        came = wait_for_line(readable, reader, pid)
+        how = None if came else end(pid)
+    except BaseException:
+        if pid is not None:
+            # Twice, if another exception comes before the first one could do anything.
+            children = [pid]
+            try:
+                undisturbed(bury, children)
+            finally:
+                bury(children)
+        raise
     finally:
         os.close(reader)
+    if came:
+        return pid
+    raise NotUsable(f"{program} did not come up ({how})")
 
 
-def wait_for_line(reader, pid):
-    """Whether the newline came, before the end of input, the end of the process, or of patience."""
-    from select import select
-    from time import monotonic
+def launch(spawn, program, options, passfds):
+    """The pid of the program. NotUsable: it could not be started."""
+    try:
+        # By its name it is known among processes, whatever the file is called.
+        return spawn(os.fsencode(program), ["rtrack", "daemon", *options], passfds)
+    except OSError as error:
+        # By these there is no process. Of anything else nobody knows.
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):
+            raise not_usable(error) from None
+        raise
 
+
+def readiness(reader):
+    """What waits a moment for the pipe to be readable, and says whether it is. All that can fail of
+    it fails here, before there is a process."""
     try:
         from select import poll
     except ImportError:  # some libraries replace the module by one without it
-        def readable():
-            return select([reader], [], [], 0.05)[0]
-    else:
-        poller = poll()
-        poller.register(reader, 1)  # POLLIN
+        try:
+            from select import select
+        except Exception as error:
+            raise not_usable(error) from None
 
-        def readable():
-            return poller.poll(50)
+        return lambda: select([reader], [], [], 0.05)[0]
+    poller = poll()
+    poller.register(reader, 1)  # POLLIN
+    return lambda: poller.poll(50)
+
+
+def wait_for_line(readable, reader, pid):
+    """Whether the newline came, before the end of input, the end of the process, or of patience."""
+    from time import monotonic
 
     deadline = monotonic() + START_PATIENCE
     while monotonic() < deadline:
@@ -225,23 +317,32 @@ def end(pid):
     """Sees to it that the child is gone; how it ended, for people."""
     from time import sleep
 
-    killed = False
-    try:
-        for _ in range(50):  # it has closed its end already, and may have a last word to say
-            if has_ended(pid):
-                break
-            sleep(0.01)
-        else:
-            os.kill(pid, 9)
-            killed = True
-        status = os.waitpid(pid, 0)[1]
-    except (ChildProcessError, ProcessLookupError):
-        return "it is gone"
-    if killed:
+    for _ in range(50):  # it has closed its end already, and may have a last word to say
+        if has_ended(pid):
+            break
+        sleep(0.01)
+    else:
+        bury([pid])
         return "it was not ready in time"
+    try:
+        status = os.waitpid(pid, 0)[1]
+    except ChildProcessError:
+        return "it is gone"
     if os.WIFSIGNALED(status):
         return f"signal {os.WTERMSIG(status)}"
     return f"exit status {os.WEXITSTATUS(status)}"
+
+
+def bury(children):
+    """Kills these children, takes their statuses, and empties the list."""
+    while children:
+        try:
+            if not has_ended(children[-1]):
+                os.kill(children[-1], 9)
+            os.waitpid(children[-1], 0)
+        except (ChildProcessError, ProcessLookupError):
+            pass
+        children.pop()
 
 
 # ------------------------------------------------------------------------------------ warnings
@@ -303,6 +404,8 @@ def check(program, known):
     try:
         now = identity(program)
     except OSError as error:
+        if is_foreign(error):
+            raise
         missing = isinstance(error, FileNotFoundError)
         raise NotUsable(f"{program} {'is missing' if missing else error.strerror}") from None
     if not os.path.isfile(program) or not os.access(program, os.X_OK):
@@ -330,6 +433,9 @@ def version(program):
             stderr=subprocess.DEVNULL, start_new_session=True,
         )
     except OSError as error:
+        # It has the program's name where that was executed, by whatever library's Popen.
+        if error.filename is None and is_foreign(error):
+            raise
         raise NotUsable(f"{program} cannot be run: {error.strerror}") from None
     try:
         said = process.communicate(timeout=VERSION_PATIENCE)[0]
@@ -341,7 +447,7 @@ def version(program):
         # Not only the process: what it started may hold the pipe.
         try:
             os.killpg(process.pid, 9)
-        except OSError:
+        except (ProcessLookupError, PermissionError):
             pass
         process.stdout.close()
         process.wait()
