@@ -6,13 +6,14 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
 use crate::support::{
-    Case, Finish, Need, case, check, fork, identity, inside, kill, names, object, rtrack, scratch,
-    validate, wait_for,
+    Case, Finish, Need, case, check, fork, identity, inside, kill, mount, names, object, rtrack,
+    scratch, validate, wait_for,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -26,6 +27,9 @@ pub(crate) fn tests() -> Vec<Case> {
         case("garbage_and_half_lines", garbage_and_half_lines),
         case("no_more_than_may_be", no_more_than_may_be),
         case("who_is_not_served", who_is_not_served).needs(ROOT),
+        case("who_is_served_but_for_paths", who_is_served_but_for_paths),
+        case("an_owner_with_other_paths", an_owner_with_other_paths),
+        case("too_many_mounts", too_many_mounts),
         case("with_the_rights_of_who_registered", with_the_rights).needs(ROOT),
         case("a_thousand_clients_of_several_users", a_thousand_clients).needs(ROOT),
         case("a_socket_that_was_left", a_socket_that_was_left),
@@ -65,7 +69,7 @@ impl Daemon {
     }
 }
 
-fn socket() -> std::path::PathBuf {
+fn socket() -> PathBuf {
     scratch().join("socket")
 }
 
@@ -287,7 +291,7 @@ fn who_is_not_served() {
         send.arg(socket());
         inside(places, &send).finish()
     };
-    for (places, what) in [("own-shm=x", "mount namespace"), ("own-ipc", "IPC namespace")] {
+    for (places, what) in [("own-shm=x", "/dev/shm"), ("own-ipc", "IPC namespace")] {
         let run = send(places).expect(3);
         assert!(run.stderr.contains(what), "{run:?}");
     }
@@ -313,6 +317,166 @@ fn who_is_not_served() {
     assert!(run.stderr.contains("serves its own user and root"), "{run:?}");
     kill(child.id());
     child.wait().unwrap();
+}
+
+/// Goes somewhere, from where the socket has the name that it answers.
+type Way = fn() -> PathBuf;
+
+fn own_mounts() {
+    // SAFETY: this process has a single thread.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) }).unwrap();
+}
+
+fn mount_over_memory(source: &str, fstype: &str, flags: libc::c_ulong) -> PathBuf {
+    own_mounts();
+    mount(source, "/dev/shm", fstype, flags, "").unwrap();
+    socket()
+}
+
+/// What a client is answered that has gone somewhere, after a probe, a name in /dev/shm and the path of a file.
+fn answers_from(way: Way, file: &Path) -> [Value; 3] {
+    let (mut ours, theirs) = std::io::pipe().unwrap();
+    if fork() == 0 {
+        let mut client = Client(BufReader::new(UnixStream::connect(way()).unwrap()));
+        // Who is not served is told so before anything is asked.
+        client.0.get_mut().write_all(b"PROBE:0:noop\n").unwrap_or(());
+        let mut line = String::new();
+        client.0.read_line(&mut line).unwrap();
+        let first: Value = serde_json::from_str(&line).unwrap();
+        let answers = if first.get("error").is_some() {
+            [first, json!(null), json!(null)]
+        } else {
+            let name = client.tell("REGISTER:/a:shared_memory\n").done();
+            [first, name, client.tell(&format!("REGISTER:{}:file\n", file.display())).done()]
+        };
+        (&theirs).write_all(json!(answers).to_string().as_bytes()).unwrap();
+        // SAFETY: the call does not return.
+        unsafe { libc::_exit(0) }
+    }
+    drop(theirs);
+    let mut text = String::new();
+    ours.read_to_string(&mut text).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// With the same /dev/shm in another mount namespace, or below another root directory, only paths mean something else.
+fn who_is_served_but_for_paths() {
+    const ELSEWHERE: &[(&str, Way, &str)] = &[
+        (
+            "mounts of its own",
+            || {
+                own_mounts();
+                socket()
+            },
+            "another mount namespace",
+        ),
+        (
+            "the same memory, mounted again",
+            || {
+                let copy = scratch().join("dev/shm");
+                mount_over_memory("tmpfs", "tmpfs", 0);
+                mount_over_memory(copy.to_str().unwrap(), "", libc::MS_BIND)
+            },
+            "another mount namespace",
+        ),
+        (
+            "another root directory",
+            || {
+                std::os::unix::fs::chroot(scratch()).unwrap();
+                "/socket".into()
+            },
+            "another root directory",
+        ),
+    ];
+    const NOT_SERVED: &[(&str, Way)] = &[
+        ("other memory", || mount_over_memory("tmpfs", "tmpfs", 0)),
+        ("a directory of that memory", || {
+            fs::create_dir("/dev/shm/directory").unwrap();
+            mount_over_memory("/dev/shm/directory", "", libc::MS_BIND)
+        }),
+        ("another /dev, which hides it", || {
+            own_mounts();
+            mount("tmpfs", "/dev", "tmpfs", 0, "").unwrap();
+            fs::create_dir("/dev/shm").unwrap();
+            socket()
+        }),
+        ("another root directory, without it", || {
+            own_mounts();
+            nix::mount::umount(&scratch().join("dev/shm")).unwrap();
+            std::os::unix::fs::chroot(scratch()).unwrap();
+            "/socket".into()
+        }),
+    ];
+    let daemon = Daemon::start(&["--protocol", "rtrack"]);
+    let copy = scratch().join("dev/shm");
+    fs::create_dir_all(&copy).unwrap();
+    mount("/dev/shm", copy.to_str().unwrap(), "", libc::MS_BIND, "").unwrap();
+    let file = scratch().join("file");
+    fs::write(&file, "").unwrap();
+    for (place, way, why) in ELSEWHERE {
+        object().make("a");
+        let [_, name, path] = answers_from(*way, &file);
+        assert_eq!(name["registered"], 1, "{place}: {name}");
+        gone("a");
+        assert!(path["wrong"].as_str().unwrap_or_default().contains(why), "{place}: {path}");
+        assert!(file.exists(), "{place}");
+    }
+    object().make("a");
+    for (place, way) in NOT_SERVED {
+        let [error, ..] = answers_from(*way, &file);
+        let why = error["error"].as_str().unwrap_or_default();
+        assert!(why.contains("/dev/shm"), "{place}: {error}");
+    }
+    assert!(identity("a").is_some() && file.exists());
+    let [_, _, path] = answers_from(socket, &file);
+    assert_eq!(path["registered"], 2, "{path}");
+    gone("a");
+    wait_for("the end of the file", || (!file.exists()).then_some(()));
+    assert_eq!(daemon.end().0, Some(0));
+}
+
+/// It is the paths of the owner that count, too.
+fn an_owner_with_other_paths() {
+    let daemon = Daemon::start(&["--protocol", "rtrack"]);
+    let file = scratch().join("file");
+    fs::write(&file, "").unwrap();
+    object().make("a");
+    let mut owner = Command::new("sleep");
+    let mut owner = inside("own-mounts", owner.arg("1000")).spawn().unwrap();
+    let comm = format!("/proc/{}/comm", owner.id());
+    wait_for("the owner", || (fs::read(&comm).unwrap() == b"sleep\n").then_some(()));
+    let mut client = Client::new();
+    client.tell(&format!("{{\"cmd\":\"OWNER\",\"pid\":{}}}\n", owner.id()));
+    client.tell("REGISTER:/a:shared_memory\n");
+    let answer = client.tell(&format!("REGISTER:{}:file\n", file.display())).done();
+    assert_eq!((&answer["registered"], &answer["bad"]), (&json!(1), &json!(1)), "{answer}");
+    assert!(answer["wrong"].as_str().unwrap().contains("another mount namespace"), "{answer}");
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    gone("a");
+    assert_eq!(daemon.end().0, Some(0));
+    assert!(file.exists());
+}
+
+/// What is mounted is read up to a bound, and the others are served meanwhile.
+fn too_many_mounts() {
+    let daemon = Daemon::start(&[]);
+    let [error, ..] = answers_from(
+        || {
+            own_mounts();
+            // Each byte of such a name is four of them in mountinfo.
+            let long = scratch().join(vec!["\n".repeat(255); 12].join("/"));
+            fs::create_dir_all(&long).unwrap();
+            for _ in 0..400 {
+                mount("/dev/shm", long.to_str().unwrap(), "", libc::MS_BIND, "").unwrap();
+            }
+            socket()
+        },
+        Path::new("/nowhere"),
+    );
+    assert!(error["error"].as_str().unwrap().contains("too many mounts"), "{error}");
+    assert_eq!(Client::new().done()["bad"], 0);
+    assert_eq!(daemon.end().0, Some(0));
 }
 
 fn with_the_rights() {
@@ -470,6 +634,9 @@ fn a_socket_that_is_passed() {
     object().make("a");
     let mut client = Client::new();
     client.tell("REGISTER:/a:shared_memory\n").done();
+    // Not who made the socket.
+    let run = rtrack(["probe", "--json", "--socket"]).arg(socket()).finish().expect(0);
+    assert_eq!(run.json()["pid"], child.id(), "{run:?}");
     drop(client);
     gone("a");
     let (status, said) = Daemon { child }.end();

@@ -49,6 +49,7 @@ mod trackers;
 mod traps;
 mod trees;
 mod truth;
+mod units;
 mod unleased;
 mod vectors;
 mod verdicts;
@@ -102,6 +103,7 @@ const MODULES: &[Module] = &[
     ("traps", traps::tests),
     ("trees", trees::tests),
     ("truth", truth::tests),
+    ("units", units::tests),
     ("unleased", unleased::tests),
     ("vectors", vectors::tests),
     ("verdicts", verdicts::tests),

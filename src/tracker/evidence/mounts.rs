@@ -1,7 +1,7 @@
 //! `mountinfo`, read as bytes: which mount a descriptor belongs to, and which objects are
 //! themselves mounted somewhere or lie below an overlay.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::namespaces::KEPT;
 use crate::tracker::resource::escape;
@@ -14,6 +14,8 @@ const DELETED: &[u8] = b"//deleted";
 pub struct Mount {
     /// The mount's id, unique on the machine while it exists.
     pub id: u64,
+    /// The id of the mount that it is mounted on.
+    pub parent: u64,
     /// The device number, as `st_dev`.
     pub dev: u64,
     /// What part of the file system is mounted, unescaped.
@@ -51,6 +53,31 @@ impl Mounts {
     #[must_use]
     pub fn at(&self, point: &[u8]) -> Option<&Mount> {
         self.0.iter().rev().find(|mount| mount.point == point)
+    }
+
+    /// The mount that `point`, an absolute path without links, leads to for who sees these mounts, if something is
+    /// mounted exactly there and not hidden by what is mounted above it.
+    #[must_use]
+    pub fn reached_at(&self, point: &[u8]) -> Option<&Mount> {
+        let ids: HashSet<u64> = self.0.iter().map(|mount| mount.id).collect();
+        // The mount of the root directory has no parent here, nor has anything if that directory is no mount.
+        let parent = |mount: &Mount| {
+            Some(mount.parent).filter(|parent| *parent != mount.id && ids.contains(parent))
+        };
+        let mut on: HashMap<(Option<u64>, &[u8]), &Mount> =
+            self.0.iter().map(|mount| ((parent(mount), &mount.point[..]), mount)).collect();
+        // What is mounted over the root directory itself is not entered by paths from there.
+        let mut reached = on.remove(&(None, b"/"));
+        let mut below = reached.map(|mount| mount.id);
+        let ends = point.iter().enumerate().skip(1).filter(|(_, byte)| **byte == b'/');
+        for end in ends.map(|(end, _)| end).chain([point.len()]).filter(|end| *end > 1) {
+            reached = None;
+            while let Some(mount) = on.remove(&(below, point.get(..end)?)) {
+                below = Some(mount.id);
+                reached = Some(mount);
+            }
+        }
+        reached
     }
 
     /// The topmost mount that `path` lies on.
@@ -224,7 +251,7 @@ fn first_component(path: &[u8]) -> Option<&[u8]> {
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|b| *b == b' ');
     let id = number(fields.next()?)?;
-    let _parent = fields.next()?;
+    let parent = number(fields.next()?)?;
     let mut dev = fields.next()?.split(|b| *b == b':');
     let (major, minor) = (number(dev.next()?)?, number(dev.next()?)?);
     let root = unescape(fields.next()?);
@@ -236,7 +263,8 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let _source = rest.next();
     let options = rest.next().map(unescape).unwrap_or_default();
     let (major, minor) = (u32::try_from(major).ok()?, u32::try_from(minor).ok()?);
-    Some(Mount { id, dev: libc::makedev(major, minor), root, point, fstype, options, idmapped })
+    let dev = libc::makedev(major, minor);
+    Some(Mount { id, parent, dev, root, point, fstype, options, idmapped })
 }
 
 /// A decimal number that is the whole of `text`.
@@ -326,6 +354,41 @@ not a line
         for path in ["/dev/shm/l1", "/dev/shm/l2", "/var/u", "/var/w"] {
             assert!(layers.contains(path.as_bytes()), "{path}");
         }
+    }
+
+    #[test]
+    fn where_a_path_leads() {
+        let reached = |text: &str, point: &str| {
+            let mounts = Mounts::parse(text.as_bytes());
+            mounts.reached_at(point.as_bytes()).map(|mount| mount.id)
+        };
+        let line =
+            |id, parent, point| format!("{id} {parent} 0:{id} / {point} rw - tmpfs tmpfs rw\n");
+        let usual = [line(1, 0, "/"), line(2, 1, "/dev"), line(3, 2, "/dev/shm")].concat();
+        for (point, id) in [("/dev/shm", Some(3)), ("/dev", Some(2)), ("/", Some(1)), ("/d", None)]
+        {
+            assert_eq!(reached(&usual, point), id, "{point}");
+        }
+        for (more, id) in [
+            (line(4, 3, "/dev/shm"), Some(4)),
+            (line(4, 3, "/dev/shm") + &line(5, 4, "/dev/shm"), Some(5)),
+            (line(4, 3, "/dev/shm/x"), Some(3)),
+            // Nothing is mounted in the new /dev.
+            (line(4, 2, "/dev"), None),
+            (line(4, 2, "/dev") + &line(5, 4, "/dev/shm"), Some(5)),
+            // Who has the old root directory goes on from there.
+            (line(4, 1, "/"), Some(3)),
+        ] {
+            assert_eq!(reached(&(usual.clone() + &more), "/dev/shm"), id, "{more}");
+            assert_eq!(reached(&(more.clone() + &usual), "/dev/shm"), id, "{more}");
+        }
+        // The root directory is no mount, or its own parent.
+        assert_eq!(reached(&line(3, 2, "/dev/shm"), "/dev/shm"), Some(3));
+        let own_parent = line(1, 1, "/") + &line(3, 1, "/dev/shm");
+        assert_eq!(reached(&own_parent, "/dev/shm"), Some(3));
+        assert_eq!(reached("", "/dev/shm"), None);
+        // The kernel writes no circles; they would have an end.
+        reached(&(line(2, 3, "/dev") + &line(3, 2, "/dev")), "/dev");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::super::dialect::Command;
 use super::super::protocol::{EncodeError, encode, form_for};
+use super::{Family, Tracker};
 
 /// The environment variable that names the socket.
 pub const SOCKET_VARIABLE: &str = "RTRACK_SOCKET";
@@ -102,6 +103,8 @@ struct Stream {
     stream: BufReader<UnixStream>,
     /// How many messages were refused until now.
     bad: u64,
+    /// The pid of the daemon, as it says itself.
+    pid: Option<i32>,
 }
 
 impl Connection {
@@ -123,7 +126,7 @@ impl Connection {
         })?;
         stream.set_read_timeout(Some(PATIENCE)).map_err(io("set a time limit"))?;
         stream.set_write_timeout(Some(PATIENCE)).map_err(io("set a time limit"))?;
-        let stream = Mutex::new(Stream { stream: BufReader::new(stream), bad: 0 });
+        let stream = Mutex::new(Stream { stream: BufReader::new(stream), bad: 0, pid: None });
         Ok(Self { path, process: std::process::id(), stream })
     }
 
@@ -203,6 +206,8 @@ impl Connection {
         };
         let count = answer.bad.saturating_sub(stream.bad);
         stream.bad = answer.bad;
+        let pid = value.get("pid").and_then(Value::as_i64);
+        stream.pid = pid.and_then(|pid| pid.try_into().ok()).filter(|pid| *pid > 0);
         if count > 0 {
             let says = value.get("wrong").and_then(Value::as_str).unwrap_or("?").to_owned();
             return Err(ConnectionError::Refused { count, says });
@@ -210,12 +215,18 @@ impl Connection {
         Ok(answer)
     }
 
-    /// The pid of the daemon, if it can be seen from here.
+    /// The pid of the daemon, if it can be seen from here. Of one whose socket a service manager made, it is known once
+    /// it has answered something; until then it is the pid of the manager.
     #[must_use]
     pub fn daemon(&self) -> Option<i32> {
         let stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
         let credentials = getsockopt(stream.stream.get_ref(), PeerCredentials).ok()?;
-        Some(credentials.pid()).filter(|pid| *pid > 0)
+        let maker = Some(credentials.pid()).filter(|pid| *pid > 0)?;
+        // What the daemon says is its pid where it lives, which need not be the one here.
+        let is_daemon =
+            |pid| Tracker::look(pid).is_some_and(|tracker| tracker.family == Some(Family::Rtrack));
+        let says = stream.pid.filter(|pid| *pid != maker && !is_daemon(maker) && is_daemon(*pid));
+        Some(says.unwrap_or(maker))
     }
 
     fn tell(&self, command: Command, name: &[u8], rtype: &str) -> Result<(), ConnectionError> {

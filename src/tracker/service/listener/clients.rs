@@ -411,6 +411,10 @@ impl Service<'_> {
             // This process's directory is not the client's.
             return self.refuse(number, line, &"a path has to begin with / here");
         }
+        let of_owner = self.watched.get(&owner).and_then(|watched| watched.peer.elsewhere);
+        if let Some(elsewhere) = client.peer.elsewhere.or(of_owner).filter(|_| is_path) {
+            return self.refuse(number, line, &elsewhere);
+        }
         let found = match message.command {
             Command::Register => found::in_shm(message.rtype, &message.name),
             _ => None,
@@ -536,6 +540,7 @@ impl Service<'_> {
         self.write_down();
         let Some(client) = self.clients.get_mut(&number) else { return };
         let answer = json!({
+            "pid": std::process::id(),
             "messages": client.line - client.bad,
             "bad": client.bad,
             "registered": self.owners.len_of(client.owner),

@@ -11,8 +11,9 @@
 //!   means nothing then.
 //!
 //! Nobody takes back what is another owner's. A daemon of root removes with the rights of who registered, so that
-//! nothing goes that this user could not remove; and who lives in other mount or IPC namespaces, where the same
-//! names mean other objects, is not served.
+//! nothing goes that this user could not remove. Who lives in another IPC namespace, or has something else mounted at
+//! /dev/shm, so that the same names mean other objects, is not served. Who has another mount namespace or root directory,
+//! and the same /dev/shm, is served but for paths.
 
 mod bind;
 mod clients;
@@ -23,7 +24,7 @@ mod remover;
 pub use bind::{BindError, Bound};
 pub use clients::{block_signals, run};
 pub use owners::{Limits, Refused};
-pub use peer::{Peer, Unfit};
+pub use peer::{Elsewhere, Peer, Unfit};
 
 use super::dialect::Dialect;
 

@@ -1,8 +1,8 @@
 //! Who a client is.
 
 use std::fmt;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,9 +11,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
+use crate::tracker::evidence::mounts::Mounts;
 use crate::tracker::journal::Owner;
 use crate::tracker::resource::escape;
 use crate::tracker::sys::credentials;
+
+/// How much is read of what a process has mounted, in bytes: it may have made that long.
+const MOUNTS_MAX: u64 = 4 << 20;
 
 /// A process that registers, or for which somebody registers, and the rights with which is removed what
 /// it leaves.
@@ -29,7 +33,20 @@ pub struct Peer {
     pub gid: u32,
     /// Its name, as the kernel has it.
     pub comm: Vec<u8>,
+    /// Why a path may be another file to it than to this process; nothing if it is the same.
+    pub elsewhere: Option<Elsewhere>,
     process: Arc<OwnedFd>,
+}
+
+/// Why a path may be another file to a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Elsewhere {
+    /// Other file systems may be mounted there.
+    #[error("the client has another mount namespace, where that path may be another file")]
+    MountNamespace,
+    /// Paths begin at another directory.
+    #[error("the client has another root directory, where that path may be another file")]
+    Root,
 }
 
 /// Why a process cannot be a client.
@@ -50,6 +67,14 @@ pub enum Unfit {
     /// The same names are other objects there.
     #[error("it has another {0} namespace, where the same names are other objects")]
     OtherNamespace(&'static str),
+    /// The same names are other objects there, or it cannot be told.
+    #[error(
+        "what is mounted at /dev/shm is not what is mounted there for it, so names are other objects"
+    )]
+    OtherMemory,
+    /// It has more mounts than are read.
+    #[error("it has too many mounts to tell what it has at /dev/shm")]
+    TooManyMounts,
     /// It could not be looked at.
     #[error("{0}: {1}")]
     Io(&'static str, io::Error),
@@ -104,21 +129,18 @@ impl Peer {
     }
 
     fn fit(pid: i32, uid: u32, gid: u32, process: OwnedFd) -> Result<(Self, Shown), Unfit> {
-        for (kind, name) in [("mnt", "mount"), ("ipc", "IPC")] {
-            let link = |who: &str| fs::read_link(format!("/proc/{who}/ns/{kind}"));
-            let ours = link("self").map_err(|error| Unfit::Io("read the own namespaces", error))?;
-            let theirs = link(&pid.to_string()).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => Unfit::Gone,
-                _ => Unfit::Io("read its namespaces", error),
-            })?;
-            if ours != theirs {
-                return Err(Unfit::OtherNamespace(name));
-            }
+        if !same_link(pid, "ns/ipc")? {
+            return Err(Unfit::OtherNamespace("IPC"));
+        }
+        let elsewhere = elsewhere(pid)?;
+        // In a mount namespace of its own it may have the same /dev/shm all the same, as most services have.
+        if elsewhere.is_some() && !same_memory(pid)? {
+            return Err(Unfit::OtherMemory);
         }
         let shown = shown(pid)?;
         let Shown { started, ref comm, .. } = shown;
         let process = Arc::new(process);
-        let peer = Self { pid, started, uid, gid, comm: comm.clone(), process };
+        let peer = Self { pid, started, uid, gid, comm: comm.clone(), elsewhere, process };
         // What was read above was its own if it lives still.
         if peer.has_ended() { Err(Unfit::Gone) } else { Ok((peer, shown)) }
     }
@@ -139,7 +161,7 @@ impl Peer {
                 b"?".to_vec(),
             ),
         };
-        Ok(Self { pid, started, uid, gid, comm, process: Arc::new(process) })
+        Ok(Self { pid, started, uid, gid, comm, elsewhere: None, process: Arc::new(process) })
     }
 
     /// Whether the process has ended.
@@ -181,6 +203,51 @@ fn open(pid: i32) -> Result<OwnedFd, Unfit> {
 fn overflow() -> u32 {
     let text = fs::read_to_string("/proc/sys/fs/overflowuid").unwrap_or_default();
     text.trim().parse().unwrap_or(65534)
+}
+
+/// Whether a link in the directory of a process in /proc leads where that of this process leads. To read one neither
+/// follows it nor waits for the process.
+fn same_link(pid: i32, name: &str) -> Result<bool, Unfit> {
+    let link = |who: &str| fs::read_link(format!("/proc/{who}/{name}"));
+    let ours = link("self").map_err(|error| Unfit::Io("read the own namespaces", error))?;
+    let theirs = link(&pid.to_string()).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Unfit::Gone,
+        _ => Unfit::Io("read its namespaces", error),
+    })?;
+    Ok(ours == theirs)
+}
+
+fn elsewhere(pid: i32) -> Result<Option<Elsewhere>, Unfit> {
+    if !same_link(pid, "ns/mnt")? {
+        return Ok(Some(Elsewhere::MountNamespace));
+    }
+    Ok((!same_link(pid, "root")?).then_some(Elsewhere::Root))
+}
+
+/// Whether a process has the same directory at /dev/shm as this one, by what is mounted there.
+fn same_memory(pid: i32) -> Result<bool, Unfit> {
+    let memory = |mounts: &Mounts| {
+        let mount = mounts.reached_at(b"/dev/shm").filter(|mount| !mount.lost_its_name())?;
+        Some((mount.dev, mount.root.clone()))
+    };
+    let ours = memory(&mounts("self")?);
+    Ok(ours.is_some() && ours == memory(&mounts(&pid.to_string())?))
+}
+
+/// What a process has mounted, as it sees it. To read that waits neither for it nor for a file system.
+fn mounts(who: &str) -> Result<Mounts, Unfit> {
+    let mut text = Vec::new();
+    let read = File::open(format!("/proc/{who}/mountinfo"))
+        .and_then(|file| file.take(MOUNTS_MAX + 1).read_to_end(&mut text));
+    match read {
+        Ok(length) if length as u64 > MOUNTS_MAX => Err(Unfit::TooManyMounts),
+        Ok(_) => Ok(Mounts::parse(&text)),
+        Err(error) => Err(match error.raw_os_error() {
+            // While it ends it has none any more.
+            Some(libc::ENOENT | libc::ESRCH | libc::EINVAL) => Unfit::Gone,
+            _ => Unfit::Io("read its mounts", error),
+        }),
+    }
 }
 
 /// What /proc says of a process. Neither file waits for it.
