@@ -268,6 +268,12 @@ pub struct Framer {
     skipping: bool,
 }
 
+impl Default for Framer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Framer {
     /// An empty one for lines of up to [`LINE_MAX`] bytes.
     #[must_use]
