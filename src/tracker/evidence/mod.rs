@@ -13,4 +13,5 @@ pub mod producers;
 pub mod sight;
 pub mod unlinked;
 pub mod usage;
+pub mod users;
 pub mod waiters;
