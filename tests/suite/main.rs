@@ -19,6 +19,7 @@ mod directories;
 mod exhausted;
 mod harness;
 mod hostile;
+mod keeping;
 mod killed;
 mod leaks;
 mod lease;
@@ -71,6 +72,7 @@ const MODULES: &[Module] = &[
     ("exhausted", exhausted::tests),
     ("harness", harness::tests),
     ("hostile", hostile::tests),
+    ("keeping", keeping::tests),
     ("killed", killed::tests),
     ("leaks", leaks::tests),
     ("lease", lease::tests),

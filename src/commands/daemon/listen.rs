@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::record::Record;
-use super::{DaemonArgs, PatientStderr, not_started};
+use super::{DaemonArgs, PatientStderr, Records, not_started};
 use crate::commands::Status;
 use crate::commands::error::CommandError;
 use crate::tracker::service::channel;
@@ -67,7 +66,7 @@ pub(super) fn bind(path: &Path, args: &DaemonArgs) -> Result<Bound, CommandError
         })?;
     }
     bound
-        .let_go_of_everything_else()
+        .let_go_of_everything_else(args.reports_to_stdout())
         .map_err(|error| not_started(anyhow::Error::new(error).context("close what was inherited")))
 }
 
@@ -76,7 +75,7 @@ pub(super) fn run(
     bound: Bound,
     args: &DaemonArgs,
     messages: &mut PatientStderr,
-    record: Option<&mut Record>,
+    mut records: Records,
 ) -> Result<Status, CommandError> {
     let limits = Limits {
         clients: args.listen.max_clients.unwrap_or(4096),
@@ -89,15 +88,11 @@ pub(super) fn run(
         verbose: args.verbose,
         warnings: !args.no_warnings,
         limits,
+        care: args.care(),
     };
-    let mut write;
-    let recorder: Option<Recorder<'_>> = match record {
-        Some(record) => {
-            write = |removals| record.write(removals);
-            Some(&mut write)
-        }
-        None => None,
-    };
+    let mut tell = |told| records.take(told);
+    let recorder: Option<Recorder<'_>> =
+        if args.audit.is_some() || args.report.is_some() { Some(&mut tell) } else { None };
     let status = listener::run(bound.listener(), options, messages, recorder)
         .map_err(|error| CommandError::from(anyhow::Error::new(error).context("serve clients")))?;
     // The next daemon replaces a name that stays.

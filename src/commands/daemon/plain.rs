@@ -54,6 +54,9 @@ pub fn parse(arguments: &[OsString]) -> Option<DaemonArgs> {
         verbose,
         no_warnings,
         audit,
+        keep_used: false,
+        assume_complete: false,
+        report: None,
         ready_fd,
     })
 }

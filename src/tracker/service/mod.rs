@@ -7,6 +7,7 @@
 pub mod channel;
 pub mod client;
 pub mod dialect;
+pub mod leaks;
 pub mod listener;
 pub mod protocol;
 pub mod python;

@@ -12,12 +12,13 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::channel::Channel;
 use super::dialect::{Dialect, Rtype};
+use super::leaks::{self, Care, Item, Owner, Seen, why_kept};
 use super::protocol::{Framer, LineError, Message, parse};
 use super::python::{ReprBytes, ReprStr};
 use super::registry::{Change, LeakWarning, Registry, Status};
-use crate::tracker::reap::registered::{self, RemoveError, Repr};
+use crate::tracker::reap::registered::{Fate, RemoveError, Repr};
 use crate::tracker::resource::escape;
-use crate::tracker::sys;
+use crate::tracker::sys::{self, Nanoseconds};
 
 /// How much is read at once. A pipe holds 64 KiB unless somebody enlarged it (pipe(7)). This is more than
 /// what malloc(3) takes from its heap (mallopt(3), `M_MMAP_THRESHOLD`): of pages that come from the
@@ -76,6 +77,8 @@ pub struct Options {
     /// Whether it warns of what was left and of what could not be removed; an interpreter that was
     /// started with `-W ignore` does not.
     pub warnings: bool,
+    /// What is found out about what was left, and whether it may go while somebody uses it.
+    pub care: Care,
 }
 
 /// What became of something that was registered, and given up by its last user or never taken back.
@@ -87,8 +90,12 @@ pub struct Removal {
     pub name: Vec<u8>,
     /// Whether its last user gave it up; else it was left at the end.
     pub given_up: bool,
-    /// How many entries were in it; or why it could not be removed.
-    pub result: Result<u64, RemoveError>,
+    /// What became of it.
+    pub fate: Fate,
+    /// What was seen of it just before, where that was asked for.
+    pub seen: Option<Seen>,
+    /// When it was registered, where that is known.
+    pub registered_at: Option<Nanoseconds>,
 }
 
 /// Runs until the last writer of `channel` is gone, cleans, and answers with the exit status.
@@ -123,8 +130,19 @@ pub fn run<'a>(
     tracker.status
 }
 
+/// Removals that are done.
+#[derive(Debug)]
+pub struct Told {
+    /// Whose registrations they were, where each connection is an owner.
+    pub owner: Option<Owner>,
+    /// Whether that owner, or the last client of a pipe, is gone; else its last user gave something up.
+    pub end: bool,
+    /// What was removed, or was to be.
+    pub removals: Vec<Removal>,
+}
+
 /// Is told of removals once they are done; answers with what has to be said of that.
-pub type Recorder<'a> = &'a mut dyn FnMut(Vec<Removal>) -> Option<String>;
+pub type Recorder<'a> = &'a mut dyn FnMut(Told) -> Vec<String>;
 
 struct Tracker<'a> {
     options: Options,
@@ -258,7 +276,9 @@ impl Tracker<'_> {
 
     /// Removes what its last user gave up. That it cannot be removed changes no exit status.
     fn give_up(&mut self, rtype: Rtype, name: &[u8]) {
-        let result = registered::remove(rtype, name);
+        let (fate, seen) =
+            self.clean_all(&[Item { rtype, name, registered: None }], true).pop().unzip();
+        let (fate, seen) = (fate.unwrap_or(Fate::Removed(0)), seen.flatten());
         if self.options.verbose {
             let name = escape(name);
             self.tell(format_args!(
@@ -266,8 +286,7 @@ impl Tracker<'_> {
             ));
             self.tell(format_args!("[ResourceTracker] unlink {name}"));
         }
-        if let Err(error) = &result {
-            let text = self.failure(rtype, name, error);
+        if let Some(text) = self.stays(rtype, name, &fate, seen.as_ref()) {
             let mut hasher = DefaultHasher::new();
             text.hash(&mut hasher);
             let is_new = self.warned.len() >= REMEMBERED || self.warned.insert(hasher.finish());
@@ -276,7 +295,8 @@ impl Tracker<'_> {
             }
         }
         if self.record.is_some() {
-            self.given_up.push(Removal { rtype, name: name.to_vec(), given_up: true, result });
+            let (name, registered_at) = (name.to_vec(), None);
+            self.given_up.push(Removal { rtype, name, given_up: true, fate, seen, registered_at });
         }
     }
 
@@ -285,9 +305,30 @@ impl Tracker<'_> {
             return;
         }
         let removals = std::mem::take(&mut self.given_up);
-        let warning = self.record.as_mut().and_then(|record| record(removals));
-        if let Some(text) = warning {
+        for text in self.record(removals, false) {
             warning_of(self.messages, format_args!("{text}"));
+        }
+    }
+
+    fn record(&mut self, removals: Vec<Removal>, end: bool) -> Vec<String> {
+        let told = Told { owner: None, end, removals };
+        self.record.as_mut().map_or_else(Vec::new, |record| record(told))
+    }
+
+    /// Removes, with the care that was asked for.
+    fn clean_all(&self, items: &[Item<'_>], given_up: bool) -> Vec<(Fate, Option<Seen>)> {
+        // Only other rights than the own could be refused.
+        leaks::clean(items, self.options.care, given_up, None).unwrap_or_default()
+    }
+
+    /// What is said of something that is not removed.
+    fn stays(&self, rtype: Rtype, name: &[u8], fate: &Fate, seen: Option<&Seen>) -> Option<String> {
+        let stays = |why: &str| format!("resource_tracker: {} stays: {why}", ReprStr(name));
+        match fate {
+            Fate::Removed(_) => None,
+            Fate::Kept(why) => Some(stays(&why_kept(why, seen))),
+            Fate::Changed => Some(stays("another object has its name now")),
+            Fate::Failed(error) => Some(self.failure(rtype, name, error)),
         }
     }
 
@@ -343,25 +384,33 @@ impl Tracker<'_> {
         let mut removals = Vec::new();
         // What will be said of each: of failures always, of others only if everything is told.
         let mut said: Vec<(Rtype, &[u8], Option<String>)> = Vec::new();
+        let items: Vec<Item<'_>> = left
+            .iter()
+            .flat_map(|(rtype, names)| {
+                let item = |name| Item { rtype: *rtype, name, registered: None };
+                names.iter().map(move |(name, _)| item(*name))
+            })
+            .collect();
+        let mut done = self.clean_all(&items, false).into_iter();
         for (rtype, names) in &left {
             self.status.leftovers();
-            for (name, _) in names {
-                let result = registered::remove(*rtype, name);
-                match &result {
-                    Err(error) => {
-                        self.status.failed_removal();
-                        said.push((*rtype, name, Some(self.failure(*rtype, name, error))));
-                    }
-                    Ok(_) if self.options.verbose => said.push((*rtype, name, None)),
-                    Ok(_) => {}
+            for ((name, _), (fate, seen)) in names.iter().zip(&mut done) {
+                if matches!(fate, Fate::Failed(_)) {
+                    self.status.failed_removal();
+                }
+                match self.stays(*rtype, name, &fate, seen.as_ref()) {
+                    Some(text) => said.push((*rtype, name, Some(text))),
+                    None if self.options.verbose => said.push((*rtype, name, None)),
+                    None => {}
                 }
                 if self.record.is_some() {
-                    let (rtype, name) = (*rtype, name.to_vec());
-                    removals.push(Removal { rtype, name, given_up: false, result });
+                    let (rtype, name, registered_at) = (*rtype, name.to_vec(), None);
+                    let given_up = false;
+                    removals.push(Removal { rtype, name, given_up, fate, seen, registered_at });
                 }
             }
         }
-        let warning = self.record.as_mut().and_then(|record| record(removals));
+        let warnings = self.record(removals, true);
         let mut said = said.into_iter().peekable();
         // The name may be registered under several types, and fail alike under each.
         let mut warned = HashSet::new();
@@ -381,7 +430,7 @@ impl Tracker<'_> {
                 }
             }
         }
-        if let Some(text) = warning {
+        for text in warnings {
             warning_of(self.messages, format_args!("{text}"));
         }
         self.tell(format_args!("resource tracker shut down"));

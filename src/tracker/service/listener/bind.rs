@@ -85,14 +85,14 @@ impl Bound {
         &self.listener
     }
 
-    /// Closes every other descriptor above 2, and points stdin and stdout to /dev/null. Only for a process that
+    /// Closes every other descriptor above 2, and points stdin and, unless it is to be kept, stdout to /dev/null. Only for a process that
     /// has opened nothing else and has one thread.
     ///
     /// # Errors
     /// As [`sys::let_go_of_inherited`].
-    pub fn let_go_of_everything_else(self) -> io::Result<Self> {
+    pub fn let_go_of_everything_else(self, keep_stdout: bool) -> io::Result<Self> {
         let fd = OwnedFd::from(self.listener);
-        let result = sys::let_go_of_inherited(&fd, &[0, 1]);
+        let result = sys::let_go_of_inherited(&fd, if keep_stdout { &[0] } else { &[0, 1] });
         let bound = Self { listener: UnixListener::from(fd), name: self.name };
         result.map(|()| bound)
     }

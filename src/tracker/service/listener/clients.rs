@@ -15,15 +15,18 @@ use serde_json::json;
 
 use super::owners::{Id, Left, Owners, Then};
 use super::peer::Peer;
-use super::remover::{self, Done, Fate, Job, Remover};
+use super::remover::{Done, Job, Remover};
 use super::{LINE_MAX, Options};
 use crate::tracker::host::wall_clock;
+use crate::tracker::reap::keeping;
+use crate::tracker::reap::registered::{Fate, RemoveError};
 use crate::tracker::resource::escape;
 use crate::tracker::service::dialect::{Command, Rtype};
+use crate::tracker::service::leaks::{Owner, Seen, why_kept};
 use crate::tracker::service::protocol::{Framer, LineError, parse, shortened};
 use crate::tracker::service::python::ReprStr;
 use crate::tracker::service::registry::Status;
-use crate::tracker::service::server::{Recorder, Removal};
+use crate::tracker::service::server::{Recorder, Removal, Told};
 use crate::tracker::sys;
 
 /// How much is read of one connection before others have their turn, in bytes.
@@ -89,7 +92,7 @@ pub fn run<'a>(
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
     let signals = SignalFd::with_flags(&asked(), flags)?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    let remover = Remover::new()?;
+    let remover = Remover::new(options.care)?;
     let mut service = Service {
         options,
         listener,
@@ -305,7 +308,7 @@ impl Service<'_> {
             let Some(client) = self.clients.get_mut(&number) else { return };
             match client.stream.read(&mut piece) {
                 Ok(0) => {
-                    let mut framer = std::mem::replace(&mut client.framer, Framer::new());
+                    let mut framer = std::mem::take(&mut client.framer);
                     // A line that was cut off was not meant to end there: half a name is another name.
                     let cut = |line: Result<&[u8], LineError<'_>>| {
                         self.refuse(number, line.unwrap_or_default(), &"it was cut off");
@@ -315,7 +318,7 @@ impl Service<'_> {
                 }
                 Ok(length) => {
                     all += length;
-                    let mut framer = std::mem::replace(&mut client.framer, Framer::new());
+                    let mut framer = std::mem::take(&mut client.framer);
                     framer.push(piece.get(..length).unwrap_or_default(), |line| {
                         self.take(number, line);
                     });
@@ -361,7 +364,7 @@ impl Service<'_> {
             return self.refuse(number, line, &"a path has to begin with / here");
         }
         let found = match message.command {
-            Command::Register => remover::found(message.rtype, &message.name),
+            Command::Register => keeping::in_shm(message.rtype, &message.name),
             _ => None,
         };
         let uid = client.peer.uid;
@@ -537,7 +540,7 @@ impl Service<'_> {
 
     /// Says what could not be removed, and records everything.
     fn report_done(&mut self) {
-        for Done { job, fates } in self.remover.done() {
+        for Done { job, fates, .. } in self.remover.done() {
             let Job { owner, left, given_up } = job;
             let fates = match fates {
                 Ok(fates) => fates,
@@ -547,34 +550,53 @@ impl Service<'_> {
                     self.warn(format_args!(
                         "{owner}: {count} objects could not be removed: {error}"
                     ));
+                    if !self.options.care.looks() {
+                        continue;
+                    }
+                    let errno = error.raw_os_error().unwrap_or(libc::EPERM);
+                    let says = "take the rights of its owner";
+                    let failed = || {
+                        let says = says.to_owned();
+                        (Fate::Failed(RemoveError::Step { errno, says }), None)
+                    };
+                    let told = left.iter().map(|left| removal(left, given_up, failed()));
+                    let removals = told.collect();
+                    self.record(&owner, given_up, removals);
                     continue;
                 }
             };
             let mut removals = Vec::new();
-            for (left, fate) in left.into_iter().zip(fates) {
+            for (left, (fate, seen)) in left.iter().zip(fates) {
                 let name = ReprStr(&left.name);
-                let result = match fate {
-                    Fate::Removed(entries) => Ok(entries),
+                match &fate {
+                    Fate::Removed(_) => {}
+                    Fate::Kept(why) => {
+                        let why = why_kept(why, seen.as_ref());
+                        self.warn(format_args!("{owner}: {name} stays: {why}"));
+                    }
                     Fate::Changed => {
                         self.warn(format_args!(
                             "{owner}: {name} stays: it is another object than was registered"
                         ));
-                        continue;
                     }
                     Fate::Failed(error) => {
                         // What is gone already needed no removal; but for Python's words it would be one.
                         self.failed();
                         self.warn(format_args!("{owner}: {name}: {error}"));
-                        Err(error)
                     }
-                };
-                let Left { rtype, name, .. } = left;
-                removals.push(Removal { rtype, name, given_up, result });
+                }
+                removals.push(removal(left, given_up, (fate, seen)));
             }
-            let warning = self.record.as_mut().and_then(|record| record(removals));
-            if let Some(text) = warning {
-                self.warn(format_args!("{text}"));
-            }
+            self.record(&owner, given_up, removals);
+        }
+    }
+
+    fn record(&mut self, owner: &Peer, given_up: bool, removals: Vec<Removal>) {
+        let Some(record) = &mut self.record else { return };
+        let owner = Owner { pid: owner.pid, comm: owner.comm.clone(), uid: owner.uid };
+        let warnings = record(Told { owner: Some(owner), end: !given_up, removals });
+        for text in warnings {
+            self.warn(format_args!("{text}"));
         }
     }
 
@@ -659,6 +681,14 @@ impl Service<'_> {
     fn flush(&mut self) {
         self.messages.flush().unwrap_or(());
     }
+}
+
+/// What became of something that was left.
+fn removal(left: &Left, given_up: bool, (fate, seen): (Fate, Option<Seen>)) -> Removal {
+    let Left { rtype, name, then, .. } = left;
+    // 0 is the time of what was never noted.
+    let registered_at = (then.at > 0).then_some(then.at);
+    Removal { rtype: *rtype, name: name.clone(), given_up, fate, seen, registered_at }
 }
 
 /// The pid in a line that names an owner; nothing inside if there is none in it.
