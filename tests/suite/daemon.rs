@@ -48,7 +48,7 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(|_| {})
     }
 

@@ -88,7 +88,7 @@ fn another_object() {
     let new = object().make("a");
     let (_, said) = start(&[]).end();
     assert_eq!(identity("a"), Some(new));
-    assert!(said.contains("'/a': it is another object than was registered, and stays"), "{said}");
+    assert!(said.contains("'/a' stays: another object has its name now"), "{said}");
 }
 
 fn files() {

@@ -42,12 +42,12 @@ pub(crate) fn tests() -> Vec<Case> {
 }
 
 /// A daemon that listens.
-struct Daemon {
-    child: Child,
+pub(crate) struct Daemon {
+    pub(crate) child: Child,
 }
 
 impl Daemon {
-    fn start(options: &[&str]) -> Self {
+    pub(crate) fn start(options: &[&str]) -> Self {
         let mut command = rtrack(["daemon", "--listen"]);
         command.arg(socket()).args(options).stderr(Stdio::piped());
         let child = command.spawn().unwrap();
@@ -62,7 +62,7 @@ impl Daemon {
     }
 
     /// Ends it as a service manager does; the exit status and what it said.
-    fn end(self) -> (Option<i32>, String) {
+    pub(crate) fn end(self) -> (Option<i32>, String) {
         self.signal(libc::SIGTERM);
         let output = self.child.wait_with_output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
@@ -74,20 +74,20 @@ fn socket() -> PathBuf {
 }
 
 /// A connection.
-struct Client(BufReader<UnixStream>);
+pub(crate) struct Client(BufReader<UnixStream>);
 
 impl Client {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(BufReader::new(UnixStream::connect(socket()).unwrap()))
     }
 
-    fn tell(&mut self, text: &str) -> &mut Self {
+    pub(crate) fn tell(&mut self, text: &str) -> &mut Self {
         self.0.get_mut().write_all(text.as_bytes()).unwrap();
         self
     }
 
     /// Waits until everything that was told is done.
-    fn done(&mut self) -> Value {
+    pub(crate) fn done(&mut self) -> Value {
         self.tell("PROBE:0:noop\n");
         let mut line = String::new();
         self.0.read_line(&mut line).unwrap();

@@ -21,6 +21,7 @@ mod exhausted;
 mod harness;
 mod hostile;
 mod journal;
+mod keeping;
 mod killed;
 mod leaks;
 mod lease;
@@ -76,6 +77,7 @@ const MODULES: &[Module] = &[
     ("harness", harness::tests),
     ("hostile", hostile::tests),
     ("journal", journal::tests),
+    ("keeping", keeping::tests),
     ("killed", killed::tests),
     ("leaks", leaks::tests),
     ("lease", lease::tests),

@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::record::Record;
-use super::{DaemonArgs, PatientStderr, not_started};
+use super::{DaemonArgs, PatientStderr, Records, not_started};
 use crate::commands::Status;
 use crate::commands::error::CommandError;
 use crate::tracker::service::channel;
@@ -68,7 +67,9 @@ pub(super) fn bind(path: &Path, args: &DaemonArgs) -> Result<Bound, CommandError
     };
     let ready = args.ready_fd.map(channel::copy).transpose();
     let ready = ready.map_err(failed("say that it is ready"))?;
-    bound.let_go_of_everything_else(ready.as_ref()).map_err(failed("close what was inherited"))?;
+    bound
+        .let_go_of_everything_else(ready.as_ref(), args.reports_to_stdout())
+        .map_err(failed("close what was inherited"))?;
     ready.map(channel::tell).transpose().map_err(failed("say that it is ready"))?;
     Ok(bound)
 }
@@ -78,7 +79,7 @@ pub(super) fn run(
     bound: Bound,
     args: &DaemonArgs,
     messages: &mut PatientStderr,
-    record: Option<&mut Record>,
+    mut records: Records,
     control: Option<&Control>,
     ledger: (&mut Ledger, Inheritance),
 ) -> Result<Status, CommandError> {
@@ -93,15 +94,11 @@ pub(super) fn run(
         verbose: args.verbose,
         warnings: !args.no_warnings,
         limits,
+        care: args.care(),
     };
-    let mut write;
-    let recorder: Option<Recorder<'_>> = match record {
-        Some(record) => {
-            write = |removals| record.write(removals);
-            Some(&mut write)
-        }
-        None => None,
-    };
+    let mut tell = |told| records.take(told);
+    let recorder: Option<Recorder<'_>> =
+        if args.audit.is_some() || args.report.is_some() { Some(&mut tell) } else { None };
     let status = listener::run(bound.listener(), options, messages, recorder, control, ledger)
         .map_err(|error| CommandError::from(anyhow::Error::new(error).context("serve clients")))?;
     // The next daemon replaces a name that stays.

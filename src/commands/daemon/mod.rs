@@ -1,8 +1,10 @@
 //! `rtrack daemon`: the resource tracker.
 
 mod listen;
+mod patience;
 mod plain;
 mod record;
+mod report;
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -18,8 +20,9 @@ use crate::tracker::journal::JournalError;
 use crate::tracker::service::channel::{self, TakeError};
 use crate::tracker::service::control::Control;
 use crate::tracker::service::dialect::Dialect;
+use crate::tracker::service::leaks::Care;
 use crate::tracker::service::ledger::{Inheritance, Ledger};
-use crate::tracker::service::server::{self, Options};
+use crate::tracker::service::server::{self, Options, Told};
 use crate::tracker::sys;
 
 pub use plain::parse as parse_plain;
@@ -40,9 +43,9 @@ pub use plain::parse as parse_plain;
 /// shows), or file (by its path).
 ///
 /// SIGINT, SIGTERM, SIGHUP and SIGQUIT are ignored. SIGUSR1 lists on stderr what is registered.
-/// Every inherited descriptor but N and stderr is closed.
+/// Every inherited descriptor but N and stderr is closed, and with --report - stdout is kept, too.
 ///
-/// Exit status: 0 nothing was left, 1 leftovers were removed, 2 something could not be removed,
+/// Exit status: 0 nothing was left, 1 leftovers were removed or are in use, 2 something could not be removed,
 /// 3 a line was bad (what happened last decides), 64 the tracker did not start.
 #[derive(Debug, PartialEq, Eq, clap::Args)]
 #[command(verbatim_doc_comment)]
@@ -81,6 +84,20 @@ pub struct DaemonArgs {
     /// same journal takes it over, and rtrack reap --journal cleans it by hand
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
+    /// Leave what somebody still uses, and warn of it with who does: what the kernel has a write lease for is
+    /// asked about by one, everything else, and folders, by a look at all processes. What cannot be told stays.
+    /// It counts as left, not as a failure
+    #[arg(long)]
+    keep_used: bool,
+
+    /// Nothing outside this PID namespace uses what is registered
+    #[arg(long, requires = "keep_used")]
+    assume_complete: bool,
+
+    /// Append what was left, and what became of it, to this file, as JSON: at the end, or, with --listen, a line for
+    /// each owner that left something. - is standard output. If that fails, it is warned of
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 
     /// Write a newline to this descriptor, and close it, as soon as messages are read
     #[arg(long, value_name = "M", value_parser = clap::value_parser!(i32).range(0..))]
@@ -96,41 +113,38 @@ pub fn run(args: &DaemonArgs) -> Result<Status, CommandError> {
     let (mut complaints, mut last_words) = (PatientStderr::new(), PatientStderr::new());
     if let Some(path) = &args.listen.listen {
         let bound = listen::bind(path, args)?;
-        let mut record = open_record(args, &mut complaints);
+        let records = Records::open(args, &mut complaints, true);
         let control = open_control(args)?;
         let (mut ledger, inheritance) = open_ledger(args)?;
-        let status = listen::run(
-            bound,
-            args,
-            &mut complaints,
-            record.as_mut(),
-            control.as_ref(),
-            (&mut ledger, inheritance),
-        );
+        let ledger = (&mut ledger, inheritance);
+        let status = listen::run(bound, args, &mut complaints, records, control.as_ref(), ledger);
         close_control(control);
         return status;
     }
     let fd = args.fd.unwrap_or(-1);
+    if fd == 1 && args.reports_to_stdout() {
+        return Err(not_started(anyhow::anyhow!("descriptor 1 cannot be read and be written to"))
+            .hint("pass the pipe under another number, or name a file to --report"));
+    }
     server::ignore_signals()
         .map_err(|error| not_started(anyhow::Error::new(error).context("set up signals")))?;
-    let channel = channel::take(fd, args.ready_fd).map_err(|error| {
+    let channel = channel::take(fd, args.ready_fd, args.reports_to_stdout()).map_err(|error| {
         let hint = hint(&error, fd);
         not_started(error.into()).hint(hint)
     })?;
     // Only now: everything that was open before is closed.
-    let mut record = open_record(args, &mut complaints);
+    let mut records = Records::open(args, &mut complaints, false);
     let control = open_control(args)?;
     let (mut ledger, inheritance) = open_ledger(args)?;
-    let options =
-        Options { dialect: args.protocol, verbose: args.verbose, warnings: !args.no_warnings };
-    let mut write;
-    let recorder: Option<server::Recorder<'_>> = match &mut record {
-        Some(record) => {
-            write = |removals| record.write(removals);
-            Some(&mut write)
-        }
-        None => None,
+    let options = Options {
+        dialect: args.protocol,
+        verbose: args.verbose,
+        warnings: !args.no_warnings,
+        care: args.care(),
     };
+    let mut tell = |told| records.take(told);
+    let recorder: Option<server::Recorder<'_>> =
+        if args.audit.is_some() || args.report.is_some() { Some(&mut tell) } else { None };
     let (complaints, last_words) = (&mut complaints, &mut last_words);
     let status = server::run(
         &channel,
@@ -177,14 +191,53 @@ fn close_control(control: Option<Control>) {
     control.map_or(Ok(()), Control::close).unwrap_or(());
 }
 
-fn open_record(args: &DaemonArgs, complaints: &mut PatientStderr) -> Option<record::Record> {
-    args.audit.as_deref().map(|path| {
-        let (record, warning) = record::Record::open(path);
-        if let Some(warning) = warning {
-            server::warn(complaints, format_args!("{warning}"));
+impl DaemonArgs {
+    fn care(&self) -> Care {
+        Care {
+            keep_used: self.keep_used,
+            report: self.report.is_some(),
+            assume_complete: self.assume_complete,
         }
-        record
-    })
+    }
+
+    fn reports_to_stdout(&self) -> bool {
+        self.report.as_deref().is_some_and(|path| path.as_os_str() == "-")
+    }
+}
+
+/// What is told of removals, where that is asked for.
+struct Records {
+    record: Option<record::Record>,
+    report: Option<report::Report>,
+}
+
+impl Records {
+    /// Opens them, and says what went wrong with that.
+    fn open(args: &DaemonArgs, complaints: &mut PatientStderr, lines: bool) -> Self {
+        let mut warn = |warning: Option<String>| {
+            if let Some(warning) = warning {
+                server::warn(complaints, format_args!("{warning}"));
+            }
+        };
+        let record = args.audit.as_deref().map(|path| {
+            let (record, warning) = record::Record::open(path);
+            warn(warning);
+            record
+        });
+        let report = args.report.as_deref().map(|path| {
+            let (report, warning) = report::Report::open(path, args.care(), lines);
+            warn(warning);
+            report
+        });
+        Self { record, report }
+    }
+
+    /// Tells of removals; what has to be said of that is answered.
+    fn take(&mut self, told: Told) -> Vec<String> {
+        let reported = self.report.as_mut().and_then(|report| report.take(&told));
+        let recorded = self.record.as_mut().and_then(|record| record.write(told.removals));
+        recorded.into_iter().chain(reported).collect()
+    }
 }
 
 fn hint(error: &TakeError, fd: i32) -> String {

@@ -14,4 +14,5 @@ pub mod registrations;
 pub mod sight;
 pub mod unlinked;
 pub mod usage;
+pub mod users;
 pub mod waiters;

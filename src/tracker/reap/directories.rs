@@ -27,7 +27,7 @@ use crate::tracker::sys::Stat;
 #[derive(Debug)]
 pub(super) struct Inside {
     stat: Stat,
-    tree: Tree,
+    pub(super) tree: Tree,
     /// A file in it that somebody holds.
     pub(super) held: Option<Name>,
 }

@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod directories;
+pub mod keeping;
 mod kept;
 mod leftovers;
 mod objects;

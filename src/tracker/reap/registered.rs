@@ -44,6 +44,33 @@ pub enum RemoveError {
         /// The name, where Python's message ends with it.
         name: Option<Vec<u8>>,
     },
+    /// Another step on the way, which only who removes with care takes.
+    #[error("[Errno {errno}] {says}")]
+    Step {
+        /// The errno,
+        errno: i32,
+        /// and what was done.
+        says: String,
+    },
+}
+
+/// What became of a registered resource.
+#[derive(Debug)]
+pub enum Fate {
+    /// It is removed, with so many entries that were in it.
+    Removed(u64),
+    /// Somebody uses it, or that cannot be ruled out, and it was to stay then; with the reason.
+    Kept(String),
+    /// Another object has its name now, which nobody registered: it stays.
+    Changed,
+    /// It could not be removed.
+    Failed(RemoveError),
+}
+
+impl From<Result<u64, RemoveError>> for Fate {
+    fn from(result: Result<u64, RemoveError>) -> Self {
+        result.map_or_else(Self::Failed, Self::Removed)
+    }
 }
 
 /// Which characters of a name are bytes that are not UTF-8: the first run of them.
@@ -65,7 +92,17 @@ impl RemoveError {
         match self {
             Self::Os { error, .. } => error.raw_os_error(),
             Self::Tree(error) => error.errno(),
+            Self::Step { errno, .. } => Some(*errno),
             _ => None,
+        }
+    }
+
+    /// The error that removing this resource by its name would have met.
+    pub(super) fn of(rtype: Rtype, name: &[u8], errno: i32) -> Self {
+        let error = io::Error::from_raw_os_error(errno);
+        match rtype {
+            Rtype::Folder => Self::Tree(TreeError::Os { error, within: Vec::new() }),
+            _ => Self::Os { error, name: (rtype == Rtype::SharedMemory).then(|| name.to_vec()) },
         }
     }
 }
@@ -154,6 +191,9 @@ impl fmt::Display for Repr<'_> {
             }
             RemoveError::Os { error, .. } | RemoveError::Tree(TreeError::Os { error, .. }) => {
                 os(error, f)
+            }
+            RemoveError::Step { errno, says } => {
+                write!(f, "{}({errno}, {})", os_error_class(*errno), ReprStr(says.as_bytes()))
             }
             RemoveError::Tree(error) => {
                 write!(f, "OSError({})", ReprStr(error.to_string().as_bytes()))

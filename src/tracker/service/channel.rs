@@ -68,13 +68,16 @@ pub enum TakeError {
 /// tracker outlives its clients, and must not keep their files, pipes and terminals open. Least
 /// of all a write end of its own pipe, whose end it would wait for in vain.
 ///
+/// Standard input and output lead to /dev/null from then on; with `keep_stdout` the latter does not, unless it is
+/// the pipe itself.
+///
 /// Only for a process that has opened nothing yet and has one thread. With `ready`, a newline is
 /// written there when all else is done: whoever waits for it knows that from now on every message has
 /// a reader. Where anything fails, nothing is written.
 ///
 /// # Errors
 /// See [`TakeError`].
-pub fn take(fd: RawFd, ready: Option<RawFd>) -> Result<Channel, TakeError> {
+pub fn take(fd: RawFd, ready: Option<RawFd>, keep_stdout: bool) -> Result<Channel, TakeError> {
     if fd < 0 || !sys::was_open_at_start(fd) {
         return Err(TakeError::NotOpen(fd));
     }
@@ -102,7 +105,7 @@ pub fn take(fd: RawFd, ready: Option<RawFd>) -> Result<Channel, TakeError> {
     }
     let not_told = |error| TakeError::NotTold { fd: ready.unwrap_or(-1), error };
     let ready = ready.map(copy).transpose().map_err(not_told)?;
-    let mut quiet = vec![0, 1];
+    let mut quiet = if keep_stdout { vec![0] } else { vec![0, 1] };
     let mut silent = false;
     if file_type == nix::libc::S_IFIFO {
         let same = |error: nix::sys::stat::FileStat| {
@@ -110,6 +113,9 @@ pub fn take(fd: RawFd, ready: Option<RawFd>) -> Result<Channel, TakeError> {
         };
         if fstat(io::stderr()).is_ok_and(same) {
             quiet.push(2);
+        }
+        if keep_stdout && fstat(io::stdout()).is_ok_and(same) {
+            quiet.push(1);
         }
         if access == OFlag::O_RDWR {
             channel = only_reading(channel, ready.as_ref(), &mut quiet, fd)?;

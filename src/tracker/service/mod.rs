@@ -9,6 +9,7 @@ pub mod client;
 pub mod control;
 pub mod dialect;
 pub mod found;
+pub mod leaks;
 pub mod ledger;
 pub mod listener;
 pub mod protocol;

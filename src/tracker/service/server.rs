@@ -14,13 +14,14 @@ use super::channel::Channel;
 use super::control::Control;
 use super::dialect::{Command, Dialect, Rtype};
 use super::found;
+use super::leaks::{self, Care, Item, Owner, Seen, why_kept};
 use super::ledger::{Inheritance, Inherited, Ledger};
 use super::protocol::{Framer, LineError, Message, parse};
 use super::python::{ReprBytes, ReprStr};
 use super::registry::{Change, LeakWarning, Registry, Status};
 use super::state::{Registered, TrackerState};
 use crate::tracker::host::wall_clock;
-use crate::tracker::reap::registered::{self, RemoveError, Repr};
+use crate::tracker::reap::registered::{self, Fate, RemoveError, Repr};
 use crate::tracker::resource::{Identity, escape};
 use crate::tracker::sys::ipc::State;
 use crate::tracker::sys::{self, Nanoseconds};
@@ -82,6 +83,8 @@ pub struct Options {
     /// Whether it warns of what was left and of what could not be removed; an interpreter that was
     /// started with `-W ignore` does not.
     pub warnings: bool,
+    /// What is found out about what was left, and whether it may go while somebody uses it.
+    pub care: Care,
 }
 
 /// What became of something that was registered, and given up by its last user or never taken back.
@@ -93,10 +96,14 @@ pub struct Removal {
     pub name: Vec<u8>,
     /// Whether its last user gave it up; else it was left at the end.
     pub given_up: bool,
+    /// What became of it.
+    pub fate: Fate,
+    /// What was seen of it just before, where that was asked for.
+    pub seen: Option<Seen>,
     /// What the kernel said of it before, if it is a System V object.
-    pub seen: Option<State>,
-    /// How many entries were in it; or why it could not be removed.
-    pub result: Result<u64, RemoveError>,
+    pub state: Option<State>,
+    /// When it was registered, where that is known.
+    pub registered_at: Option<Nanoseconds>,
 }
 
 /// Runs until the last writer of `channel` is gone, cleans, and answers with the exit status.
@@ -141,8 +148,19 @@ pub fn run<'a>(
     tracker.status
 }
 
+/// Removals that are done.
+#[derive(Debug)]
+pub struct Told {
+    /// Whose registrations they were, where each connection is an owner.
+    pub owner: Option<Owner>,
+    /// Whether that owner, or the last client of a pipe, is gone; else its last user gave something up.
+    pub end: bool,
+    /// What was removed, or was to be.
+    pub removals: Vec<Removal>,
+}
+
 /// Is told of removals once they are done; answers with what has to be said of that.
-pub type Recorder<'a> = &'a mut dyn FnMut(Vec<Removal>) -> Option<String>;
+pub type Recorder<'a> = &'a mut dyn FnMut(Told) -> Vec<String>;
 
 struct Tracker<'a> {
     options: Options,
@@ -400,7 +418,9 @@ impl Tracker<'_> {
 
     /// Removes what its last user gave up. That it cannot be removed changes no exit status.
     fn give_up(&mut self, rtype: Rtype, name: &[u8]) {
-        let result = registered::remove(rtype, name);
+        let (fate, seen) =
+            self.clean_all(&[Item { rtype, name, registered: None }], true).pop().unzip();
+        let (fate, seen) = (fate.unwrap_or(Fate::Removed(0)), seen.flatten());
         if self.options.verbose {
             let name = escape(name);
             self.tell(format_args!(
@@ -408,8 +428,7 @@ impl Tracker<'_> {
             ));
             self.tell(format_args!("[ResourceTracker] unlink {name}"));
         }
-        if let Err(error) = &result {
-            let text = self.failure(rtype, name, error);
+        if let Some(text) = self.stays(rtype, name, &fate, seen.as_ref()) {
             let mut hasher = DefaultHasher::new();
             text.hash(&mut hasher);
             let is_new = self.warned.len() >= REMEMBERED || self.warned.insert(hasher.finish());
@@ -418,8 +437,10 @@ impl Tracker<'_> {
             }
         }
         if self.record.is_some() {
-            let name = name.to_vec();
-            self.given_up.push(Removal { rtype, name, given_up: true, seen: None, result });
+            let (name, registered_at, state) = (name.to_vec(), None, None);
+            let given_up = true;
+            let removal = Removal { rtype, name, given_up, fate, seen, state, registered_at };
+            self.given_up.push(removal);
         }
     }
 
@@ -428,9 +449,30 @@ impl Tracker<'_> {
             return;
         }
         let removals = std::mem::take(&mut self.given_up);
-        let warning = self.record.as_mut().and_then(|record| record(removals));
-        if let Some(text) = warning {
+        for text in self.record(removals, false) {
             warning_of(self.messages, format_args!("{text}"));
+        }
+    }
+
+    fn record(&mut self, removals: Vec<Removal>, end: bool) -> Vec<String> {
+        let told = Told { owner: None, end, removals };
+        self.record.as_mut().map_or_else(Vec::new, |record| record(told))
+    }
+
+    /// Removes, with the care that was asked for.
+    fn clean_all(&self, items: &[Item<'_>], given_up: bool) -> Vec<(Fate, Option<Seen>)> {
+        // Only other rights than the own could be refused.
+        leaks::clean(items, self.options.care, given_up, None).unwrap_or_default()
+    }
+
+    /// What is said of something that is not removed.
+    fn stays(&self, rtype: Rtype, name: &[u8], fate: &Fate, seen: Option<&Seen>) -> Option<String> {
+        let stays = |why: &str| format!("resource_tracker: {} stays: {why}", ReprStr(name));
+        match fate {
+            Fate::Removed(_) => None,
+            Fate::Kept(why) => Some(stays(&why_kept(why, seen))),
+            Fate::Changed => Some(stays("another object has its name now")),
+            Fate::Failed(error) => Some(self.failure(rtype, name, error)),
         }
     }
 
@@ -508,34 +550,44 @@ impl Tracker<'_> {
         let mut removals = Vec::new();
         // What will be said of each: of failures always, of others only if everything is told.
         let mut said: Vec<(Rtype, &[u8], Option<String>)> = Vec::new();
+        let items: Vec<Item<'_>> = left
+            .iter()
+            .flat_map(|(rtype, names)| {
+                let then = |name| registry.get(*rtype, name)?.more.identity.as_deref();
+                let item =
+                    move |name| Item { rtype: *rtype, name, registered: then(name).copied() };
+                names.iter().map(move |(name, _)| item(*name))
+            })
+            .collect();
+        // What is recorded of System V objects is there before they go only.
+        let recorded = self.record.is_some();
+        let state = |item: &Item<'_>| registered::state(item.rtype, item.name).filter(|_| recorded);
+        let states: Vec<Option<State>> = items.iter().map(state).collect();
+        let mut done = self.clean_all(&items, false).into_iter().zip(states);
         for (rtype, names) in &left {
             self.status.leftovers();
-            for (name, _) in names {
-                let then =
-                    registry.get(*rtype, name).and_then(|entry| entry.more.identity.as_deref());
-                if then.is_some_and(|then| found::is_another(*rtype, name, then)) {
-                    said.push((*rtype, name, Some(stays(name))));
-                    continue;
+            for ((name, _), ((fate, seen), state)) in names.iter().zip(&mut done) {
+                if matches!(fate, Fate::Failed(_)) {
+                    self.status.failed_removal();
                 }
-                let seen = self.record.as_ref().and_then(|_| registered::state(*rtype, name));
-                let result = registered::remove(*rtype, name);
-                match &result {
-                    Err(error) => {
-                        self.status.failed_removal();
-                        said.push((*rtype, name, Some(self.failure(*rtype, name, error))));
-                    }
-                    Ok(_) if self.options.verbose => said.push((*rtype, name, None)),
-                    Ok(_) => {}
+                match self.stays(*rtype, name, &fate, seen.as_ref()) {
+                    Some(text) => said.push((*rtype, name, Some(text))),
+                    None if self.options.verbose => said.push((*rtype, name, None)),
+                    None => {}
                 }
-                if self.record.is_some() {
-                    let (rtype, name) = (*rtype, name.to_vec());
-                    removals.push(Removal { rtype, name, given_up: false, seen, result });
+                if recorded {
+                    let at = registry.get(*rtype, name).map_or(0, |entry| entry.more.at);
+                    let registered_at = Some(Nanoseconds::from(at)).filter(|at| *at != 0);
+                    let (rtype, name, given_up) = (*rtype, name.to_vec(), false);
+                    let removal =
+                        Removal { rtype, name, given_up, fate, seen, state, registered_at };
+                    removals.push(removal);
                 }
             }
         }
         self.ledger.ended(0);
         self.write_down();
-        let warning = self.record.as_mut().and_then(|record| record(removals));
+        let warnings = self.record(removals, true);
         let mut said = said.into_iter().peekable();
         // The name may be registered under several types, and fail alike under each.
         let mut warned = HashSet::new();
@@ -555,7 +607,7 @@ impl Tracker<'_> {
                 }
             }
         }
-        if let Some(text) = warning {
+        for text in warnings {
             warning_of(self.messages, format_args!("{text}"));
         }
         self.tell(format_args!("resource tracker shut down"));
@@ -584,14 +636,6 @@ impl Tracker<'_> {
     fn flush(&mut self) {
         self.messages.flush().unwrap_or(());
     }
-}
-
-/// Why something that is registered was not removed, where it is known what was registered.
-fn stays(name: &[u8]) -> String {
-    format!(
-        "resource_tracker: {}: it is another object than was registered, and stays",
-        ReprStr(name)
-    )
 }
 
 /// A warning as Python prints it: where from, the category, the text.

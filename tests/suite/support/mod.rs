@@ -22,7 +22,7 @@ pub(crate) use command::{
     Finish, Finished, Inherit, evidence, inventory, listed, reap_all, rtrack, verdict,
 };
 pub(crate) use expect::{goes, judged, known, list, named, reap, stays, stays_by_default};
-pub(crate) use hold::{Holder, hold, hold_as};
+pub(crate) use hold::{Holder, hold, hold_as, start};
 pub(crate) use mqueue::{
     Queue, empty_dev_mqueue, give_queue, leave_queue, make_queue, open_queue, queue_inode,
     queue_names, queues,

@@ -8,6 +8,7 @@ const SCHEMAS: &[(&str, &str)] = &[
     ("rtrack.audit/1", include_str!("../../../schema/audit.schema.json")),
     ("rtrack.groups/1", include_str!("../../../schema/groups.schema.json")),
     ("rtrack.inventory/1", include_str!("../../../schema/inventory.schema.json")),
+    ("rtrack.leaks/1", include_str!("../../../schema/leaks.schema.json")),
     ("rtrack.limits/1", include_str!("../../../schema/limits.schema.json")),
     ("rtrack.log/1", include_str!("../../../schema/log.schema.json")),
     ("rtrack.probe/1", include_str!("../../../schema/probe.schema.json")),

@@ -93,15 +93,19 @@ impl Bound {
         &self.listener
     }
 
-    /// Closes every other descriptor above 2 but `ready`, and points stdin and stdout to /dev/null. Only for a
-    /// process that has opened nothing else and has one thread.
+    /// Closes every other descriptor above 2 but `ready`, and points stdin and, unless it is to be kept, stdout to
+    /// /dev/null. Only for a process that has opened nothing else and has one thread.
     ///
     /// # Errors
     /// As [`sys::let_go_of_inherited`].
-    pub fn let_go_of_everything_else(&self, ready: Option<&OwnedFd>) -> io::Result<()> {
+    pub fn let_go_of_everything_else(
+        &self,
+        ready: Option<&OwnedFd>,
+        keep_stdout: bool,
+    ) -> io::Result<()> {
         let keep: Vec<BorrowedFd<'_>> =
             [Some(self.as_fd()), ready.map(AsFd::as_fd)].into_iter().flatten().collect();
-        sys::let_go_of_inherited(&keep, &[0, 1])
+        sys::let_go_of_inherited(&keep, if keep_stdout { &[0] } else { &[0, 1] })
     }
 
     /// Takes the name away, unless it is another socket's by now.

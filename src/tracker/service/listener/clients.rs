@@ -15,19 +15,21 @@ use serde_json::json;
 
 use super::owners::{Id, Left, Owners, Then};
 use super::peer::Peer;
-use super::remover::{Done, Fate, Job, Remover};
+use super::remover::{Done, Job, Remover};
 use super::{LINE_MAX, Options};
 use crate::tracker::host::wall_clock;
-use crate::tracker::journal::Owner;
+use crate::tracker::journal;
+use crate::tracker::reap::registered::{Fate, RemoveError};
 use crate::tracker::resource::{Identity, escape};
 use crate::tracker::service::control::Control;
 use crate::tracker::service::dialect::{Command, Rtype};
 use crate::tracker::service::found;
+use crate::tracker::service::leaks::{Owner, Seen, why_kept};
 use crate::tracker::service::ledger::{Heir, Inheritance, Inherited, Ledger};
 use crate::tracker::service::protocol::{Framer, LineError, Message, parse, shortened};
 use crate::tracker::service::python::ReprStr;
 use crate::tracker::service::registry::{Change, Status};
-use crate::tracker::service::server::{Recorder, Removal};
+use crate::tracker::service::server::{Recorder, Removal, Told};
 use crate::tracker::service::state::{Registered, Registrant, TrackerState};
 use crate::tracker::sys;
 
@@ -102,7 +104,7 @@ pub fn run<'a>(
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
     let signals = SignalFd::with_flags(&asked(), flags)?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    let remover = Remover::new()?;
+    let remover = Remover::new(options.care)?;
     let mut service = Service {
         options,
         listener,
@@ -450,7 +452,8 @@ impl Service<'_> {
                     && !std::mem::replace(&mut watched.announced, true)
                 {
                     let Peer { pid, started: start_ticks, uid, gid, .. } = watched.peer;
-                    self.ledger.announced(Owner { id: owner, pid, start_ticks, uid, gid });
+                    let id = owner;
+                    self.ledger.announced(journal::Owner { id, pid, start_ticks, uid, gid });
                 }
                 let Then { at, identity } = then;
                 let name = name.to_vec();
@@ -484,7 +487,7 @@ impl Service<'_> {
         let mut count = 0_usize;
         for Heir { id, process, entries } in inheritance.heirs {
             // What was registered at a pipe is this daemon's own user's.
-            let of_pipe = Owner { id: 0, pid: 0, start_ticks: 0, uid: own.0, gid: own.1 };
+            let of_pipe = journal::Owner { id: 0, pid: 0, start_ticks: 0, uid: own.0, gid: own.1 };
             let process = process.or((id == 0).then_some(of_pipe));
             let peer = process.as_ref().map(Peer::of_the_past);
             let Some(Ok(peer)) = peer else {
@@ -681,7 +684,7 @@ impl Service<'_> {
 
     /// Says what could not be removed, and records everything.
     fn report_done(&mut self) {
-        for Done { job, fates } in self.remover.done() {
+        for Done { job, fates, .. } in self.remover.done() {
             let Job { id, owner, left, given_up } = job;
             if given_up {
                 for left in &left {
@@ -698,34 +701,53 @@ impl Service<'_> {
                     self.warn(format_args!(
                         "{owner}: {count} objects could not be removed: {error}"
                     ));
+                    if !self.options.care.looks() {
+                        continue;
+                    }
+                    let errno = error.raw_os_error().unwrap_or(libc::EPERM);
+                    let says = "take the rights of its owner";
+                    let failed = || {
+                        let says = says.to_owned();
+                        (Fate::Failed(RemoveError::Step { errno, says }), None)
+                    };
+                    let told = left.iter().map(|left| removal(left, given_up, failed()));
+                    let removals = told.collect();
+                    self.record(&owner, given_up, removals);
                     continue;
                 }
             };
             let mut removals = Vec::new();
-            for (left, fate) in left.into_iter().zip(fates) {
+            for (left, (fate, seen)) in left.iter().zip(fates) {
                 let name = ReprStr(&left.name);
-                let result = match fate {
-                    Fate::Removed(entries) => Ok(entries),
+                match &fate {
+                    Fate::Removed(_) => {}
+                    Fate::Kept(why) => {
+                        let why = why_kept(why, seen.as_ref());
+                        self.warn(format_args!("{owner}: {name} stays: {why}"));
+                    }
                     Fate::Changed => {
                         self.warn(format_args!(
                             "{owner}: {name} stays: it is another object than was registered"
                         ));
-                        continue;
                     }
                     Fate::Failed(error) => {
                         // What is gone already needed no removal; but for Python's words it would be one.
                         self.failed();
                         self.warn(format_args!("{owner}: {name}: {error}"));
-                        Err(error)
                     }
-                };
-                let Left { rtype, name, .. } = left;
-                removals.push(Removal { rtype, name, given_up, result, seen: None });
+                }
+                removals.push(removal(left, given_up, (fate, seen)));
             }
-            let warning = self.record.as_mut().and_then(|record| record(removals));
-            if let Some(text) = warning {
-                self.warn(format_args!("{text}"));
-            }
+            self.record(&owner, given_up, removals);
+        }
+    }
+
+    fn record(&mut self, owner: &Peer, given_up: bool, removals: Vec<Removal>) {
+        let Some(record) = &mut self.record else { return };
+        let owner = Owner { pid: owner.pid, comm: owner.comm.clone(), uid: owner.uid };
+        let warnings = record(Told { owner: Some(owner), end: !given_up, removals });
+        for text in warnings {
+            self.warn(format_args!("{text}"));
         }
     }
 
@@ -832,6 +854,14 @@ impl Service<'_> {
     fn flush(&mut self) {
         self.messages.flush().unwrap_or(());
     }
+}
+
+/// What became of something that was left.
+fn removal(left: &Left, given_up: bool, (fate, seen): (Fate, Option<Seen>)) -> Removal {
+    let Left { rtype, name, then, .. } = left;
+    // 0 is the time of what was never noted.
+    let registered_at = (then.at > 0).then_some(then.at);
+    Removal { rtype: *rtype, name: name.clone(), given_up, fate, seen, state: None, registered_at }
 }
 
 /// The pid in a line that names an owner; nothing inside if there is none in it.

@@ -27,6 +27,7 @@ pub use owners::{Limits, Refused};
 pub use peer::{Elsewhere, Peer, Unfit};
 
 use super::dialect::Dialect;
+use super::leaks::Care;
 
 /// The longest line, in bytes without its newline. No client's message is longer than
 /// [`MESSAGE_MAX`](super::protocol::MESSAGE_MAX).
@@ -43,4 +44,6 @@ pub struct Options {
     pub warnings: bool,
     /// How much a client may have.
     pub limits: Limits,
+    /// What is found out about what was left, and whether it may go while somebody uses it.
+    pub care: Care,
 }

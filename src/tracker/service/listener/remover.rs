@@ -13,22 +13,10 @@ use std::thread;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::SigSet;
 
-use super::super::found;
+use super::super::leaks::{self, Care, Item, Seen};
 use super::owners::{Id, Left};
 use super::peer::Peer;
-use crate::tracker::reap::registered::{self, RemoveError};
-use crate::tracker::sys::credentials;
-
-/// What became of something that was left.
-#[derive(Debug)]
-pub(super) enum Fate {
-    /// It is removed, with so many entries that were in it.
-    Removed(u64),
-    /// Another object has its name now, which nobody registered: it stays.
-    Changed,
-    /// It could not be removed.
-    Failed(RemoveError),
-}
+use crate::tracker::reap::registered::Fate;
 
 /// What one owner left, or gave up.
 #[derive(Debug)]
@@ -48,8 +36,10 @@ pub(super) struct Job {
 pub(super) struct Done {
     /// What there was to do.
     pub(super) job: Job,
-    /// What became of it; or why nothing could be done.
-    pub(super) fates: io::Result<Vec<Fate>>,
+    /// What became of each, and what was seen of it before; or why nothing could be done.
+    pub(super) fates: io::Result<Vec<(Fate, Option<Seen>)>>,
+    /// Whether the thread goes on with what else there was for this user.
+    more: bool,
 }
 
 /// Removes on threads.
@@ -57,6 +47,7 @@ pub(super) struct Done {
 pub(super) struct Remover {
     /// What waits for a user's thread. A user that is not here has none.
     waiting: HashMap<u32, VecDeque<Job>>,
+    care: Care,
     /// Tells of what is done.
     wake: Arc<EventFd>,
     sender: Sender<Done>,
@@ -68,11 +59,11 @@ impl Remover {
     ///
     /// # Errors
     /// The errno of eventfd(2).
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(care: Care) -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = Arc::new(EventFd::from_flags(flags)?);
         let (sender, receiver) = mpsc::channel();
-        Ok(Self { waiting: HashMap::new(), wake, sender, receiver })
+        Ok(Self { waiting: HashMap::new(), care, wake, sender, receiver })
     }
 
     /// Has something removed.
@@ -81,7 +72,7 @@ impl Remover {
             Some(queue) => queue.push_back(job),
             None => {
                 self.waiting.insert(job.owner.uid, VecDeque::new());
-                self.start(job);
+                self.start(vec![job]);
             }
         }
     }
@@ -91,11 +82,11 @@ impl Remover {
         // Nothing to read is no error.
         self.wake.read().map(drop).unwrap_or(());
         let all: Vec<Done> = self.receiver.try_iter().collect();
-        for done in &all {
+        for done in all.iter().filter(|done| !done.more) {
             let uid = done.job.owner.uid;
-            match self.waiting.get_mut(&uid).and_then(VecDeque::pop_front) {
-                Some(next) => self.start(next),
-                None => drop(self.waiting.remove(&uid)),
+            match self.waiting.get_mut(&uid).map(std::mem::take) {
+                Some(next) if !next.is_empty() => self.start(next.into()),
+                _ => drop(self.waiting.remove(&uid)),
             }
         }
         all
@@ -107,26 +98,33 @@ impl Remover {
         self.waiting.is_empty()
     }
 
-    fn start(&self, job: Job) {
+    /// Has the jobs of one user done, all with one look at the processes if one is needed.
+    fn start(&self, jobs: Vec<Job>) {
         let (sender, wake) = (self.sender.clone(), Arc::clone(&self.wake));
         let tell = move |done: Done| {
             // Who does not wait any more needs no answer, and a full counter wakes as well.
             sender.send(done).unwrap_or(());
             wake.write(1).map(drop).unwrap_or(());
         };
-        let (given, taken) = mpsc::channel();
-        let told = tell.clone();
+        let (given, taken) = mpsc::channel::<Vec<Job>>();
+        let (told, care) = (tell.clone(), self.care);
         let work = move || {
             // No signal is meant for this thread.
             SigSet::all().thread_block().unwrap_or(());
-            if let Ok(job) = taken.recv() {
-                let fates = carry_out(&job);
-                told(Done { job, fates });
+            if let Ok(jobs) = taken.recv() {
+                carry_out_all(jobs, care, &told);
             }
         };
         match thread::Builder::new().name("remove".into()).spawn(work) {
-            Ok(_) => given.send(job).unwrap_or(()),
-            Err(error) => tell(Done { job, fates: Err(error) }),
+            Ok(_) => given.send(jobs).unwrap_or(()),
+            Err(error) => {
+                let mut left = jobs.len();
+                for job in jobs {
+                    left -= 1;
+                    let fates = Err(io::Error::new(error.kind(), error.to_string()));
+                    tell(Done { job, fates, more: left > 0 });
+                }
+            }
         }
     }
 }
@@ -138,22 +136,44 @@ impl AsFd for Remover {
     }
 }
 
-fn carry_out(job: &Job) -> io::Result<Vec<Fate>> {
-    let all = || job.left.iter().map(remove).collect();
-    let root = nix::unistd::geteuid().is_root();
-    match job.owner.uid {
-        uid if root && uid != 0 => credentials::as_user(uid, job.owner.gid, all),
-        _ => Ok(all()),
+/// Carries jobs of one user out, and tells of each. Those that need a look at the processes share one with those
+/// that follow and have the same group: many owners may end at the same time.
+fn carry_out_all(jobs: Vec<Job>, care: Care, tell: &dyn Fn(Done)) {
+    let mut jobs = VecDeque::from(jobs);
+    while let Some(first) = jobs.pop_front() {
+        let mut together = vec![first];
+        while care.looks()
+            && let Some(next) = jobs.front()
+            && let Some(last) = together.last()
+            && (next.owner.gid, next.given_up) == (last.owner.gid, last.given_up)
+        {
+            together.extend(jobs.pop_front());
+        }
+        let fates = carry_out(&together, care);
+        let (mut fates, error) = match fates {
+            Ok(fates) => (fates.into_iter(), None),
+            Err(error) => (Vec::new().into_iter(), Some(error)),
+        };
+        let mut left = together.len() + jobs.len();
+        for job in together {
+            left -= 1;
+            let fates = match &error {
+                None => Ok(fates.by_ref().take(job.left.len()).collect()),
+                Some(error) => Err(io::Error::new(error.kind(), error.to_string())),
+            };
+            tell(Done { job, fates, more: left > 0 });
+        }
     }
 }
 
-fn remove(left: &Left) -> Fate {
-    let then = left.then.identity;
-    if then.is_some_and(|then| found::is_another(left.rtype, &left.name, &then)) {
-        return Fate::Changed;
-    }
-    match registered::remove(left.rtype, &left.name) {
-        Ok(entries) => Fate::Removed(entries),
-        Err(error) => Fate::Failed(error),
-    }
+/// Carries jobs of one user and group out, and answers with what became of everything in them.
+fn carry_out(jobs: &[Job], care: Care) -> io::Result<Vec<(Fate, Option<Seen>)>> {
+    let Some(Job { owner, given_up, .. }) = jobs.first() else { return Ok(Vec::new()) };
+    let root = nix::unistd::geteuid().is_root();
+    let rights = (root && owner.uid != 0).then_some((owner.uid, owner.gid));
+    let all = jobs.iter().flat_map(|job| &job.left);
+    let items: Vec<Item<'_>> = all
+        .map(|left| Item { rtype: left.rtype, name: &left.name, registered: left.then.identity })
+        .collect();
+    leaks::clean(&items, care, *given_up, rights)
 }
