@@ -324,7 +324,7 @@ impl Service<'_> {
             let Some(client) = self.clients.get_mut(&number) else { return };
             match client.stream.read(&mut piece) {
                 Ok(0) => {
-                    let mut framer = std::mem::replace(&mut client.framer, Framer::new());
+                    let mut framer = std::mem::take(&mut client.framer);
                     // A line that was cut off was not meant to end there: half a name is another name.
                     let cut = |line: Result<&[u8], LineError<'_>>| {
                         self.refuse(number, line.unwrap_or_default(), &"it was cut off");
@@ -334,7 +334,7 @@ impl Service<'_> {
                 }
                 Ok(length) => {
                     all += length;
-                    let mut framer = std::mem::replace(&mut client.framer, Framer::new());
+                    let mut framer = std::mem::take(&mut client.framer);
                     framer.push(piece.get(..length).unwrap_or_default(), |line| {
                         self.take(number, line);
                     });
