@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 use crate::daemon::Daemon;
 use crate::listening::{self, Client};
 use crate::support::{
-    Call, Case, Holder, Inherit, Need, case, fuse, hold, hold_as, identity, inside, kill, names,
-    object, path, rtrack, scratch, sem_open, somebody, start, stopped_before_each, validate,
-    wait_for,
+    Call, Case, Holder, Inherit, Need, case, fuse, hold, hold_as, identity, inside, kill,
+    leave_queue, make_queue, names, object, path, queue_names, rtrack, scratch, sem_open, somebody,
+    start, stopped_before_each, sysv, validate, wait_for,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -28,6 +28,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("a_program_goes_on_working", a_program_goes_on_working).needs(ALONE),
         case("without_the_option_everything_goes", without_the_option).needs(ALONE),
         case("semaphores", semaphores).needs(ALONE),
+        case("queues_and_system_v", queues_and_system_v).needs(ALONE),
         case("users_of_other_uids", users_of_other_uids).needs(USERS),
         case("files_wherever_they_lie", files).needs(ALONE),
         case("more_files_than_descriptors", more_files_than_descriptors).needs(ALONE),
@@ -186,6 +187,45 @@ fn semaphores() {
     assert_eq!(leak(&document, "/mp-unused")["outcome"], "removed");
     let left: Vec<_> = names().into_iter().collect();
     assert_eq!(left, ["sem.loky-used", "sem.mp-used"]);
+}
+
+fn queues_and_system_v() {
+    let held = make_queue("held");
+    leave_queue("left", 1);
+    let attached = sysv::segment(0, 4096, 0o600);
+    let memory = sysv::attach(attached).unwrap();
+    let segment = sysv::segment(0, 4096, 0o600);
+    let set = sysv::semaphores(0, 1, 0o600);
+    let lines = format!(
+        "REGISTER:/held:message_queue\nREGISTER:/left:message_queue\nREGISTER:{attached}:sysv_shm\n\
+         REGISTER:{segment}:sysv_shm\nREGISTER:{set}:sysv_sem\n"
+    );
+    let tell = |options: &[&str]| {
+        let mut daemon = Daemon::start_with(|command| {
+            command.args(options).args(["--protocol", "rtrack"]);
+        });
+        daemon.tell(&lines);
+        daemon.end()
+    };
+    let (status, said) = tell(KEEP);
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("'/held' stays: "), "{said}");
+    assert!(
+        said.contains(&format!("'{attached}' stays: the kernel says that it is attached 1 times"))
+    );
+    // Nobody can tell who uses those.
+    assert!(said.contains(&format!("'{set}' stays: who uses it cannot be told")), "{said}");
+    assert_eq!(queue_names().into_iter().collect::<Vec<_>>(), ["held"]);
+    let there = |id: i32, table: &str| {
+        let table = fs::read_to_string(format!("/proc/sysvipc/{table}")).unwrap();
+        table.lines().any(|line| line.split_whitespace().nth(1) == Some(&id.to_string()))
+    };
+    assert!(there(attached, "shm") && !there(segment, "shm") && there(set, "sem"));
+    sysv::detach(memory);
+    drop(held);
+    // Without the option everything goes that is still there; the semaphores are the last.
+    assert_eq!(tell(&[]).0.code(), Some(1));
+    assert!(queue_names().is_empty() && !there(attached, "shm") && !there(set, "sem"));
 }
 
 fn users_of_other_uids() {
