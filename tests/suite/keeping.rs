@@ -149,6 +149,15 @@ fn a_program_goes_on_working() {
     assert_eq!(identity("psm_shared"), Some(before));
     assert!(said.contains("1 leaked shared_memory objects to clean up at shutdown"), "{said}");
     assert!(said.contains(&format!("[{}]", user.pid)), "{said}");
+    // Of what stays there is a record, too.
+    let mut daemon = Daemon::start_with(|command| {
+        command.args(KEEP).args(["--audit", "audit"]);
+    });
+    daemon.tell("REGISTER:/psm_shared:shared_memory\n");
+    daemon.end();
+    let line: Value = serde_json::from_slice(&fs::read("audit").unwrap()).unwrap();
+    validate(&line);
+    assert_eq!(line["outcome"], "held", "{line:#}");
     drop((user, later));
 }
 
