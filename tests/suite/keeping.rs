@@ -148,6 +148,15 @@ fn a_program_goes_on_working() {
     assert_eq!(identity("psm_shared"), Some(before));
     assert!(said.contains("1 leaked shared_memory objects to clean up at shutdown"), "{said}");
     assert!(said.contains(&format!("[{}]", user.pid)), "{said}");
+    // Of what stays there is a record, too.
+    let mut daemon = Daemon::start_with(|command| {
+        command.args(KEEP).args(["--audit", "audit"]);
+    });
+    daemon.tell("REGISTER:/psm_shared:shared_memory\n");
+    daemon.end();
+    let line: Value = serde_json::from_slice(&fs::read("audit").unwrap()).unwrap();
+    validate(&line);
+    assert_eq!(line["outcome"], "held", "{line:#}");
     drop((user, later));
 }
 
@@ -748,7 +757,8 @@ fn many_owners_at_the_end() {
         client.tell(&format!("REGISTER:/o-{number}:shared_memory\n")).done();
         clients.push(client);
     }
-    let holder = hold("fd-read", path("o-150"));
+    // To look at this one takes its time.
+    let holder = hold("fd-o-path-among-many", path("o-150"));
     let began = Instant::now();
     let (status, said) = daemon.end();
     assert_eq!(status, Some(1), "{said}");

@@ -119,7 +119,6 @@ pub fn find(host: Option<(&Host, bool)>, rtype: Rtype, name: &[u8], ask: bool) -
 fn file_of(prefix: &[u8], name: &[u8]) -> Option<Name> {
     let first = name.iter().position(|byte| *byte != b'/')?;
     let rest = name.get(first..).filter(|rest| !rest.contains(&b'/') && !rest.contains(&0))?;
-    std::str::from_utf8(rest).ok()?;
     Some(Name::new([prefix, rest].concat()))
 }
 
@@ -151,7 +150,9 @@ impl Found {
         name: &[u8],
         ask: bool,
     ) -> io::Result<()> {
-        let Some(file) = file_of(prefix, name) else { return Ok(()) };
+        // What is not UTF-8 is refused by whoever removes it, as CPython does.
+        let file = file_of(prefix, name).filter(Name::is_utf8);
+        let Some(file) = file else { return Ok(()) };
         self.place = Place::Shm(file.clone());
         let own;
         let dir = match host {
@@ -487,7 +488,7 @@ mod tests {
     fn names_as_the_c_library_takes_them() {
         let file = |name: &[u8]| file_of(b"sem.", name).map(|file| file.as_bytes().to_vec());
         assert_eq!(file(b"//a b"), Some(b"sem.a b".to_vec()));
-        for none in [&b""[..], b"/", b"/a/b", b"a\0", b"a\xff"] {
+        for none in [&b""[..], b"/", b"/a/b", b"a\0"] {
             assert_eq!(file(none), None);
         }
     }
