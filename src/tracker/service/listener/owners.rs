@@ -301,9 +301,9 @@ mod tests {
         let (full, none) = ([true, true, true, false], [false; 4]);
         assert_eq!(told, [full, full, none, full].concat());
         // Again, or after one was taken back, it may.
-        assert_eq!(say(&mut owners, ids[0], "REGISTER:/0-0:dummy"), Ok(None));
-        assert_eq!(say(&mut owners, ids[0], "UNREGISTER:/0-1:dummy"), Ok(None));
+        assert_eq!(say(&mut owners, ids[0], "REGISTER:/1-0:dummy"), Ok(None));
+        assert_eq!(say(&mut owners, ids[0], "UNREGISTER:/1-1:dummy"), Ok(None));
         assert_eq!(say(&mut owners, ids[2], "REGISTER:/x:dummy"), Ok(None));
-        assert_eq!(say(&mut owners, ids[0], "REGISTER:/0-1:dummy"), Err(Refused::UserFull(6)));
+        assert_eq!(say(&mut owners, ids[0], "REGISTER:/1-1:dummy"), Err(Refused::UserFull(6)));
     }
 }
