@@ -368,7 +368,7 @@ fn who_is_served_but_for_paths() {
                 own_mounts();
                 socket()
             },
-            "another mount namespace",
+            "different mount namespaces",
         ),
         (
             "the same memory, mounted again",
@@ -377,7 +377,7 @@ fn who_is_served_but_for_paths() {
                 mount_over_memory("tmpfs", "tmpfs", 0);
                 mount_over_memory(copy.to_str().unwrap(), "", libc::MS_BIND)
             },
-            "another mount namespace",
+            "different mount namespaces",
         ),
         (
             "another root directory",
@@ -385,7 +385,7 @@ fn who_is_served_but_for_paths() {
                 std::os::unix::fs::chroot(scratch()).unwrap();
                 "/socket".into()
             },
-            "another root directory",
+            "different root directories",
         ),
     ];
     const NOT_SERVED: &[(&str, Way)] = &[
@@ -450,7 +450,7 @@ fn an_owner_with_other_paths() {
     client.tell("REGISTER:/a:shared_memory\n");
     let answer = client.tell(&format!("REGISTER:{}:file\n", file.display())).done();
     assert_eq!((&answer["registered"], &answer["bad"]), (&json!(1), &json!(1)), "{answer}");
-    assert!(answer["wrong"].as_str().unwrap().contains("another mount namespace"), "{answer}");
+    assert!(answer["wrong"].as_str().unwrap().contains("different mount namespaces"), "{answer}");
     owner.kill().unwrap();
     owner.wait().unwrap();
     gone("a");

@@ -49,6 +49,9 @@ const NAMED: usize = 20;
 /// How long is waited at the end for removals that take their time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long clients are accepted before others have their turn: to look at one may take some milliseconds.
+const TURN: Duration = Duration::from_millis(5);
+
 /// How long nobody is accepted after that could not be done, for want of descriptors for instance.
 const REST: Duration = Duration::from_millis(200);
 
@@ -262,7 +265,11 @@ impl Service<'_> {
 
     fn accept(&mut self) {
         // Others have to have their turn.
+        let began = Instant::now();
         for _ in 0..64 {
+            if began.elapsed() >= TURN {
+                return;
+            }
             match self.listener.accept() {
                 Ok((stream, _)) => self.welcome(stream),
                 Err(error) => match error.raw_os_error() {

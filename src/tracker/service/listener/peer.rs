@@ -16,8 +16,12 @@ use crate::tracker::journal::Owner;
 use crate::tracker::resource::escape;
 use crate::tracker::sys::credentials;
 
-/// How much is read of what a process has mounted, in bytes: it may have made that long.
-const MOUNTS_MAX: u64 = 4 << 20;
+/// How much is read of what this process has mounted, in bytes.
+const OWN_MOUNTS_MAX: usize = 16 << 20;
+
+/// How much is read of what a client has mounted, in bytes, or twice as much as this process has, whichever is more.
+/// Anybody can make that long, and everybody else waits while it is read.
+const MOUNTS_MAX: usize = 256 << 10;
 
 /// A process that registers, or for which somebody registers, and the rights with which is removed what
 /// it leaves.
@@ -42,10 +46,10 @@ pub struct Peer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Elsewhere {
     /// Other file systems may be mounted there.
-    #[error("the client has another mount namespace, where that path may be another file")]
+    #[error("tracker and client have different mount namespaces, so that path may be another file")]
     MountNamespace,
     /// Paths begin at another directory.
-    #[error("the client has another root directory, where that path may be another file")]
+    #[error("tracker and client have different root directories, so that path may be another file")]
     Root,
 }
 
@@ -230,18 +234,20 @@ fn same_memory(pid: i32) -> Result<bool, Unfit> {
         let mount = mounts.reached_at(b"/dev/shm").filter(|mount| !mount.lost_its_name())?;
         Some((mount.dev, mount.root.clone()))
     };
-    let ours = memory(&mounts("self")?);
-    Ok(ours.is_some() && ours == memory(&mounts(&pid.to_string())?))
+    let own = mountinfo("self", OWN_MOUNTS_MAX)?;
+    let theirs = mountinfo(&pid.to_string(), MOUNTS_MAX.max(own.len().saturating_mul(2)))?;
+    let ours = memory(&Mounts::parse(&own));
+    Ok(ours.is_some() && ours == memory(&Mounts::parse(&theirs)))
 }
 
-/// What a process has mounted, as it sees it. To read that waits neither for it nor for a file system.
-fn mounts(who: &str) -> Result<Mounts, Unfit> {
+/// What a process has mounted, as it sees it, in at most `most` bytes. To read that waits neither for it nor for a file system.
+fn mountinfo(who: &str, most: usize) -> Result<Vec<u8>, Unfit> {
     let mut text = Vec::new();
     let read = File::open(format!("/proc/{who}/mountinfo"))
-        .and_then(|file| file.take(MOUNTS_MAX + 1).read_to_end(&mut text));
+        .and_then(|file| file.take(most as u64 + 1).read_to_end(&mut text));
     match read {
-        Ok(length) if length as u64 > MOUNTS_MAX => Err(Unfit::TooManyMounts),
-        Ok(_) => Ok(Mounts::parse(&text)),
+        Ok(length) if length > most => Err(Unfit::TooManyMounts),
+        Ok(_) => Ok(text),
         Err(error) => Err(match error.raw_os_error() {
             // While it ends it has none any more.
             Some(libc::ENOENT | libc::ESRCH | libc::EINVAL) => Unfit::Gone,
