@@ -11,6 +11,7 @@ use super::error::{CommandError, Kind as ErrorKind};
 use super::render::document;
 use super::target::{TargetArgs, not_told, unreachable};
 use super::ui::Ui;
+use super::values;
 use crate::tracker::resource::escape;
 use crate::tracker::service::client::{
     Connection, ConnectionError, Family, Life, Probe, TargetError, Tracker, asking,
@@ -81,6 +82,12 @@ pub fn run(args: &ProbeArgs, ui: &Ui) -> Result<Status, CommandError> {
             error,
         })
     });
+    // One that listens reads no pipe.
+    if let Err(TargetError::NoPipe(pid)) = &result
+        && let Some(answer) = of_listener(*pid)
+    {
+        return tell(Life::Alive, &answer, args.json, ui);
+    }
     let (life, answer) = match result {
         Ok(probe) => (probe.life, of_probe(&probe)),
         Err(error) => {
@@ -93,6 +100,27 @@ pub fn run(args: &ProbeArgs, ui: &Ui) -> Result<Status, CommandError> {
         }
     };
     tell(life, &answer, args.json, ui)
+}
+
+fn registered(count: usize) -> String {
+    values::plural(count, "name is registered", "names are registered")
+}
+
+/// What a daemon that listens, and can be asked, answers.
+fn of_listener(pid: i32) -> Option<Answer> {
+    let (_, state) = asking::ask_process(Path::new("/proc"), pid).ok()?;
+    let count = registered(state.registered.len());
+    let tracker = Tracker::look(pid);
+    Some(Answer {
+        pid: Some(pid),
+        kind: Some(Family::Rtrack.as_str()),
+        since: tracker.and_then(|tracker| tracker.since).map(|since| since.to_string()),
+        tracker: Some(state.document()),
+        ..of_life(
+            Life::Alive,
+            format!("process {pid} (rtrack) listens on a socket, and answers; {count}"),
+        )
+    })
 }
 
 fn tell(life: Life, answer: &Answer, json: bool, ui: &Ui) -> Result<Status, CommandError> {
@@ -131,7 +159,7 @@ fn of_socket(path: &Path, json: bool, ui: &Ui) -> Result<Status, CommandError> {
                 None => "a process that cannot be seen from here".to_owned(),
             };
             let count = state.as_ref().map(|state| state.registered.len());
-            let more = count.map(|count| format!("; {count} names are registered"));
+            let more = count.map(|count| format!("; {}", registered(count)));
             let more = more.unwrap_or_default();
             let answer = Answer {
                 tracker: state.map(|state| state.document()),
@@ -217,7 +245,7 @@ fn of_probe(probe: &Probe) -> Answer {
         .and_then(|tracker| asking::ask_process(std::path::Path::new("/proc"), tracker.pid).ok())
         .map(|(_, state)| state);
     if let Some(state) = &state {
-        says.push_str(&format!("; {} names are registered", state.registered.len()));
+        says.push_str(&format!("; {}", registered(state.registered.len())));
     }
     Answer {
         pid: tracker.map(|tracker| tracker.pid),

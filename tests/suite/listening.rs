@@ -735,6 +735,9 @@ fn asked_what_it_has() {
     let run = rtrack(["probe", "--json", "--socket"]).arg(socket()).finish().expect(0);
     let probe = run.json();
     validate(&probe);
+    let pid = daemon.child.id().to_string();
+    let text = rtrack(["probe", "--pid", &pid]).finish().expect(0).text();
+    assert!(text.contains("listens on a socket, and answers; 1 name is registered"), "{text}");
     let by = &probe["tracker"]["registered"][0]["by"];
     assert_eq!(by["pid"], std::process::id(), "{probe:#}");
     let document = rtrack(list).finish().expect(0).json();
