@@ -54,7 +54,7 @@ pub fn form_for(name: &[u8]) -> Form {
 
 /// The bytes of a message, newline included, to be written at once.
 ///
-/// The type is a word and not an [`Rtype`], since other trackers know others.
+/// The type is a word and not an [`Rtype`](super::Rtype), since other trackers know others.
 ///
 /// # Errors
 /// The message or the name is too long.
