@@ -26,6 +26,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("a_newer_version_or_no_journal", strange_files),
         case("a_full_disk", full_disk),
         case("owners_that_live_keep_theirs", owners_that_live),
+        case("what_a_living_one_has_too_stays", what_a_living_one_has_too),
         case("killed_at_random_nothing_is_forgotten", killed_at_random).seconds(200),
         case("nothing_counts_after_another_boot", another_boot),
     ]
@@ -318,6 +319,31 @@ fn owners_that_live() {
     let said = daemon.end(libc::SIGTERM);
     assert!(said.contains("3 names are taken over"), "{said}");
     assert!(identity("mine").is_some());
+}
+
+fn what_a_living_one_has_too() {
+    let daemon = Listening::start();
+    object().make("both");
+    let mut dead = Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut owner = Command::new("sleep").arg("1000").spawn().unwrap();
+    // The one that dies comes first in the journal; and they spell it in their own ways.
+    for (pid, name) in [(dead.id(), "/both"), (owner.id(), "both")] {
+        let mut stream = connect().unwrap();
+        let text = format!("{{\"cmd\":\"OWNER\",\"pid\":{pid}}}\nREGISTER:{name}:shared_memory\n");
+        assert_eq!(exchange(&mut stream, &text).unwrap()["registered"], 1);
+    }
+    daemon.end(libc::SIGKILL);
+    dead.kill().unwrap();
+    dead.wait().unwrap();
+    let daemon = Listening::start();
+    // Whoever answers has dealt with the dead one.
+    exchange(&mut connect().unwrap(), "").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    assert!(identity("both").is_some());
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    wait_for("it to go", || identity("both").is_none().then_some(()));
+    daemon.end(libc::SIGTERM);
 }
 
 fn killed_at_random() {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     Case, Finish, Need, case, check, fork, identity, inside, kill, mount, names, object, rtrack,
-    scratch, validate, wait_for,
+    scratch, sysv, validate, wait_for,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -35,6 +35,9 @@ pub(crate) fn tests() -> Vec<Case> {
         case("a_socket_that_was_left", a_socket_that_was_left),
         case("a_socket_that_is_passed", a_socket_that_is_passed),
         case("told_by_hand", told_by_hand),
+        case("pids_of_another_namespace", pids_of_another_namespace).needs(ROOT),
+        case("root_without_capabilities", root_without_capabilities).needs(ROOT),
+        case("processes_that_are_waited_for", processes_that_are_waited_for),
         case("what_has_the_name_now_stays", what_has_the_name_now_stays),
         case("asked_what_it_has", asked_what_it_has).needs(&[Need::PidNamespace]),
         case("who_may_ask", who_may_ask).needs(&[Need::RealRoot, Need::PidNamespace]),
@@ -185,7 +188,7 @@ fn registered_for_another_process() {
     gone("b");
     assert!(identity("a").is_some());
     let gone = Client::new().tell(&first).done();
-    assert!(gone["wrong"].as_str().unwrap().contains("gone already"), "{gone}");
+    assert!(gone["error"].as_str().unwrap().contains("gone already"), "{gone}");
     assert_eq!(daemon.end().0, Some(0));
 }
 
@@ -531,6 +534,77 @@ fn with_the_rights() {
     assert!(said.contains("'/later': [Errno 13] Permission denied"), "{said}");
     assert!(said.contains("REGISTER:/roots:shared_memory: it belongs to uid 0"), "{said}");
     assert!(identity("later").is_some());
+}
+
+/// A number of a process is another one's there.
+fn pids_of_another_namespace() {
+    let daemon = Daemon::start(&[]);
+    object().make("a");
+    let mut send = rtrack(["send", "REGISTER", "/a", "shared_memory", "--owner", "1", "--socket"]);
+    send.arg(socket());
+    let run = inside("own-pids", &send).finish().expect(3);
+    assert!(run.stderr.contains("another PID namespace"), "{run:?}");
+    assert_eq!(daemon.end().0, Some(0));
+    assert!(identity("a").is_some());
+}
+
+/// Root in a container has less than root, and so has who removes for it.
+fn root_without_capabilities() {
+    let daemon = Daemon::start(&["--protocol", "rtrack"]);
+    sysv::by(61001, || {
+        sysv::segment(0x7777, 4096, 0o600);
+        0
+    });
+    let id = sysv::segment_of(0x7777);
+    let own = sysv::segment(0, 4096, 0o600);
+    let mut owner = Command::new("sleep").arg("1000").spawn().unwrap();
+    for id in [id, own] {
+        let mut send = rtrack(["send", "REGISTER", &id.to_string(), "sysv_shm", "--socket"]);
+        send.arg(socket()).arg("--owner").arg(owner.id().to_string());
+        inside("usual-capabilities", &send).finish().expect(0);
+    }
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    let (_, said) = daemon.end();
+    let there = |id: i32| sysv::line("shm", id).is_some();
+    assert!(there(id) && !there(own), "{said}");
+    assert!(said.contains("Operation not permitted"), "{said}");
+}
+
+/// Who registers for others has no more of them than of connections, and none that has nothing.
+fn processes_that_are_waited_for() {
+    let daemon = Daemon::start(&["--max-clients", "8"]);
+    let most = if nix::unistd::geteuid().is_root() { 8 } else { 4 };
+    let mut owners: Vec<Child> =
+        (0..=most).map(|_| Command::new("sleep").arg("1000").spawn().unwrap()).collect();
+    let tell = |owner: &Child, name: &str| -> Value {
+        loop {
+            let mut client = Client::new();
+            client.tell(&format!("{{\"cmd\":\"OWNER\",\"pid\":{}}}\n", owner.id()));
+            if !name.is_empty() {
+                client.tell(&format!("REGISTER:/{name}:dummy\n"));
+            }
+            let answer = client.done();
+            // Connections that were closed may still count.
+            if !answer["error"].as_str().is_some_and(|why| why.contains("are connected")) {
+                return answer;
+            }
+        }
+    };
+    // Nothing is registered for them, so they count for nothing.
+    for owner in &owners {
+        assert_eq!(tell(owner, "")["bad"], 0);
+    }
+    for (number, owner) in owners.iter().take(most).enumerate() {
+        assert_eq!(tell(owner, &format!("d{number}"))["registered"], 1);
+    }
+    let refused = tell(&owners[most], "one-more");
+    assert!(refused["error"].as_str().unwrap().contains("no more may be"), "{refused}");
+    for owner in &mut owners {
+        owner.kill().unwrap();
+        owner.wait().unwrap();
+    }
+    assert_eq!(daemon.end().0, Some(0));
 }
 
 fn a_thousand_clients() {

@@ -87,8 +87,9 @@ pub(super) fn run(
         clients: args.listen.max_clients.unwrap_or(4096),
         registrations: args.listen.max_registrations.unwrap_or(65536),
     };
-    // Two for each client: its connection and its process.
-    raise_limit_of_descriptors(2 * limits.clients + 64);
+    // Two for each client, its connection and its process, and one for each process that others registered for.
+    let heirs = ledger.1.heirs.len();
+    raise_limit_of_descriptors(3 * limits.clients + heirs + 256);
     let options = Options {
         dialect: args.protocol,
         verbose: args.verbose,

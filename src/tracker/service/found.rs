@@ -32,6 +32,30 @@ pub fn anywhere(rtype: Rtype, name: &[u8]) -> Option<Stat> {
     }
 }
 
+/// What a name of that type stands for, whatever it is spelled like and called: two registrations of one object have
+/// the same.
+#[must_use]
+pub fn meaning(rtype: Rtype, name: &[u8]) -> (&'static str, Box<[u8]>) {
+    let bare = || {
+        let first = name.iter().position(|byte| *byte != b'/').unwrap_or(name.len());
+        name.get(first..).unwrap_or_default()
+    };
+    match rtype {
+        Rtype::SharedMemory => ("shm", bare().into()),
+        Rtype::Semaphore | Rtype::Semlock => ("shm", [b"sem.", bare()].concat().into()),
+        Rtype::MessageQueue => ("mqueue", bare().into()),
+        Rtype::File | Rtype::Folder => {
+            let end = name.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+            let path = name.get(..end).unwrap_or_default();
+            match path.strip_prefix(b"/dev/shm/") {
+                Some(inside) if !inside.contains(&b'/') => ("shm", inside.into()),
+                _ => ("path", path.into()),
+            }
+        }
+        other => (other.as_str(), name.into()),
+    }
+}
+
 /// Whether what has a name of that type can be found by it.
 #[must_use]
 pub const fn is_known_place(rtype: Rtype) -> bool {
@@ -49,4 +73,26 @@ pub fn is_another(rtype: Rtype, name: &[u8], then: &Identity) -> bool {
 
 fn stat(path: Vec<u8>) -> Option<Stat> {
     sys::stat(nix::fcntl::AT_FDCWD, &CString::new(path).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_object_has_one_meaning() {
+        for (one, other, same) in [
+            ((Rtype::SharedMemory, "/a"), (Rtype::SharedMemory, "a"), true),
+            ((Rtype::SharedMemory, "sem.k"), (Rtype::Semaphore, "//k"), true),
+            ((Rtype::Semaphore, "k"), (Rtype::Semlock, "/k"), true),
+            ((Rtype::File, "/dev/shm/a"), (Rtype::SharedMemory, "a"), true),
+            ((Rtype::Folder, "/tmp/d/"), (Rtype::Folder, "/tmp/d"), true),
+            ((Rtype::MessageQueue, "/a"), (Rtype::SharedMemory, "/a"), false),
+            ((Rtype::SysvShm, "7"), (Rtype::SysvSem, "7"), false),
+            ((Rtype::SharedMemory, "a"), (Rtype::SharedMemory, "b"), false),
+        ] {
+            let meaning = |(rtype, name): (Rtype, &str)| meaning(rtype, name.as_bytes());
+            assert_eq!(meaning(one) == meaning(other), same, "{one:?} {other:?}");
+        }
+    }
 }

@@ -17,7 +17,8 @@ use crate::tracker::host::{Host, boot_id, host_name, show_time, wall_clock};
 use crate::tracker::reap::keeping::{Found, Keeper, find};
 use crate::tracker::reap::registered::{self, Fate};
 use crate::tracker::resource::Identity;
-use crate::tracker::sys::{Nanoseconds, credentials};
+use crate::tracker::sys::Nanoseconds;
+use crate::tracker::sys::credentials::{self, Rights};
 
 /// More processes than this are not told of with one object.
 const MOST_HOLDERS: usize = 64;
@@ -85,7 +86,7 @@ pub fn clean(
     items: &[Item<'_>],
     care: Care,
     given_up: bool,
-    rights: Option<(u32, u32)>,
+    rights: Option<Rights>,
 ) -> io::Result<Vec<(Fate, Option<Seen>)>> {
     if !care.looks() || given_up && !care.keep_used {
         let all = || items.iter().map(|item| (remove(item), None)).collect();
@@ -153,9 +154,9 @@ fn remove(item: &Item<'_>) -> Fate {
     registered::remove(item.rtype, item.name).into()
 }
 
-fn with<T: Send>(rights: Option<(u32, u32)>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+fn with<T: Send>(rights: Option<Rights>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     match rights {
-        Some((uid, gid)) => credentials::as_user(uid, gid, work),
+        Some(rights) => credentials::with_rights(rights, work),
         None => Ok(work()),
     }
 }

@@ -43,16 +43,33 @@ pub fn process(pid: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Does `work` on a thread that has the rights of a user: that user's id and group for everything that is
-/// done to files and IPC objects, no other groups, and no capabilities. For root only.
+/// With whose rights something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rights {
+    /// An ordinary user's.
+    User {
+        /// The user.
+        uid: u32,
+        /// The group.
+        gid: u32,
+    },
+    /// Root's, with these capabilities at most.
+    Root {
+        /// As in /proc/PID/status.
+        capabilities: u64,
+    },
+}
+
+/// Does `work` on a thread that has the rights of somebody else: of a user that user's id and group for everything that
+/// is done to files and IPC objects, no other groups, and no capabilities. For root only.
 ///
 /// The thread's real uid stays root's, so that the user can neither signal nor trace it (kill(2)).
 ///
 /// # Errors
 /// No thread can be made, or it cannot give up its rights; then nothing was done.
-pub fn as_user<T: Send>(uid: u32, gid: u32, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+pub fn with_rights<T: Send>(rights: Rights, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     let job = || {
-        take_rights(uid, gid)?;
+        take(rights)?;
         Ok(work())
     };
     thread::scope(|scope| {
@@ -61,21 +78,64 @@ pub fn as_user<T: Send>(uid: u32, gid: u32, work: impl FnOnce() -> T + Send) -> 
     })
 }
 
-/// Gives this thread the rights of a user. The C library's functions would do it to all threads.
-fn take_rights(uid: u32, gid: u32) -> io::Result<()> {
+/// Gives this thread other rights. The C library's functions would do it to all threads.
+fn take(rights: Rights) -> io::Result<()> {
     const SAME: libc::uid_t = libc::uid_t::MAX;
     let call = |result: libc::c_long| check(i32::try_from(result).unwrap_or(-1)).map(drop);
-    // SAFETY: none of these calls touches memory: the list of groups is empty.
-    unsafe {
-        call(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
-        call(libc::syscall(libc::SYS_setresgid, SAME, gid, SAME))?;
-        call(libc::syscall(libc::SYS_setresuid, SAME, uid, SAME))?;
-    }
+    let most = match rights {
+        Rights::User { uid, gid } => {
+            // SAFETY: none of these calls touches memory: the list of groups is empty.
+            unsafe {
+                call(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
+                call(libc::syscall(libc::SYS_setresgid, SAME, gid, SAME))?;
+                call(libc::syscall(libc::SYS_setresuid, SAME, uid, SAME))?;
+            }
+            0
+        }
+        Rights::Root { capabilities } => {
+            limit(capabilities)?;
+            capabilities
+        }
+    };
     // With SECBIT_NO_SETUID_FIXUP (capabilities(7)) they would all be there still.
+    if effective()? & !most == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
+}
+
+/// The effective capabilities of this thread.
+fn effective() -> io::Result<u64> {
     let status = std::fs::read_to_string("/proc/thread-self/status")?;
-    let left = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    match left.map(str::trim).map(|digits| u64::from_str_radix(digits, 16)) {
-        Some(Ok(0)) => Ok(()),
-        _ => Err(io::Error::from_raw_os_error(libc::EPERM)),
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let set = set.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
+    set.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h, with its structures: the libc crate does not have them.
+const CAPABILITY_VERSION: u32 = 0x2008_0522;
+
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: libc::c_int,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapabilityData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Leaves this thread at most these effective capabilities; what is permitted stays.
+fn limit(capabilities: u64) -> io::Result<()> {
+    let header = CapabilityHeader { version: CAPABILITY_VERSION, pid: 0 };
+    let mut data = [CapabilityData::default(); 2];
+    let call = |result: libc::c_long| check(i32::try_from(result).unwrap_or(-1)).map(drop);
+    // SAFETY: the kernel reads one header and writes two structures, which version 3 has.
+    call(unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) })?;
+    for (part, half) in data.iter_mut().zip([capabilities, capabilities >> 32]) {
+        part.effective &= u32::try_from(half & u64::from(u32::MAX)).unwrap_or(0);
     }
+    // SAFETY: the kernel reads one header and two structures.
+    call(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) })
 }

@@ -50,6 +50,9 @@ const COMPLAINTS: u64 = 16;
 /// So many names are listed in a warning.
 const NAMED: usize = 20;
 
+/// Of so many objects of one owner it is told why each was not removed.
+const TOLD: usize = 100;
+
 /// How long is waited at the end for removals that take their time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -309,7 +312,9 @@ impl Service<'_> {
     fn take_in(&mut self, stream: UnixStream, peer: Peer) -> Result<(), (UnixStream, String)> {
         let limits = self.options.limits;
         let of_user = self.of_user.get(&peer.uid).copied().unwrap_or(0);
-        if self.clients.len() >= limits.clients {
+        // Some are root's: no number of other users takes them all.
+        let most = if peer.uid == 0 { limits.clients } else { limits.clients - limits.clients / 8 };
+        if self.clients.len() >= most {
             let count = self.clients.len();
             return Err((stream, format!("{count} clients are connected, and no more may be")));
         }
@@ -362,7 +367,9 @@ impl Service<'_> {
     fn read(&mut self, number: u64, most: usize) {
         let mut piece = [0; 4096];
         let mut all = 0;
-        while all < most {
+        let began = Instant::now();
+        // Neither much nor what takes long keeps others waiting; what is said last is read whole.
+        while all < most && (most > PIECE || began.elapsed() < TURN) {
             // It may be gone after any line.
             let Some(client) = self.clients.get_mut(&number) else { return };
             match client.stream.read(&mut piece) {
@@ -412,7 +419,9 @@ impl Service<'_> {
         }
         if let Some(watched) = self.watched.get_mut(&client.owner) {
             watched.connections.retain(|other| *other != number);
-            if watched.by_connection {
+            // Who has nothing and nobody registers for is not waited for.
+            let idle = watched.connections.is_empty() && !watched.inherited;
+            if watched.by_connection || idle && self.owners.len_of(client.owner) == 0 {
                 self.end(client.owner);
             }
         }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::super::dialect::{Command, Rtype};
+use super::super::found;
 use super::super::ledger::Inherited;
 use super::super::protocol::Message;
 use super::super::registry::{Change, NotRegistered, Registry};
@@ -78,15 +79,23 @@ struct Owner {
     registry: Registry<Then>,
 }
 
+/// A user, and what a name means.
+type Key = (u32, &'static str, Box<[u8]>);
+
+fn key(uid: u32, rtype: Rtype, name: &[u8]) -> Key {
+    let (class, name) = found::meaning(rtype, name);
+    (uid, class, name)
+}
+
 /// All owners.
 #[derive(Debug)]
 pub(super) struct Owners {
     limits: Limits,
     next: Id,
     owners: BTreeMap<Id, Owner>,
-    /// By how many owners of a user a name is registered.
-    registered: HashMap<(u32, Rtype, Box<[u8]>), u32>,
-    /// How many names the owners of a user have.
+    /// How often an object is registered by owners of a user, whatever it is spelled like.
+    registered: HashMap<Key, u32>,
+    /// How many names the owners of a user have, and have left that are not dealt with.
     of_user: HashMap<u32, usize>,
 }
 
@@ -109,8 +118,7 @@ impl Owners {
                 // A registration is never refused by a registry.
                 registry.apply_with(&message, || then).map(drop).unwrap_or(());
             }
-            let key = (uid, rtype, message.name.to_vec().into_boxed_slice());
-            *self.registered.entry(key).or_insert(0) += 1;
+            *self.registered.entry(key(uid, rtype, &message.name)).or_insert(0) += 1;
             *self.of_user.entry(uid).or_insert(0) += 1;
         }
         self.owners.insert(id, Owner { uid, registry });
@@ -147,22 +155,34 @@ impl Owners {
         if is_new && *of_user >= all {
             return Err(Refused::UserFull(*of_user));
         }
-        let then = if is_new { Some(then()) } else { owner.registry.more(message) };
-        let then = then.unwrap_or(Then { at: 0, identity: None });
+        let known = owner.registry.more(message);
+        // Registered again, it is what has the name now.
+        let then = match known {
+            Some(known) if message.command != Command::Register => known,
+            _ => then(),
+        };
         let change = owner.registry.apply_with(message, || then)?;
-        let key = || (uid, message.rtype, message.name.to_vec().into_boxed_slice());
+        let key = || key(uid, message.rtype, &message.name);
         match change {
-            Change::Registered(1) if is_new => {
+            Change::Registered(_) if is_new => {
                 *of_user += 1;
                 *self.registered.entry(key()).or_insert(0) += 1;
+            }
+            Change::Registered(_) => {
+                if let Some(entry) = owner.registry.get_mut(message.rtype, &message.name)
+                    && then.identity.is_some()
+                {
+                    entry.more = then;
+                }
             }
             Change::Forgotten => {
                 *of_user = of_user.saturating_sub(1);
                 self.let_go(key());
             }
             Change::Released(0) => {
-                *of_user = of_user.saturating_sub(1);
-                if self.let_go(key()) {
+                if !self.let_go(key()) {
+                    self.settled(uid, 1);
+                } else {
                     let (rtype, name) = (message.rtype, message.name.to_vec());
                     return Ok((change, Some(Left { rtype, name, count: 0, then })));
                 }
@@ -176,26 +196,32 @@ impl Owners {
     /// registered too.
     pub(super) fn end(&mut self, id: Id) -> Vec<Left> {
         let Some(owner) = self.owners.remove(&id) else { return Vec::new() };
-        if let Some(of_user) = self.of_user.get_mut(&owner.uid) {
-            *of_user = of_user.saturating_sub(owner.registry.len());
-            if *of_user == 0 {
-                self.of_user.remove(&owner.uid);
-            }
-        }
         let mut left = Vec::new();
         for (rtype, names) in owner.registry.iter() {
             for (name, entry) in names.entries() {
-                if self.let_go((owner.uid, rtype, name.into())) {
+                if self.let_go(key(owner.uid, rtype, name)) {
                     let name = name.to_vec();
                     left.push(Left { rtype, name, count: entry.count, then: entry.more });
                 }
             }
         }
+        // What is left counts until it is dealt with: its owner's user could make ever more of it.
+        self.settled(owner.uid, owner.registry.len() - left.len());
         left
     }
 
+    /// So many names of a user are dealt with.
+    pub(super) fn settled(&mut self, uid: u32, count: usize) {
+        if let Some(of_user) = self.of_user.get_mut(&uid) {
+            *of_user = of_user.saturating_sub(count);
+            if *of_user == 0 {
+                self.of_user.remove(&uid);
+            }
+        }
+    }
+
     /// One owner less has it registered: whether none is left.
-    fn let_go(&mut self, key: (u32, Rtype, Box<[u8]>)) -> bool {
+    fn let_go(&mut self, key: Key) -> bool {
         match self.registered.get_mut(&key) {
             Some(count) if *count > 1 => {
                 *count -= 1;
@@ -272,7 +298,39 @@ mod tests {
         assert_eq!(left[0].then, THEN);
         assert_eq!(names(&owners.end(stranger)), ["/a"]);
         assert!(owners.end(second).is_empty() && owners.ids().next().is_none());
-        assert!(owners.registered.is_empty() && owners.of_user.is_empty());
+        assert!(owners.registered.is_empty());
+        // Until it is dealt with, it counts.
+        assert_eq!((owners.of_user[&1000], owners.of_user[&1001]), (3, 1));
+        owners.settled(1000, 3);
+        owners.settled(1001, 1);
+        assert!(owners.of_user.is_empty());
+    }
+
+    #[test]
+    fn however_it_is_spelled() {
+        let mut owners = Owners::new(LIMITS, 1);
+        let (first, second) = (owners.add(1000), owners.add(1000));
+        for (id, line) in [
+            (first, "REGISTER:/n:shared_memory"),
+            (first, "REGISTER:sem.k:shared_memory"),
+            (second, "REGISTER:n:shared_memory"),
+            (second, "REGISTER:/k:semaphore"),
+        ] {
+            say(&mut owners, id, line).unwrap();
+        }
+        assert!(owners.end(first).is_empty());
+        assert_eq!(names(&owners.end(second)), ["/k", "n"]);
+    }
+
+    #[test]
+    fn registered_again_it_is_what_has_the_name_now() {
+        let mut owners = Owners::new(LIMITS, 1);
+        let id = owners.add(0);
+        let now = Identity { dev: 1, ino: 9, born: None, sysv: None };
+        say(&mut owners, id, "REGISTER:/n:shared_memory").unwrap();
+        let message = parse(b"REGISTER:/n:shared_memory", Dialect::Any).unwrap();
+        owners.apply(id, &message, || Then { at: 8, identity: Some(now) }).unwrap();
+        assert_eq!(owners.end(id)[0].then.identity, Some(now));
     }
 
     #[test]

@@ -39,6 +39,10 @@ pub struct Peer {
     pub comm: Vec<u8>,
     /// Why a path may be another file to it than to this process; nothing if it is the same.
     pub elsewhere: Option<Elsewhere>,
+    /// Whether a pid means the same process to it as to this one.
+    pub same_pids: bool,
+    /// The capabilities that it has, if it is root's: what is removed for it is removed with no others.
+    pub capabilities: Option<u64>,
     process: Arc<OwnedFd>,
 }
 
@@ -68,6 +72,9 @@ pub enum Unfit {
     /// Its uid has no number in this user namespace.
     #[error("its uid is not known here")]
     UnknownUser,
+    /// Numbers of processes are others there.
+    #[error("its pids are those of another PID namespace, where that number is another process")]
+    OtherPids,
     /// The same names are other objects there.
     #[error("it has another {0} namespace, where the same names are other objects")]
     OtherNamespace(&'static str),
@@ -89,6 +96,8 @@ struct Shown {
     started: u64,
     comm: Vec<u8>,
     real_uid: u32,
+    /// Its effective capabilities.
+    effective: u64,
 }
 
 impl Peer {
@@ -125,7 +134,11 @@ impl Peer {
     /// # Errors
     /// See [`Unfit`]. Only root registers for processes of others.
     pub fn on_behalf_of(&self, pid: i32) -> Result<Self, Unfit> {
-        let (peer, shown) = Self::fit(pid, self.uid, self.gid, open(pid)?)?;
+        if !self.same_pids {
+            return Err(Unfit::OtherPids);
+        }
+        let (mut peer, shown) = Self::fit(pid, self.uid, self.gid, open(pid)?)?;
+        peer.capabilities = self.capabilities;
         if self.uid != 0 && shown.real_uid != self.uid {
             return Err(Unfit::OtherUser(shown.real_uid));
         }
@@ -141,10 +154,15 @@ impl Peer {
         if elsewhere.is_some() && !same_memory(pid)? {
             return Err(Unfit::OtherMemory);
         }
+        let same_pids = same_link(pid, "ns/pid")?;
+        let same_users = same_link(pid, "ns/user")?;
         let shown = shown(pid)?;
-        let Shown { started, ref comm, .. } = shown;
-        let process = Arc::new(process);
-        let peer = Self { pid, started, uid, gid, comm: comm.clone(), elsewhere, process };
+        let Shown { started, ref comm, effective, .. } = shown;
+        // In another user namespace they are worth nothing here.
+        let capabilities = (uid == 0).then_some(if same_users { effective } else { 0 });
+        let (comm, process) = (comm.clone(), Arc::new(process));
+        let peer =
+            Self { pid, started, uid, gid, comm, elsewhere, same_pids, capabilities, process };
         // What was read above was its own if it lives still.
         if peer.has_ended() { Err(Unfit::Gone) } else { Ok((peer, shown)) }
     }
@@ -152,20 +170,28 @@ impl Peer {
     /// A process that a predecessor of this daemon's knew; it may have ended.
     ///
     /// # Errors
-    /// No descriptor is to be had.
-    pub fn of_the_past(owner: &Owner) -> io::Result<Self> {
+    /// It could not be found out whether it lives.
+    pub fn of_the_past(owner: &Owner) -> Result<Self, Unfit> {
         let Owner { pid, start_ticks: started, uid, gid, .. } = *owner;
-        let alive = open(pid).ok().and_then(|process| Some((process, shown(pid).ok()?)));
-        let (process, comm) = match alive {
+        let alive = match open(pid).and_then(|process| Ok((process, shown(pid)?))) {
             // What was read is its own: the pid was its before and after.
-            Some((process, shown)) if shown.started == started => (process, shown.comm),
-            // What is readable has ended.
-            _ => (
-                OwnedFd::from(EventFd::from_value_and_flags(1, EfdFlags::EFD_CLOEXEC)?),
-                b"?".to_vec(),
-            ),
+            Ok((process, shown)) if shown.started == started => Some((process, shown)),
+            Ok(_) | Err(Unfit::Gone) => None,
+            Err(unfit) => return Err(unfit),
         };
-        Ok(Self { pid, started, uid, gid, comm, elsewhere: None, process: Arc::new(process) })
+        let of_root = |effective| (uid == 0).then_some(effective);
+        let (process, comm, capabilities) = match alive {
+            Some((process, shown)) => (process, shown.comm, of_root(shown.effective)),
+            None => {
+                // What is readable has ended.
+                let ended = EventFd::from_value_and_flags(1, EfdFlags::EFD_CLOEXEC)
+                    .map_err(|errno| Unfit::Io("eventfd", errno.into()))?;
+                // Nobody knows any more what it could do.
+                (OwnedFd::from(ended), b"?".to_vec(), of_root(0))
+            }
+        };
+        let (elsewhere, same_pids, process) = (None, true, Arc::new(process));
+        Ok(Self { pid, started, uid, gid, comm, elsewhere, same_pids, capabilities, process })
     }
 
     /// Whether the process has ended.
@@ -280,7 +306,11 @@ fn parse(stat: &[u8], status: &[u8]) -> Option<Shown> {
     let started = rest.split_ascii_whitespace().nth(22 - 3)?.parse().ok()?;
     let uids = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Uid:"))?;
     let real = std::str::from_utf8(uids).ok()?.split_ascii_whitespace().next()?.parse().ok()?;
-    Some(Shown { started, comm, real_uid: real })
+    let effective =
+        status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"CapEff:"))?;
+    let effective = std::str::from_utf8(effective).ok()?.trim();
+    let effective = u64::from_str_radix(effective, 16).ok()?;
+    Some(Shown { started, comm, real_uid: real, effective })
 }
 
 #[cfg(test)]
@@ -291,9 +321,10 @@ mod tests {
     fn what_proc_says() {
         let fields: Vec<String> = (4..30).map(|field| field.to_string()).collect();
         let stat = format!("7 (a) b) S {}\n", fields.join(" "));
-        let status = b"Name:\tx\nUid:\t1000\t1001\t1002\t1003\nGid:\t5\t5\t5\t5\n";
+        let status = b"Name:\tx\nUid:\t1000\t1001\t1002\t1003\nGid:\t5\t5\t5\t5\nCapEff:\t00a0\n";
         let shown = parse(stat.as_bytes(), status).unwrap();
         assert_eq!((shown.started, &shown.comm[..], shown.real_uid), (22, &b"a) b"[..], 1000));
+        assert_eq!(shown.effective, 0xa0);
         assert!(parse(b"7 (a", status).is_none());
         assert!(parse(stat.as_bytes(), b"").is_none());
     }

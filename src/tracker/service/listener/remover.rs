@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::SigSet;
@@ -17,6 +18,7 @@ use super::super::leaks::{self, Care, Item, Seen};
 use super::owners::{Id, Left};
 use super::peer::Peer;
 use crate::tracker::reap::registered::Fate;
+use crate::tracker::sys::credentials::Rights;
 
 /// What one owner left, or gave up.
 #[derive(Debug)]
@@ -136,6 +138,15 @@ impl AsFd for Remover {
     }
 }
 
+/// How often, and after how long, it is tried again when descriptors, threads or memory are short.
+const RETRIES: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(100);
+
+fn is_shortage(error: &io::Error) -> bool {
+    let short = [libc::EMFILE, libc::ENFILE, libc::EAGAIN, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|errno| short.contains(&errno))
+}
+
 /// Carries jobs of one user out, and tells of each. Those that need a look at the processes share one with those
 /// that follow and have the same group: many owners may end at the same time.
 fn carry_out_all(jobs: Vec<Job>, care: Care, tell: &dyn Fn(Done)) {
@@ -145,11 +156,22 @@ fn carry_out_all(jobs: Vec<Job>, care: Care, tell: &dyn Fn(Done)) {
         while care.looks()
             && let Some(next) = jobs.front()
             && let Some(last) = together.last()
-            && (next.owner.gid, next.given_up) == (last.owner.gid, last.given_up)
+            && (next.owner.gid, next.owner.capabilities, next.given_up)
+                == (last.owner.gid, last.owner.capabilities, last.given_up)
         {
             together.extend(jobs.pop_front());
         }
-        let fates = carry_out(&together, care);
+        // What is short now may be there in a moment; what is never removed would be forgotten.
+        let mut patience = RETRIES;
+        let fates = loop {
+            match carry_out(&together, care) {
+                Err(error) if patience > 0 && is_shortage(&error) => {
+                    patience -= 1;
+                    thread::sleep(PAUSE);
+                }
+                result => break result,
+            }
+        };
         let (mut fates, error) = match fates {
             Ok(fates) => (fates.into_iter(), None),
             Err(error) => (Vec::new().into_iter(), Some(error)),
@@ -170,7 +192,12 @@ fn carry_out_all(jobs: Vec<Job>, care: Care, tell: &dyn Fn(Done)) {
 fn carry_out(jobs: &[Job], care: Care) -> io::Result<Vec<(Fate, Option<Seen>)>> {
     let Some(Job { owner, given_up, .. }) = jobs.first() else { return Ok(Vec::new()) };
     let root = nix::unistd::geteuid().is_root();
-    let rights = (root && owner.uid != 0).then_some((owner.uid, owner.gid));
+    let rights = match (root, owner.uid, owner.capabilities) {
+        (false, ..) => None,
+        (true, 0, None) => None,
+        (true, 0, Some(capabilities)) => Some(Rights::Root { capabilities }),
+        (true, uid, _) => Some(Rights::User { uid, gid: owner.gid }),
+    };
     let all = jobs.iter().flat_map(|job| &job.left);
     let items: Vec<Item<'_>> = all
         .map(|left| Item { rtype: left.rtype, name: &left.name, registered: left.then.identity })

@@ -53,7 +53,10 @@ impl Service<'_> {
     pub(super) fn report_done(&mut self) {
         for Done { job, fates, .. } in self.remover.done() {
             let Job { id, owner, left, given_up } = job;
-            if given_up {
+            self.owners.settled(owner.uid, left.len());
+            if fates.is_err() {
+                // It is still registered with whoever reads the journal next.
+            } else if given_up {
                 for left in &left {
                     self.ledger.taken_back(id, left.rtype, &left.name);
                 }
@@ -84,26 +87,34 @@ impl Service<'_> {
                 }
             };
             let mut removals = Vec::new();
+            let mut said = 0_usize;
             for (left, (fate, seen)) in left.iter().zip(fates) {
+                said += usize::from(!matches!(fate, Fate::Removed(_)));
                 let name = ReprStr(&left.name);
-                match &fate {
-                    Fate::Removed(_) => {}
+                let text = match &fate {
+                    Fate::Removed(_) => None,
                     Fate::Kept(why) => {
-                        let why = why_kept(why, seen.as_ref());
-                        self.warn(format_args!("{owner}: {name} stays: {why}"));
+                        Some(format!("{name} stays: {}", why_kept(why, seen.as_ref())))
                     }
                     Fate::Changed => {
-                        self.warn(format_args!(
-                            "{owner}: {name} stays: it is another object than was registered"
-                        ));
+                        Some(format!("{name} stays: it is another object than was registered"))
                     }
                     Fate::Failed(error) => {
                         // What is gone already needed no removal; but for Python's words it would be one.
                         self.failed();
-                        self.warn(format_args!("{owner}: {name}: {error}"));
+                        Some(format!("{name}: {error}"))
                     }
+                };
+                if let Some(text) = text.filter(|_| said <= TOLD) {
+                    self.warn(format_args!("{owner}: {text}"));
                 }
                 removals.push(removal(left, given_up, (fate, seen)));
+            }
+            if said > TOLD {
+                let more = said - TOLD;
+                self.warn(format_args!(
+                    "{owner}: {more} more objects stay or could not be removed"
+                ));
             }
             self.record(&owner, given_up, removals);
         }

@@ -65,7 +65,7 @@ impl Service<'_> {
         }
         let (rtype, name) = (message.rtype, &*message.name);
         match change {
-            Change::Registered(1) => {
+            Change::Registered(count) if count == 1 || then.identity.is_some() => {
                 if let Some(watched) = self.watched.get_mut(&owner)
                     && !std::mem::replace(&mut watched.announced, true)
                 {
@@ -75,7 +75,7 @@ impl Service<'_> {
                 }
                 let Then { at, identity } = then;
                 let name = name.to_vec();
-                self.ledger.registered(owner, &Inherited { rtype, name, count: 1, identity, at });
+                self.ledger.registered(owner, &Inherited { rtype, name, count, identity, at });
             }
             Change::Registered(count) if self.options.dialect.releases(rtype) => {
                 self.ledger.counted(owner, rtype, name, count);
@@ -108,6 +108,17 @@ impl Service<'_> {
         self.warn(format_args!("{text}"));
     }
 
+    /// Refuses a message, says why, and ends the connection.
+    fn dismiss(&mut self, number: u64, line: &[u8], why: &str) {
+        self.refuse(number, line, &why);
+        if let Some(client) = self.clients.get_mut(&number) {
+            let answer = format!("{}\n", json!({ "error": why }));
+            // Who does not read it sees the end.
+            client.stream.write_all(answer.as_bytes()).unwrap_or(());
+        }
+        self.hang_up(number);
+    }
+
     pub(super) fn reply(&mut self, number: u64) {
         // What is answered for outlives the daemon.
         self.write_down();
@@ -126,20 +137,20 @@ impl Service<'_> {
     /// From now on the connection registers for the process `pid`.
     pub(super) fn change_owner(&mut self, number: u64, line: &[u8], pid: i32) {
         let Some(client) = self.clients.get(&number) else { return };
-        let before = client.owner;
-        let fresh = self.owners.len_of(before) == 0
-            && self.watched.get(&before).is_some_and(|watched| watched.by_connection);
+        let (before, first) = (client.owner, client.line == 1);
+        let fresh = self.watched.get(&before).is_some_and(|watched| match watched.by_connection {
+            true => self.owners.len_of(before) == 0,
+            // Who registered with a predecessor may register for others as well.
+            false => watched.inherited && first,
+        });
         if !fresh {
             return self.refuse(number, line, &"the owner is to be said first, and once");
         }
+        // To look at a process costs more than to ask for it, so nobody asks twice.
         let peer = match client.peer.on_behalf_of(pid) {
             Ok(peer) => peer,
             Err(unfit) => {
-                return self.refuse(
-                    number,
-                    line,
-                    &format_args!("process {pid} cannot own: {unfit}"),
-                );
+                return self.dismiss(number, line, &format!("process {pid} cannot own: {unfit}"));
             }
         };
         let known = self.watched.iter().find(|(_, watched)| {
@@ -148,6 +159,15 @@ impl Service<'_> {
         let owner = match known {
             Some((id, _)) => *id,
             None => {
+                let of_user =
+                    |watched: &&Watched| !watched.by_connection && watched.peer.uid == peer.uid;
+                let count = self.watched.values().filter(of_user).count();
+                if count >= self.options.limits.clients_of(peer.uid) {
+                    let why = format!(
+                        "{count} processes of this user are waited for, and no more may be"
+                    );
+                    return self.dismiss(number, line, &why);
+                }
                 let id = self.owners.add(peer.uid);
                 if let Err(errno) = self.watch(&peer, process_token(id)) {
                     self.owners.end(id);
@@ -160,7 +180,12 @@ impl Service<'_> {
                 id
             }
         };
-        self.forget(before);
+        match self.watched.get_mut(&before) {
+            Some(watched) if !watched.by_connection => {
+                watched.connections.retain(|other| *other != number);
+            }
+            _ => self.forget(before),
+        }
         if let Some(watched) = self.watched.get_mut(&owner) {
             watched.connections.push(number);
         }

@@ -81,32 +81,47 @@ impl Service<'_> {
         }
         let own = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
         let mut count = 0_usize;
+        let mut dead = Vec::new();
+        // All of them first: what a living one has registered as well is not removed for a dead one.
         for Heir { id, process, entries } in inheritance.heirs {
             // What was registered at a pipe is this daemon's own user's.
             let of_pipe = journal::Owner { id: 0, pid: 0, start_ticks: 0, uid: own.0, gid: own.1 };
             let process = process.or((id == 0).then_some(of_pipe));
-            let peer = process.as_ref().map(Peer::of_the_past);
-            let Some(Ok(peer)) = peer else {
-                let left = entries.len();
-                if left > 0 {
-                    self.warn(format_args!(
-                        "{left} names of the journal are of an owner that is not known: they are left alone"
-                    ));
+            let mut peer = match process.as_ref().map(Peer::of_the_past) {
+                Some(Ok(peer)) => peer,
+                why => {
+                    // It stays in the journal: the next daemon may find out.
+                    let why = match why {
+                        Some(Err(unfit)) => unfit.to_string(),
+                        _ => "who it is is not known".to_owned(),
+                    };
+                    let left = entries.len();
+                    if left > 0 {
+                        self.warn(format_args!(
+                            "{left} names of the journal are left alone, since of their owner: {why}"
+                        ));
+                    }
+                    continue;
                 }
-                self.ledger.ended(id);
-                continue;
             };
+            if id == 0 {
+                // This daemon's own rights.
+                peer.capabilities = None;
+            }
             count += entries.len();
             self.owners.restore(id, peer.uid, &entries);
-            let has_ended = peer.has_ended();
-            let lives = !has_ended && self.watch(&peer, process_token(id)).is_ok();
-            let (by_connection, connections) = (false, Vec::new());
-            let announced = true;
-            let watched = Watched { peer, by_connection, connections, announced, inherited: true };
-            self.watched.insert(id, watched);
-            if !lives {
-                self.end(id);
+            if peer.has_ended() {
+                dead.push(id);
+            } else if let Err(errno) = self.watch(&peer, process_token(id)) {
+                self.warn(format_args!("{peer}: its end will not be noticed: {errno}"));
             }
+            let (by_connection, connections) = (false, Vec::new());
+            let (announced, inherited) = (true, true);
+            let watched = Watched { peer, by_connection, connections, announced, inherited };
+            self.watched.insert(id, watched);
+        }
+        for id in dead {
+            self.end(id);
         }
         if count > 0 {
             self.warn(format_args!("{count} names are taken over from a tracker that was killed"));
