@@ -8,7 +8,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 
+use rtrack::tracker::service::client::{Connection, ConnectionError};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -35,6 +37,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("a_socket_that_was_left", a_socket_that_was_left),
         case("a_socket_that_is_passed", a_socket_that_is_passed),
         case("told_by_hand", told_by_hand),
+        case("told_by_a_program", told_by_a_program),
         case("pids_of_another_namespace", pids_of_another_namespace).needs(ROOT),
         case("root_without_capabilities", root_without_capabilities).needs(ROOT),
         case("processes_that_are_waited_for", processes_that_are_waited_for),
@@ -749,6 +752,56 @@ fn told_by_hand() {
     shell.finish();
     gone("a");
     assert_eq!(daemon.end().0, Some(0));
+}
+
+/// The library's connection, from many threads, over the death of the daemon, and in a child.
+fn told_by_a_program() {
+    let dead = Connection::open(socket()).unwrap_err();
+    assert!(matches!(dead, ConnectionError::Dead { .. }), "{dead}");
+    // SAFETY: this process has one thread.
+    unsafe { std::env::set_var("RTRACK_SOCKET", socket()) };
+    let daemon = Daemon::start(&[]);
+    let connection = Connection::from_environment().unwrap().unwrap();
+    assert_eq!(connection.daemon(), Some(i32::try_from(daemon.child.id()).unwrap()));
+    thread::scope(|scope| {
+        for worker in 0..4 {
+            let connection = &connection;
+            scope.spawn(move || {
+                for number in 0..50 {
+                    let name = format!("t-{worker}-{number}");
+                    connection.register(&name, "shared_memory").unwrap();
+                    object().size(8).make(&name);
+                    if number % 2 == 0 {
+                        connection.unregister(&name, "shared_memory").unwrap();
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(connection.probe().unwrap().registered, 100);
+    let refused = connection.unregister("/never", "shared_memory").unwrap_err();
+    assert!(matches!(&refused, ConnectionError::Refused { count: 1, .. }), "{refused}");
+    let refused = connection.register("/x", "no-type").unwrap_err();
+    assert!(matches!(&refused, ConnectionError::Refused { count: 1, .. }), "{refused}");
+    let long = connection.register("x".repeat(600), "shared_memory").unwrap_err();
+    assert!(matches!(long, ConnectionError::Encode(_)), "{long}");
+    let child = fork();
+    if child == 0 {
+        let forked = connection.register("/of-a-child", "dummy");
+        let right = matches!(forked, Err(ConnectionError::Forked));
+        // SAFETY: the call does not return.
+        unsafe { libc::_exit(if right { 7 } else { 8 }) }
+    }
+    let mut status = 0;
+    // SAFETY: the kernel writes one int.
+    check(unsafe { libc::waitpid(child, &mut status, 0) }).unwrap();
+    assert_eq!(libc::WEXITSTATUS(status), 7);
+    drop(connection);
+    wait_for("what is registered to go", || (names().len() == 100).then_some(()));
+    let connection = Connection::open(socket()).unwrap();
+    assert_eq!(daemon.end().0, Some(0));
+    let dead = connection.register("/late", "dummy").unwrap_err();
+    assert!(matches!(dead, ConnectionError::Dead { .. }), "{dead}");
 }
 
 fn what_has_the_name_now_stays() {

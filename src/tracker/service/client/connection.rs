@@ -130,6 +130,16 @@ impl Connection {
         Ok(Self { path, process: std::process::id(), stream })
     }
 
+    /// Connects to the daemon that `$RTRACK_SOCKET` names; nothing if that is not set, or empty.
+    ///
+    /// # Errors
+    /// See [`ConnectionError`].
+    #[must_use = "a connection that is dropped takes what it registered with it"]
+    pub fn from_environment() -> Option<Result<Self, ConnectionError>> {
+        let path = std::env::var_os(SOCKET_VARIABLE).filter(|path| !path.is_empty())?;
+        Some(Self::open(path))
+    }
+
     /// Connects and makes the process `pid` the owner: what is registered goes when that one ends, and the end
     /// of the connection means nothing.
     ///
