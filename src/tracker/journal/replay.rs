@@ -43,6 +43,8 @@ pub struct Owned {
     pub process: Option<Owner>,
     /// That process was of an earlier boot, or of one that is not known: it has ended.
     pub earlier: bool,
+    /// The PID namespace that it has its pid in, by its inode; 0 is one that is not known.
+    pub namespace: u64,
     /// What it has registered, in the order of the first registration of each.
     pub entries: Vec<Entry>,
 }
@@ -110,7 +112,8 @@ impl Recovered {
         let mut out = encode_header(header, seed);
         for owned in &self.owners {
             if let Some(owner) = owned.process {
-                let marks = Marks { earlier: owned.earlier, doubtful: false };
+                let Owned { earlier, namespace, .. } = *owned;
+                let marks = Marks { earlier, namespace, doubtful: false };
                 encode(&mut out, seed, &Record::Owner(owner), marks);
             }
             for entry in &owned.entries {
@@ -122,7 +125,8 @@ impl Recovered {
                     identity: entry.identity,
                     at: entry.at,
                 };
-                let marks = Marks { earlier: entry.earlier, doubtful: entry.doubtful };
+                let Entry { earlier, doubtful, .. } = *entry;
+                let marks = Marks { earlier, doubtful, namespace: 0 };
                 encode(&mut out, seed, &Record::Register(registration), marks);
             }
         }
@@ -221,6 +225,7 @@ struct History<'a> {
 struct State<'a> {
     process: Option<Owner>,
     earlier: bool,
+    namespace: u64,
     names: HashMap<(&'a [u8], &'a [u8]), Live>,
 }
 
@@ -273,7 +278,8 @@ impl<'a> History<'a> {
                 // A number is given once. If it had something, damage has swallowed that it ended,
                 // when all of that was dealt with.
                 let names = HashMap::new();
-                let state = State { process: Some(process), earlier: marks.earlier, names };
+                let Marks { earlier, namespace, .. } = marks;
+                let state = State { process: Some(process), earlier, namespace, names };
                 self.owners.insert(owner, state);
             }
             Record::Ended { .. } => {
@@ -294,11 +300,12 @@ impl<'a> History<'a> {
             earlier: live.marks.earlier,
             doubtful: live.marks.doubtful || live.lost < lost,
         };
-        let owners = self.owners.into_iter().map(|(id, state)| {
-            let mut names: Vec<_> = state.names.into_iter().collect();
+        let owners = self.owners.into_iter().map(|(id, mut state)| {
+            let mut names: Vec<_> = std::mem::take(&mut state.names).into_iter().collect();
             names.sort_unstable_by_key(|(_, live)| live.order);
             let entries = names.into_iter().map(entry).collect();
-            Owned { id, process: state.process, earlier: state.earlier, entries }
+            let State { process, earlier, namespace, .. } = state;
+            Owned { id, process, earlier, namespace, entries }
         });
         owners.filter(|owned| owned.process.is_some() || !owned.entries.is_empty()).collect()
     }
