@@ -16,7 +16,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{fsync, ftruncate, geteuid};
 
 use super::format::{Batch, FormatError, HEADER, Header, decode_header, encode_header};
-use super::replay::{Damage, Recovered, replay};
+use super::replay::{Damage, Recovered, condense, replay};
 use crate::tracker::reap::discard;
 use crate::tracker::resource::{Name, escape};
 use crate::tracker::sys::{self, Stat};
@@ -25,7 +25,8 @@ use crate::tracker::sys::{self, Stat};
 const SMALL: u64 = 1 << 20;
 
 /// It is written anew when it has more than so many times what is registered needs.
-const SPARSE: u64 = 4;
+/// Twice, and not more: all of it is in memory while that is done, and everybody waits.
+const SPARSE: u64 = 2;
 
 /// So long it is believed that the file still has its name.
 const LOOK: Duration = Duration::from_secs(1);
@@ -264,7 +265,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes the journal anew if it has more than 1 MiB and more than about four times of what is registered
+    /// Writes the journal anew if it has more than 1 MiB and more than about twice of what is registered
     /// needs; else this costs nothing, or now and then one reading of the file. Nothing: it is as it was.
     ///
     /// # Errors
@@ -275,11 +276,11 @@ impl Journal {
         }
         // So that neither a failure nor a journal that is just not sparse enough is paid for with each batch.
         self.due = self.end.saturating_add(self.end / 2);
-        let (recovered, bytes) = self.rewritten_with(&[])?;
+        let (damage, bytes) = self.condensed_with(&[])?;
         if self.end <= SPARSE.saturating_mul(bytes.len() as u64) {
             return Ok(None);
         }
-        self.switch(recovered.damage, &bytes).map(Some)
+        self.switch(damage, &bytes).map(Some)
     }
 
     /// Writes the journal anew, with what is registered only: into a file beside it, which is forced to
@@ -290,8 +291,8 @@ impl Journal {
     /// [`JournalError`]. The old one goes on, or, if only the directory could not be forced to the disk,
     /// the new one; [`Journal::append`] works as before.
     pub fn compact(&mut self) -> Result<Compacted, JournalError> {
-        let (recovered, bytes) = self.rewritten_with(&[])?;
-        self.switch(recovered.damage, &bytes)
+        let (damage, bytes) = self.condensed_with(&[])?;
+        self.switch(damage, &bytes)
     }
 
     /// Writes down `batch` and empties it where [`Journal::append`] has no room for it, by writing the journal anew, with
@@ -306,8 +307,8 @@ impl Journal {
             return Err(self.place.io("append a batch of another journal", Errno::EINVAL));
         }
         // Not the file by itself: what the batch takes back is in it, and what it registers is not.
-        let (recovered, bytes) = self.rewritten_with(batch.as_bytes())?;
-        match self.switch(recovered.damage, &bytes) {
+        let (damage, bytes) = self.condensed_with(batch.as_bytes())?;
+        match self.switch(damage, &bytes) {
             Err(error) if error.lacks_room() && bytes.len() as u64 <= self.end => {}
             switched => return switched.inspect(|_| batch.clear()),
         }
@@ -319,7 +320,7 @@ impl Journal {
         batch.refill(bytes.get(HEADER..).unwrap_or_default());
         self.append(batch)?;
         self.due = SMALL.max(self.end.saturating_mul(SPARSE));
-        Ok(Compacted { before, after: self.end, damage: recovered.damage })
+        Ok(Compacted { before, after: self.end, damage })
     }
 
     /// Looks, now and then, whether the file still has its name: nobody would find what is written into one that was moved
@@ -344,12 +345,12 @@ impl Journal {
         if place.look()?.is_some() {
             return Err(place.moved());
         }
-        let (recovered, bytes) = self.rewritten_with(&[])?;
+        let (damage, bytes) = self.condensed_with(&[])?;
         let before = self.end;
         self.place = place;
         self.publish(&bytes, Place::take_free_name_of)?;
         self.nameless = false;
-        Ok(Some(Compacted { before, after: self.end, damage: recovered.damage }))
+        Ok(Some(Compacted { before, after: self.end, damage }))
     }
 
     fn switch(&mut self, damage: Damage, bytes: &[u8]) -> Result<Compacted, JournalError> {
@@ -358,16 +359,12 @@ impl Journal {
         Ok(Compacted { before, after: self.end, damage })
     }
 
-    /// What it and more records say, and the bytes of one that says no more.
-    fn rewritten_with(&mut self, more: &[u8]) -> Result<(Recovered, Vec<u8>), JournalError> {
+    /// What of it and of more records was lost, and the bytes of one that says what they say and no more.
+    fn condensed_with(&mut self, more: &[u8]) -> Result<(Damage, Vec<u8>), JournalError> {
         self.mend()?;
         let mut bytes = self.read()?;
         bytes.extend_from_slice(more);
-        let recovered = replay(&bytes).map_err(|reason| self.place.format(reason))?;
-        // It may be large, and so may what follows.
-        drop(bytes);
-        let bytes = recovered.rewritten(&self.header, self.seed);
-        Ok((recovered, bytes))
+        condense(&bytes, &self.header, self.seed).map_err(|reason| self.place.format(reason))
     }
 
     fn read(&mut self) -> Result<Vec<u8>, JournalError> {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::format::{Batch, HEADER, encode_header};
-use super::replay::{Entry, Owned, replay};
+use super::replay::{Entry, Owned, condense, replay};
 use super::{FormatError, Header, Owner, Record, Registration};
 use crate::tracker::resource::{Identity, Made};
 
@@ -221,10 +221,12 @@ proptest! {
             bytes[end - 1] ^= 1;
         }
         let mut before = replay(&bytes).unwrap();
+        let later = Header { pid: 78, ..header() };
+        let condensed = condense(&bytes, &later, 99).unwrap();
+        prop_assert_eq!(condensed, (before.damage, before.rewritten(&later, 99)));
         if early {
             before.age();
         }
-        let later = Header { pid: 78, ..header() };
         let anew = before.rewritten(&later, 99);
         let after = replay(&anew).unwrap();
         prop_assert_eq!(&after.owners, &before.owners);
