@@ -503,7 +503,7 @@ fn not_written_down() {
     assert!(said.contains("could not write it down"), "{said}");
     // With who took the room it is there again.
     drop(other);
-    wait_for("the journal to go on", || (send() == "").then_some(()));
+    wait_for("the journal to go on", || send().is_empty().then_some(()));
     let said = daemon.end(libc::SIGKILL);
     assert_eq!(said.matches("may be lost if the daemon is killed").count(), 1, "{said}");
     owner.kill().unwrap();

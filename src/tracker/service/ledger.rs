@@ -208,6 +208,9 @@ impl Ledger {
     }
 }
 
+/// A type and a name.
+type Place = (Rtype, Vec<u8>);
+
 /// What can be found out of what was registered.
 struct Sight<'a> {
     /// The PID namespace of this process; 0 is not known.
@@ -215,7 +218,7 @@ struct Sight<'a> {
     /// Whether that process of it lives.
     lives: &'a dyn Fn(&Owner) -> bool,
     /// What has these paths; nothing for one that has no answer in time.
-    look: &'a dyn Fn(Vec<(Rtype, Vec<u8>)>) -> Vec<Option<Stat>>,
+    look: &'a dyn Fn(Vec<Place>) -> Vec<Option<Stat>>,
 }
 
 fn lives(owner: &Owner) -> bool {
@@ -223,7 +226,7 @@ fn lives(owner: &Owner) -> bool {
 }
 
 /// Whoever registered a path may have chosen a file system that never answers.
-fn look(paths: Vec<(Rtype, Vec<u8>)>) -> Vec<Option<Stat>> {
+fn look(paths: Vec<Place>) -> Vec<Option<Stat>> {
     let found = deadline::map(paths, |(rtype, name)| found::anywhere(rtype, &name));
     found.into_iter().map(|found| found.ok().flatten()).collect()
 }
@@ -327,8 +330,12 @@ mod tests {
 
     use super::*;
     use crate::tracker::journal::Damage;
+    use crate::tracker::sys;
 
     const OURS: u64 = 5;
+
+    /// The number of an owner, and the names that it keeps.
+    type Kept = (u64, Vec<String>);
 
     fn owned(id: u64, namespace: u64, entries: &[(&str, &str, Option<u64>)]) -> Owned {
         let pid = i32::try_from(id).unwrap();
@@ -347,12 +354,12 @@ mod tests {
     }
 
     /// What is left of it where the processes of odd pids live, and the names of what was looked at.
-    fn left(owners: Vec<Owned>) -> (Vec<(u64, Vec<String>)>, String, Vec<String>) {
+    fn left(owners: Vec<Owned>) -> (Vec<Kept>, String, Vec<String>) {
         let header = Header { boot_id: "b".into(), made: 1, pid: 1 };
         let damage = Damage::default();
         let recovered = Recovered { header, owners, damage, torn: 0, end: 0, next_owner: 9 };
         let looked = RefCell::new(Vec::new());
-        let look = |paths: Vec<(Rtype, Vec<u8>)>| {
+        let look = |paths: Vec<Place>| {
             let now = |name: &[u8]| (name == b"/same").then(|| Stat { dev: 1, ino: 7, ..blank() });
             let found = paths.iter().map(|(_, name)| now(name)).collect();
             let paths = paths.into_iter().map(|(_, name)| String::from_utf8(name).unwrap());
@@ -374,8 +381,6 @@ mod tests {
         stat.born = None;
         stat
     }
-
-    use crate::tracker::sys;
 
     #[test]
     fn paths_without_an_identity_are_of_owners_that_live() {

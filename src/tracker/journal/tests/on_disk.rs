@@ -326,6 +326,7 @@ fn room_is_made_with_what_waits_to_be_written() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a directory of the test's own")]
 fn what_is_sparse_is_written_anew_when_it_is_opened() {
     let scratch = Scratch::new("sparse");
     let path = scratch.journal();
