@@ -115,7 +115,7 @@ trait Send {
 
 fn open<'a>(args: &SendArgs, ui: &'a Ui) -> Result<Box<dyn Send + 'a>, CommandError> {
     match args.target.socket() {
-        Some(path) => Ok(Box::new(OnSocket::open(&path, args)?)),
+        Some(path) => Ok(Box::new(OnSocket::open(&path, args, ui)?)),
         None if args.owner.is_some() => {
             Err(CommandError::usage("an owner is for trackers on a socket")
                 .hint("name one by --socket PATH or $RTRACK_SOCKET"))
@@ -125,25 +125,29 @@ fn open<'a>(args: &SendArgs, ui: &'a Ui) -> Result<Box<dyn Send + 'a>, CommandEr
 }
 
 /// A tracker on a socket.
-struct OnSocket {
+struct OnSocket<'a> {
     connection: Connection,
+    ui: &'a Ui,
     dialect: Option<Dialect>,
     /// Messages that are not sent yet.
     waiting: Vec<u8>,
+    /// It was said that the tracker could not write something down.
+    doubted: bool,
 }
 
 /// So many bytes are sent at once.
 const BATCH: usize = 32 * 1024;
 
-impl OnSocket {
-    fn open(path: &Path, args: &SendArgs) -> Result<Self, CommandError> {
+impl<'a> OnSocket<'a> {
+    fn open(path: &Path, args: &SendArgs, ui: &'a Ui) -> Result<Self, CommandError> {
         let owner = args.owner.unwrap_or_else(std::os::unix::process::parent_id);
         let connection = Connection::open_for(path, owner).map_err(not_told)?;
-        Ok(Self { connection, dialect: args.protocol, waiting: Vec::new() })
+        let (dialect, waiting, doubted) = (args.protocol, Vec::new(), false);
+        Ok(Self { connection, ui, dialect, waiting, doubted })
     }
 }
 
-impl Send for OnSocket {
+impl Send for OnSocket<'_> {
     fn send(&mut self, command: Command, name: &[u8], rtype: &[u8]) -> Result<(), CommandError> {
         let rtype = understood(command, name, rtype, self.dialect)?;
         let message = encode(command, name, rtype, protocol::form_for(name))
@@ -154,7 +158,12 @@ impl Send for OnSocket {
 
     fn finish(&mut self) -> Result<(), CommandError> {
         let messages = std::mem::take(&mut self.waiting);
-        self.connection.exchange(&messages).map(drop).map_err(not_told)
+        let answer = self.connection.exchange(&messages).map_err(not_told)?;
+        // It is registered all the same.
+        if answer.journaled == Some(false) && !std::mem::replace(&mut self.doubted, true) {
+            self.ui.note("note: the tracker has it, but could not write it down: if it is killed, it is lost");
+        }
+        Ok(())
     }
 }
 

@@ -200,6 +200,13 @@ pub fn boot_id(proc: &Path) -> String {
         .unwrap_or_default()
 }
 
+/// The PID namespace of this process by the procfs at `proc`: its inode, which is not 0; 0 when it cannot be read.
+#[must_use]
+pub fn pid_namespace(proc: &Path) -> u64 {
+    std::fs::metadata(proc.join("self/ns/pid"))
+        .map_or(0, |namespace| std::os::unix::fs::MetadataExt::ino(&namespace))
+}
+
 /// The host name; empty when there is none.
 #[must_use]
 pub fn host_name() -> String {

@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
@@ -28,6 +28,11 @@ pub(crate) fn tests() -> Vec<Case> {
         case("owners_that_live_keep_theirs", owners_that_live),
         case("what_a_living_one_has_too_stays", what_a_living_one_has_too),
         case("killed_at_random_nothing_is_forgotten", killed_at_random).seconds(200),
+        case("files_of_owners_that_live", files_of_owners_that_live),
+        case("room_is_made_on_a_full_disk", room_is_made),
+        case("it_is_said_that_nothing_is_written_down", not_written_down),
+        case("moved_away_while_in_use", moved_away),
+        case("owners_of_another_pid_namespace", another_pid_namespace),
         case("nothing_counts_after_another_boot", another_boot),
     ]
 }
@@ -256,8 +261,16 @@ struct Listening(Child);
 
 impl Listening {
     fn start() -> Self {
-        let mut command = rtrack(["daemon", "--listen"]);
-        command.arg(socket()).arg("--journal").arg(journal()).stderr(Stdio::piped());
+        Self::with(&journal())
+    }
+
+    fn with(journal: &Path) -> Self {
+        Self::run(rtrack(["daemon"]), journal)
+    }
+
+    fn run(mut command: Command, journal: &Path) -> Self {
+        command.args(["--protocol", "rtrack", "--listen"]).arg(socket());
+        command.arg("--journal").arg(journal).stderr(Stdio::piped());
         let child = command.spawn().unwrap();
         wait_for("the socket", || UnixStream::connect(socket()).ok());
         Self(child)
@@ -422,6 +435,157 @@ fn killed_at_random() {
     assert_eq!(taken_back, CLIENTS * EACH / 5, "what was taken back stays");
     note(format!("{kills} kills during {} registrations", CLIENTS * EACH));
     assert!(kills >= 3, "{kills}");
+}
+
+fn files_of_owners_that_live() {
+    let file = |name: &str| scratch().join(name);
+    let daemon = Listening::start();
+    let mut owners = Vec::new();
+    for name in ["lives", "dies"] {
+        fs::write(file(name), "x").unwrap();
+        let owner = Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut stream = connect().unwrap();
+        let (pid, path) = (owner.id(), file(name));
+        let text =
+            format!("{{\"cmd\":\"OWNER\",\"pid\":{pid}}}\nREGISTER:{}:file\n", path.display());
+        let answer = exchange(&mut stream, &text).unwrap();
+        assert_eq!((&answer["registered"], &answer["journaled"]), (&1.into(), &true.into()));
+        owners.push(owner);
+    }
+    daemon.end(libc::SIGKILL);
+    owners[1].kill().unwrap();
+    owners[1].wait().unwrap();
+    let daemon = Listening::start();
+    assert!(file("lives").exists());
+    owners[0].kill().unwrap();
+    owners[0].wait().unwrap();
+    wait_for("the file to go", || (!file("lives").exists()).then_some(()));
+    let said = daemon.end(libc::SIGTERM);
+    // Nobody knows of a dead one's whether it is still the same.
+    assert!(file("dies").exists());
+    assert!(said.contains("1 names are of an earlier boot, or files"), "{said}");
+    assert!(said.contains("1 names are taken over"), "{said}");
+}
+
+/// A directory of a file system of its own of so many KiB.
+fn disk(size: usize) -> PathBuf {
+    let disk = scratch().join("disk");
+    fs::create_dir(&disk).unwrap();
+    mount("tmpfs", disk.to_str().unwrap(), "tmpfs", 0, &format!("size={size}k")).unwrap();
+    disk
+}
+
+/// Names that are registered for good, of so many KiB together, or taken back at once.
+fn padded(kib: usize, taken_back: bool) -> String {
+    let padding = "x".repeat(900);
+    let name = |number| format!("/{taken_back}-{number}-{padding}:dummy");
+    let line = |number| match taken_back {
+        true => format!("REGISTER:{0}\nUNREGISTER:{0}\n", name(number)),
+        false => format!("REGISTER:{}\n", name(number)),
+    };
+    (0..kib).map(line).collect()
+}
+
+/// What is registered takes more than half of it, so that there is no room for a second journal beside the first.
+fn room_is_made() {
+    let journal = disk(512).join("journal");
+    let daemon = Listening::with(&journal);
+    let mut other = connect().unwrap();
+    assert_eq!(exchange(&mut other, &padded(300, false)).unwrap()["journaled"], true);
+    for _ in 0..4 {
+        let answer = exchange(&mut other, &padded(100, true)).unwrap();
+        assert_eq!(answer["registered"], 300);
+    }
+    object().make("a");
+    let mut owner = Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut stream = connect().unwrap();
+    let text = format!("{{\"cmd\":\"OWNER\",\"pid\":{}}}\nREGISTER:/a:shared_memory\n", owner.id());
+    assert_eq!(exchange(&mut stream, &text).unwrap()["journaled"], true);
+    let said = daemon.end(libc::SIGKILL);
+    assert_eq!(said, "");
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    let daemon = Listening::with(&journal);
+    wait_for("what was registered to go", || identity("a").is_none().then_some(()));
+    let said = daemon.end(libc::SIGTERM);
+    assert!(said.contains("301 names are taken over"), "{said}");
+}
+
+fn not_written_down() {
+    let disk = disk(256);
+    let journal = disk.join("journal");
+    let daemon = Listening::with(&journal);
+    let mut other = connect().unwrap();
+    assert_eq!(exchange(&mut other, &padded(300, false)).unwrap()["journaled"], false);
+    object().make("a");
+    let mut owner = Command::new("sleep").arg("1000").spawn().unwrap();
+    let send = || {
+        let mut send = rtrack(["send", "--socket"]);
+        send.arg(socket()).args(["--owner", &owner.id().to_string()]);
+        send.args(["REGISTER", "/a", "shared_memory"]);
+        send.finish().expect(0).stderr
+    };
+    let said = send();
+    assert!(said.contains("could not write it down"), "{said}");
+    // With who took the room it is there again.
+    drop(other);
+    wait_for("the journal to go on", || send().is_empty().then_some(()));
+    let said = daemon.end(libc::SIGKILL);
+    assert_eq!(said.matches("may be lost if the daemon is killed").count(), 1, "{said}");
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    let daemon = Listening::with(&journal);
+    wait_for("what was registered to go", || identity("a").is_none().then_some(()));
+    daemon.end(libc::SIGTERM);
+}
+
+fn moved_away() {
+    for name in ["a", "b"] {
+        object().make(name);
+    }
+    let mut daemon = start(&[]);
+    wait_for("the journal", || journal().exists().then_some(()));
+    fs::rename(journal(), scratch().join("aside")).unwrap();
+    daemon.told("REGISTER:/a:shared_memory\n");
+    wait_for("the journal to be written anew", || {
+        fs::metadata(journal()).is_ok_and(|file| file.len() > 80).then_some(())
+    });
+    kill(daemon.child.id());
+    let said = String::from_utf8(daemon.child.wait_with_output().unwrap().stderr).unwrap();
+    assert_eq!(said.matches("moved away while it was in use").count(), 1, "{said}");
+    // Another's is not touched, and that nothing is kept is said.
+    let before = fs::metadata(journal()).unwrap().len();
+    let mut daemon = start(&[]);
+    daemon.told("REGISTER:/c:dummy\n");
+    wait_for("the journal", || (fs::metadata(journal()).unwrap().len() > before).then_some(()));
+    fs::rename(journal(), scratch().join("aside")).unwrap();
+    fs::write(journal(), "another's").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    daemon.told("REGISTER:/b:shared_memory\n");
+    let (_, said) = daemon.end();
+    assert_eq!(said.matches("its name belongs to another file now").count(), 1, "{said}");
+    assert_eq!(fs::read(journal()).unwrap(), b"another's");
+    assert_eq!(left(), [""; 0]);
+}
+
+fn another_pid_namespace() {
+    object().make("a");
+    let daemon = Listening::start();
+    let mut owner = Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut stream = connect().unwrap();
+    let text = format!("{{\"cmd\":\"OWNER\",\"pid\":{}}}\nREGISTER:/a:shared_memory\n", owner.id());
+    assert_eq!(exchange(&mut stream, &text).unwrap()["registered"], 1);
+    daemon.end(libc::SIGKILL);
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+    let program = rtrack(["daemon"]);
+    command.arg(program.get_program()).args(program.get_args());
+    let daemon = Listening::run(command, &journal());
+    let said = daemon.end(libc::SIGKILL);
+    assert!(said.contains("1 names are of processes that are not known"), "{said}");
+    assert!(identity("a").is_some());
+    owner.kill().unwrap();
+    owner.wait().unwrap();
 }
 
 fn another_boot() {

@@ -37,6 +37,10 @@ impl Journal {
         for warning in std::mem::take(&mut inheritance.warnings) {
             ui.line(format_args!("warning: {warning}"));
         }
+        // What is left to a process that lives is not by hand's either.
+        for heir in &mut inheritance.heirs {
+            heir.entries.retain(|entry| !entry.is_bare_path());
+        }
         let left = Left::new(&inheritance.heirs);
         Ok(Self { ledger, inheritance, left })
     }

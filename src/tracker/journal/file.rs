@@ -8,14 +8,15 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{OFlag, RenameFlags, open, openat, renameat2};
 use nix::sys::stat::Mode;
 use nix::unistd::{fsync, ftruncate, geteuid};
 
-use super::format::{Batch, FormatError, Header, decode_header, encode_header};
-use super::replay::{Damage, Recovered, replay};
+use super::format::{Batch, FormatError, HEADER, Header, decode_header, encode_header};
+use super::replay::{Damage, Recovered, condense, replay};
 use crate::tracker::reap::discard;
 use crate::tracker::resource::{Name, escape};
 use crate::tracker::sys::{self, Stat};
@@ -24,7 +25,11 @@ use crate::tracker::sys::{self, Stat};
 const SMALL: u64 = 1 << 20;
 
 /// It is written anew when it has more than so many times what is registered needs.
-const SPARSE: u64 = 4;
+/// Twice, and not more: all of it is in memory while that is done, and everybody waits.
+const SPARSE: u64 = 2;
+
+/// So long it is believed that the file still has its name.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How often the file at the path may turn out to be another one than that which was opened.
 const ATTEMPTS: usize = 100;
@@ -98,6 +103,12 @@ impl JournalError {
             Self::Format { .. } | Self::Untrusted { .. } | Self::Moved { .. } => 0,
         }
     }
+
+    /// Whether a file was to become longer than there is room for: then [`Journal::make_room`] may help.
+    #[must_use]
+    pub fn lacks_room(&self) -> bool {
+        matches!(self.errno(), libc::ENOSPC | libc::EDQUOT | libc::EFBIG)
+    }
 }
 
 /// What writing a journal anew has changed.
@@ -128,6 +139,9 @@ pub struct Journal {
     torn: bool,
     /// Beyond so many bytes it may have become sparse.
     due: u64,
+    /// When it was last seen whether it still has its name, and whether it has not.
+    looked: Option<Instant>,
+    nameless: bool,
 }
 
 impl Journal {
@@ -146,7 +160,17 @@ impl Journal {
     pub fn open(path: &Path, header: Header) -> Result<(Self, Option<Recovered>), JournalError> {
         let place = Place::of(path)?;
         let file = place.lock()?;
-        let mut journal = Self { place, file, header, seed: 0, end: 0, torn: false, due: SMALL };
+        let mut journal = Self {
+            place,
+            file,
+            header,
+            seed: 0,
+            end: 0,
+            torn: false,
+            due: SMALL,
+            looked: None,
+            nameless: false,
+        };
         let bytes = journal.read()?;
         let mut recovered = match replay(&bytes) {
             Ok(recovered) => recovered,
@@ -168,6 +192,10 @@ impl Journal {
         if same_boot && !recovered.is_damaged() {
             journal.mend()?;
             journal.due = SMALL.max(SPARSE.saturating_mul(anew.len() as u64));
+            // A predecessor that had no room for it may have left more than is due. Without it everything is there as well.
+            if journal.end > journal.due && journal.replace(&anew).is_err() {
+                journal.due = journal.end.saturating_add(journal.end / 2);
+            }
         } else {
             journal.replace(&anew)?;
         }
@@ -237,7 +265,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes the journal anew if it has more than 1 MiB and more than about four times of what is registered
+    /// Writes the journal anew if it has more than 1 MiB and more than about twice of what is registered
     /// needs; else this costs nothing, or now and then one reading of the file. Nothing: it is as it was.
     ///
     /// # Errors
@@ -248,11 +276,11 @@ impl Journal {
         }
         // So that neither a failure nor a journal that is just not sparse enough is paid for with each batch.
         self.due = self.end.saturating_add(self.end / 2);
-        let (recovered, bytes) = self.rewritten()?;
+        let (damage, bytes) = self.condensed_with(&[])?;
         if self.end <= SPARSE.saturating_mul(bytes.len() as u64) {
             return Ok(None);
         }
-        self.switch(recovered.damage, &bytes).map(Some)
+        self.switch(damage, &bytes).map(Some)
     }
 
     /// Writes the journal anew, with what is registered only: into a file beside it, which is forced to
@@ -263,8 +291,66 @@ impl Journal {
     /// [`JournalError`]. The old one goes on, or, if only the directory could not be forced to the disk,
     /// the new one; [`Journal::append`] works as before.
     pub fn compact(&mut self) -> Result<Compacted, JournalError> {
-        let (recovered, bytes) = self.rewritten()?;
-        self.switch(recovered.damage, &bytes)
+        let (damage, bytes) = self.condensed_with(&[])?;
+        self.switch(damage, &bytes)
+    }
+
+    /// Writes down `batch` and empties it where [`Journal::append`] has no room for it, by writing the journal anew, with
+    /// what is registered only by all of both: into a file beside it, as [`Journal::compact`] does; or, where there is
+    /// no room for that one either, over what is there, if it is no longer than that. A `kill -9` in that moment
+    /// loses what is not written again yet.
+    ///
+    /// # Errors
+    /// [`JournalError`]: the batch and the journal say the same together as before.
+    pub fn make_room(&mut self, batch: &mut Batch) -> Result<Compacted, JournalError> {
+        if batch.seed() != self.seed {
+            return Err(self.place.io("append a batch of another journal", Errno::EINVAL));
+        }
+        // Not the file by itself: what the batch takes back is in it, and what it registers is not.
+        let (damage, bytes) = self.condensed_with(batch.as_bytes())?;
+        match self.switch(damage, &bytes) {
+            Err(error) if error.lacks_room() && bytes.len() as u64 <= self.end => {}
+            switched => return switched.inspect(|_| batch.clear()),
+        }
+        let before = self.end;
+        let header = i64::try_from(HEADER).unwrap_or(i64::MAX);
+        ftruncate(&self.file, header).map_err(|errno| self.place.io("truncate", errno))?;
+        self.end = HEADER as u64;
+        // The header is of this boot and this seed, or it would have been replaced when it was opened.
+        batch.refill(bytes.get(HEADER..).unwrap_or_default());
+        self.append(batch)?;
+        self.due = SMALL.max(self.end.saturating_mul(SPARSE));
+        Ok(Compacted { before, after: self.end, damage })
+    }
+
+    /// Looks, now and then, whether the file still has its name: nobody would find what is written into one that was moved
+    /// away or removed. If nothing has the name, what is registered is written into a new file of that name, and this is
+    /// what it answers.
+    ///
+    /// # Errors
+    /// [`JournalError`], [`JournalError::Moved`] if another file has the name, again and again until this one has it. The
+    /// file that is open goes on.
+    pub fn keep_name(&mut self) -> Result<Option<Compacted>, JournalError> {
+        if self.looked.is_some_and(|at| at.elapsed() < LOOK) {
+            return if self.nameless { Err(self.place.moved()) } else { Ok(None) };
+        }
+        self.looked = Some(Instant::now());
+        self.nameless = true;
+        // Not by the directory that is open, which may have been moved with all that is in it.
+        let place = Place::of(&self.place.path)?;
+        if place.is(&self.file)? {
+            self.nameless = false;
+            return Ok(None);
+        }
+        if place.look()?.is_some() {
+            return Err(place.moved());
+        }
+        let (damage, bytes) = self.condensed_with(&[])?;
+        let before = self.end;
+        self.place = place;
+        self.publish(&bytes, Place::take_free_name_of)?;
+        self.nameless = false;
+        Ok(Some(Compacted { before, after: self.end, damage }))
     }
 
     fn switch(&mut self, damage: Damage, bytes: &[u8]) -> Result<Compacted, JournalError> {
@@ -273,12 +359,12 @@ impl Journal {
         Ok(Compacted { before, after: self.end, damage })
     }
 
-    /// What it says, and the bytes of one that says no more.
-    fn rewritten(&mut self) -> Result<(Recovered, Vec<u8>), JournalError> {
+    /// What of it and of more records was lost, and the bytes of one that says what they say and no more.
+    fn condensed_with(&mut self, more: &[u8]) -> Result<(Damage, Vec<u8>), JournalError> {
         self.mend()?;
-        let recovered = replay(&self.read()?).map_err(|reason| self.place.format(reason))?;
-        let bytes = recovered.rewritten(&self.header, self.seed);
-        Ok((recovered, bytes))
+        let mut bytes = self.read()?;
+        bytes.extend_from_slice(more);
+        condense(&bytes, &self.header, self.seed).map_err(|reason| self.place.format(reason))
     }
 
     fn read(&mut self) -> Result<Vec<u8>, JournalError> {
@@ -292,6 +378,12 @@ impl Journal {
     #[cfg(test)]
     pub(super) fn mark_torn(&mut self) {
         self.torn = true;
+    }
+
+    /// As a second later.
+    #[cfg(test)]
+    pub(super) fn look_again(&mut self) {
+        self.looked = None;
     }
 
     /// Cuts off what is not whole.
@@ -323,14 +415,23 @@ impl Journal {
     fn replace(&mut self, bytes: &[u8]) -> Result<(), JournalError> {
         // Who moved this one away may have made room for another daemon's.
         if !self.place.is(&self.file)? {
-            return Err(JournalError::Moved { path: self.place.path.clone() });
+            return Err(self.place.moved());
         }
+        self.publish(bytes, Place::take_name_of)
+    }
+
+    /// Makes a file of these bytes, which gets the name by `take_name`, and goes on with it.
+    fn publish(
+        &mut self,
+        bytes: &[u8],
+        take_name: impl FnOnce(&Place, &Place) -> Result<(), JournalError>,
+    ) -> Result<(), JournalError> {
         let draft = self.place.draft();
         let file = draft.make()?;
         let published = write_all(&file, bytes)
             .map_err(|errno| draft.io("write", errno))
             .and_then(|()| fsync(&file).map_err(|errno| draft.io("fsync", errno)))
-            .and_then(|()| self.place.take_name_of(&draft));
+            .and_then(|()| take_name(&self.place, &draft));
         if let Err(error) = published {
             draft.discard().ok();
             return Err(error);
@@ -372,6 +473,10 @@ impl Place {
 
     fn format(&self, reason: FormatError) -> JournalError {
         JournalError::Format { path: self.path.clone(), reason }
+    }
+
+    fn moved(&self) -> JournalError {
+        JournalError::Moved { path: self.path.clone() }
     }
 
     #[cfg(test)]
@@ -494,6 +599,17 @@ impl Place {
         let (directory, name) = (&*self.directory, self.name.as_os_str());
         nix::fcntl::renameat(&*draft.directory, draft.name.as_os_str(), directory, name)
             .map_err(|errno| self.io("rename", errno))
+    }
+
+    /// The same, if nothing has the name.
+    #[expect(clippy::disallowed_methods, reason = "as above")]
+    fn take_free_name_of(&self, draft: &Self) -> Result<(), JournalError> {
+        let (directory, name) = (&*self.directory, self.name.as_os_str());
+        let flags = RenameFlags::RENAME_NOREPLACE;
+        match renameat2(&*draft.directory, draft.name.as_os_str(), directory, name, flags) {
+            Err(Errno::EEXIST) => Err(self.moved()),
+            renamed => renamed.map_err(|errno| self.io("rename", errno)),
+        }
     }
 }
 

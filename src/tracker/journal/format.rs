@@ -57,7 +57,7 @@ const UNREGISTER: u8 = 3;
 const OWNER: u8 = 4;
 const ENDED: u8 = 5;
 
-/// What fields there are, and what is marked. The last two are those of an owner as well.
+/// What fields there are, and what is marked. [`IS_EARLIER`] and [`HAS_NAMESPACE`] are those of an owner.
 const HAS_IDENTITY: u8 = 1;
 const HAS_BIRTH: u8 = 1 << 1;
 const IS_SYSV: u8 = 1 << 2;
@@ -66,6 +66,7 @@ const HAS_CREATOR: u8 = 1 << 4;
 const IS_EARLIER: u8 = 1 << 5;
 const IS_DOUBTFUL: u8 = 1 << 6;
 const ALL_FLAGS: u8 = (1 << 7) - 1;
+const HAS_NAMESPACE: u8 = 1 << 7;
 
 /// Who writes a journal, and when it was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,14 +175,17 @@ pub enum Record<'a> {
     },
 }
 
-/// What a record says about an entry or an owner beside what is in [`Record`]: only a journal that is written anew
-/// has it.
+/// What a record says about an entry or an owner beside what is in [`Record`]. The first two are only in a journal that
+/// is written anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Marks {
     /// It is not of the boot that the header names.
     pub(super) earlier: bool,
     /// Damage may have swallowed that it was taken back.
     pub(super) doubtful: bool,
+    /// The PID namespace in which an owner has its pid, by its inode; 0 is one that is not known. It is with the owner and
+    /// not in the header, because a daemon of another namespace goes on with the same file.
+    pub(super) namespace: u64,
 }
 
 /// A record is longer than [`LONGEST`].
@@ -193,12 +197,19 @@ pub struct TooLong;
 #[derive(Debug, Clone)]
 pub struct Batch {
     seed: u32,
+    namespace: u64,
     bytes: Vec<u8>,
 }
 
 impl Batch {
     pub(super) fn new(seed: u32) -> Self {
-        Self { seed, bytes: Vec::new() }
+        Self { seed, namespace: 0, bytes: Vec::new() }
+    }
+
+    /// Owners that are added have their pids in the PID namespace of that inode; 0 is not known.
+    #[must_use]
+    pub fn in_namespace(self, namespace: u64) -> Self {
+        Self { namespace, ..self }
     }
 
     /// Adds a record. Memory is allocated only while the batch grows beyond what it ever was.
@@ -216,7 +227,8 @@ impl Batch {
         if names > LONGEST - 128 {
             return Err(TooLong);
         }
-        encode(&mut self.bytes, self.seed, record, Marks::default());
+        let marks = Marks { namespace: self.namespace, ..Marks::default() };
+        encode(&mut self.bytes, self.seed, record, marks);
         Ok(())
     }
 
@@ -241,6 +253,12 @@ impl Batch {
     /// Forgets the records that are in it.
     pub fn clear(&mut self) {
         self.bytes.clear();
+    }
+
+    /// Forgets them, and has these instead, which begin with the same seed.
+    pub(super) fn refill(&mut self, records: &[u8]) {
+        self.bytes.clear();
+        self.bytes.extend_from_slice(records);
     }
 
     /// Where its checksums begin.
@@ -319,12 +337,16 @@ pub(super) fn encode(out: &mut Vec<u8>, seed: u32, record: &Record<'_>, marks: M
             put_name(out, rtype, name);
         }
         Record::Owner(owner) => {
-            out.extend_from_slice(&[OWNER, marks.flags()]);
+            let known = if marks.namespace == 0 { 0 } else { HAS_NAMESPACE };
+            out.extend_from_slice(&[OWNER, marks.flags() | known]);
             put(out, owner.id);
             put(out, owner.pid.cast_unsigned().into());
             put(out, owner.start_ticks);
             put(out, owner.uid.into());
             put(out, owner.gid.into());
+            if marks.namespace != 0 {
+                put(out, marks.namespace);
+            }
         }
         Record::Ended { owner } => {
             out.push(ENDED);
@@ -380,7 +402,8 @@ impl Marks {
     }
 
     fn of(flags: u8) -> Self {
-        Self { earlier: flags & IS_EARLIER != 0, doubtful: flags & IS_DOUBTFUL != 0 }
+        let (earlier, doubtful) = (flags & IS_EARLIER != 0, flags & IS_DOUBTFUL != 0);
+        Self { earlier, doubtful, namespace: 0 }
     }
 }
 
@@ -465,6 +488,7 @@ pub(super) fn decode(body: &[u8]) -> Option<(Record<'_>, Marks)> {
     let kind = fields.byte()?;
     let flags = if matches!(kind, REGISTER | OWNER) { fields.byte()? } else { 0 };
     let owner = fields.number()?;
+    let mut marks = Marks::of(flags);
     let record = match kind {
         REGISTER => {
             if flags & !ALL_FLAGS != 0 {
@@ -485,15 +509,18 @@ pub(super) fn decode(body: &[u8]) -> Option<(Record<'_>, Marks)> {
             let (rtype, name) = fields.name()?;
             Record::Unregister { owner, rtype, name }
         }
-        OWNER if flags & !IS_EARLIER == 0 => {
+        OWNER if flags & !(IS_EARLIER | HAS_NAMESPACE) == 0 => {
             let (pid, start_ticks) = (fields.id()?.cast_signed(), fields.number()?);
             let (uid, gid) = (fields.id()?, fields.id()?);
+            if flags & HAS_NAMESPACE != 0 {
+                marks.namespace = fields.number()?;
+            }
             Record::Owner(Owner { id: owner, pid, start_ticks, uid, gid })
         }
         ENDED => Record::Ended { owner },
         _ => return None,
     };
-    fields.0.is_empty().then_some((record, Marks::of(flags)))
+    fields.0.is_empty().then_some((record, marks))
 }
 
 /// What is left to read of a record.

@@ -10,7 +10,8 @@
 //!    CRC-32 that begins with a number which only readers of the file know, so no client can put
 //!    what would pass for a record into a name. By chance alone, one damaged record in 2^32 passes.
 //! 2. After a `kill -9`, everything kept is answered as it was. At most the batch that was being
-//!    written is missing, or all of it after some record.
+//!    written is missing, or all of it after some record. One exception: while [`Journal::make_room`] writes over what is
+//!    there, because there is not even room for a second file, what is not written again yet is missing.
 //! 3. After damage (a record that is not what was written), reading goes on at the next whole record.
 //!    What was lost may have taken something back, so every entry that was registered before the damage
 //!    and not again after it is [`doubtful`](Entry::doubtful). An entry that is not was

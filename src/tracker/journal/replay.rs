@@ -43,6 +43,8 @@ pub struct Owned {
     pub process: Option<Owner>,
     /// That process was of an earlier boot, or of one that is not known: it has ended.
     pub earlier: bool,
+    /// The PID namespace that it has its pid in, by its inode; 0 is one that is not known.
+    pub namespace: u64,
     /// What it has registered, in the order of the first registration of each.
     pub entries: Vec<Entry>,
 }
@@ -109,10 +111,8 @@ impl Recovered {
     pub(super) fn rewritten(&self, header: &Header, seed: u32) -> Vec<u8> {
         let mut out = encode_header(header, seed);
         for owned in &self.owners {
-            if let Some(owner) = owned.process {
-                let marks = Marks { earlier: owned.earlier, doubtful: false };
-                encode(&mut out, seed, &Record::Owner(owner), marks);
-            }
+            let Owned { process, earlier, namespace, .. } = *owned;
+            put_owner(&mut out, seed, process, Marks { earlier, namespace, doubtful: false });
             for entry in &owned.entries {
                 let registration = Registration {
                     owner: owned.id,
@@ -122,12 +122,47 @@ impl Recovered {
                     identity: entry.identity,
                     at: entry.at,
                 };
-                let marks = Marks { earlier: entry.earlier, doubtful: entry.doubtful };
+                let Entry { earlier, doubtful, .. } = *entry;
+                let marks = Marks { earlier, doubtful, namespace: 0 };
                 encode(&mut out, seed, &Record::Register(registration), marks);
             }
         }
         out
     }
+}
+
+fn put_owner(out: &mut Vec<u8>, seed: u32, process: Option<Owner>, marks: Marks) {
+    if let Some(owner) = process {
+        encode(out, seed, &Record::Owner(owner), marks);
+    }
+}
+
+/// What of a journal of these bytes was lost, and the bytes of one that says what it says and no more, made by `header`:
+/// without a copy of all names between the two, which may be much memory.
+///
+/// # Errors
+/// As [`replay`].
+pub(super) fn condense(
+    bytes: &[u8],
+    header: &Header,
+    seed: u32,
+) -> Result<(Damage, Vec<u8>), FormatError> {
+    let (history, read) = history(bytes)?;
+    let lost = history.lost;
+    let mut out = encode_header(header, seed);
+    for (owner, state) in history.owners {
+        let State { process, earlier, namespace, names } = state;
+        put_owner(&mut out, seed, process, Marks { earlier, namespace, doubtful: false });
+        let mut names: Vec<_> = names.into_iter().collect();
+        names.sort_unstable_by_key(|(_, live)| live.order);
+        for ((rtype, name), live) in names {
+            let Live { count, identity, at, .. } = live;
+            let registration = Registration { owner, rtype, name, count, identity, at };
+            let marks = Marks { doubtful: live.is_doubtful(lost), ..live.marks };
+            encode(&mut out, seed, &Record::Register(registration), marks);
+        }
+    }
+    Ok((read.damage, out))
 }
 
 /// What a journal of these bytes says. A record that is not whole at the end is [`Recovered::torn`], unless
@@ -137,6 +172,12 @@ impl Recovered {
 /// # Errors
 /// [`FormatError`]: the header does not let anything be read.
 pub fn replay(bytes: &[u8]) -> Result<Recovered, FormatError> {
+    let (history, read) = history(bytes)?;
+    Ok(Recovered { owners: history.left(), ..read })
+}
+
+/// The same, as it is read, and the rest of the answer.
+fn history(bytes: &[u8]) -> Result<(History<'_>, Recovered), FormatError> {
     let (header, seed) = decode_header(bytes)?;
     let mut history = History::default();
     let mut damage = Damage::default();
@@ -174,14 +215,15 @@ pub fn replay(bytes: &[u8]) -> Result<Recovered, FormatError> {
             }
         }
     }
-    Ok(Recovered {
+    let read = Recovered {
         header,
         next_owner: history.greatest.saturating_add(1),
-        owners: history.left(),
+        owners: Vec::new(),
         damage,
         torn: torn as u64,
         end: (bytes.len() - torn) as u64,
-    })
+    };
+    Ok((history, read))
 }
 
 enum Search {
@@ -221,6 +263,7 @@ struct History<'a> {
 struct State<'a> {
     process: Option<Owner>,
     earlier: bool,
+    namespace: u64,
     names: HashMap<(&'a [u8], &'a [u8]), Live>,
 }
 
@@ -232,6 +275,13 @@ struct Live {
     marks: Marks,
     /// In how many places something had been lost when it was registered last.
     lost: u64,
+}
+
+impl Live {
+    /// Whether damage may have swallowed that it was taken back, if something was lost in so many places.
+    fn is_doubtful(&self, lost: u64) -> bool {
+        self.marks.doubtful || self.lost < lost
+    }
 }
 
 impl<'a> History<'a> {
@@ -273,7 +323,8 @@ impl<'a> History<'a> {
                 // A number is given once. If it had something, damage has swallowed that it ended,
                 // when all of that was dealt with.
                 let names = HashMap::new();
-                let state = State { process: Some(process), earlier: marks.earlier, names };
+                let Marks { earlier, namespace, .. } = marks;
+                let state = State { process: Some(process), earlier, namespace, names };
                 self.owners.insert(owner, state);
             }
             Record::Ended { .. } => {
@@ -292,13 +343,14 @@ impl<'a> History<'a> {
             identity: live.identity,
             at: live.at,
             earlier: live.marks.earlier,
-            doubtful: live.marks.doubtful || live.lost < lost,
+            doubtful: live.is_doubtful(lost),
         };
-        let owners = self.owners.into_iter().map(|(id, state)| {
-            let mut names: Vec<_> = state.names.into_iter().collect();
+        let owners = self.owners.into_iter().map(|(id, mut state)| {
+            let mut names: Vec<_> = std::mem::take(&mut state.names).into_iter().collect();
             names.sort_unstable_by_key(|(_, live)| live.order);
             let entries = names.into_iter().map(entry).collect();
-            Owned { id, process: state.process, earlier: state.earlier, entries }
+            let State { process, earlier, namespace, .. } = state;
+            Owned { id, process, earlier, namespace, entries }
         });
         owners.filter(|owned| owned.process.is_some() || !owned.entries.is_empty()).collect()
     }

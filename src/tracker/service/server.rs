@@ -206,12 +206,17 @@ impl Tracker<'_> {
         let heirs = inheritance.heirs;
         let known = |rtype: Rtype| self.options.dialect.rtypes().contains(&rtype);
         let mut count = 0_usize;
-        let mut strange = 0_usize;
+        let (mut strange, mut bare) = (0_usize, 0_usize);
         for (heir, entry) in
             heirs.iter().flat_map(|heir| heir.entries.iter().map(move |e| (heir, e)))
         {
             if !known(entry.rtype) {
                 strange += 1;
+                continue;
+            }
+            // It was left to a process that lives, and the end of a pipe is not its end.
+            if entry.is_bare_path() {
+                bare += 1;
                 continue;
             }
             count += 1;
@@ -231,6 +236,9 @@ impl Tracker<'_> {
                 self.ledger.registered(0, entry);
                 self.ledger.taken_back(heir.id, entry.rtype, &entry.name);
             }
+        }
+        if bare > 0 {
+            self.warn(format_args!("{bare} names of the journal are files that are not known to be the same: they are left alone"));
         }
         if strange > 0 {
             self.warn(format_args!("{strange} names of the journal are of types that this tracker does not know: they are left alone"));

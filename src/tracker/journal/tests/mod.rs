@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::format::{Batch, HEADER, encode_header};
-use super::replay::{Entry, Owned, replay};
+use super::replay::{Entry, Owned, condense, replay};
 use super::{FormatError, Header, Owner, Record, Registration};
 use crate::tracker::resource::{Identity, Made};
 
@@ -25,7 +25,7 @@ pub(super) enum Event {
     Register { owner: u64, key: Key, count: u64, identity: Option<Identity>, at: i64 },
     Count { owner: u64, key: Key, count: u64 },
     Unregister { owner: u64, key: Key },
-    Owner(Owner),
+    Owner(Owner, u64),
     Ended { owner: u64 },
 }
 
@@ -50,7 +50,7 @@ impl Event {
             Self::Unregister { owner, key: (rtype, name) } => {
                 Record::Unregister { owner: *owner, rtype, name }
             }
-            Self::Owner(owner) => Record::Owner(*owner),
+            Self::Owner(owner, _) => Record::Owner(*owner),
             Self::Ended { owner } => Record::Ended { owner: *owner },
         }
     }
@@ -96,8 +96,8 @@ fn events() -> impl Strategy<Value = Event> {
         2 => (owner.clone(), keys(), counts)
             .prop_map(|(owner, key, count)| Event::Count { owner, key, count }),
         4 => (owner.clone(), keys()).prop_map(|(owner, key)| Event::Unregister { owner, key }),
-        1 => (owner.clone(), process).prop_map(|(id, (pid, start_ticks, uid, gid))| {
-            Event::Owner(Owner { id, pid, start_ticks, uid, gid })
+        1 => (owner.clone(), process, 0..3_u64).prop_map(|(id, (pid, start_ticks, uid, gid), namespace)| {
+            Event::Owner(Owner { id, pid, start_ticks, uid, gid }, namespace)
         }),
         1 => owner.prop_map(|owner| Event::Ended { owner }),
     ]
@@ -111,6 +111,8 @@ pub(super) fn histories() -> impl Strategy<Value = Vec<Event>> {
 pub(super) fn journal(events: &[Event]) -> (Vec<u8>, Vec<usize>) {
     let mut batch = Batch::new(SEED);
     let ends = events.iter().map(|event| {
+        let namespace = if let Event::Owner(_, namespace) = event { *namespace } else { 0 };
+        batch = std::mem::replace(&mut batch, Batch::new(SEED)).in_namespace(namespace);
         batch.push(&event.record()).unwrap();
         HEADER + batch.len()
     });
@@ -122,7 +124,10 @@ pub(super) fn journal(events: &[Event]) -> (Vec<u8>, Vec<usize>) {
 pub(super) fn model(events: &[Event]) -> Vec<Owned> {
     let mut owners: BTreeMap<u64, Owned> = BTreeMap::new();
     for event in events {
-        let empty = |id| Owned { id, process: None, earlier: false, entries: Vec::new() };
+        let empty = |id| {
+            let (process, earlier, namespace) = (None, false, 0);
+            Owned { id, process, earlier, namespace, entries: Vec::new() }
+        };
         let is = |entry: &Entry, key: &Key| (&entry.rtype, &entry.name) == (&key.0, &key.1);
         match event {
             Event::Register { owner, key, count, identity, at } => {
@@ -153,8 +158,10 @@ pub(super) fn model(events: &[Event]) -> Vec<Owned> {
                     owned.entries.retain(|entry| !is(entry, key));
                 }
             }
-            Event::Owner(process) => {
-                let new = Owned { process: Some(*process), ..empty(process.id) };
+            Event::Owner(process, namespace) => {
+                let process = *process;
+                let namespace = *namespace;
+                let new = Owned { process: Some(process), namespace, ..empty(process.id) };
                 owners.insert(process.id, new);
             }
             Event::Ended { owner } => {
@@ -214,10 +221,12 @@ proptest! {
             bytes[end - 1] ^= 1;
         }
         let mut before = replay(&bytes).unwrap();
+        let later = Header { pid: 78, ..header() };
+        let condensed = condense(&bytes, &later, 99).unwrap();
+        prop_assert_eq!(condensed, (before.damage, before.rewritten(&later, 99)));
         if early {
             before.age();
         }
-        let later = Header { pid: 78, ..header() };
         let anew = before.rewritten(&later, 99);
         let after = replay(&anew).unwrap();
         prop_assert_eq!(&after.owners, &before.owners);

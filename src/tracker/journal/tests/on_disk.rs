@@ -306,6 +306,100 @@ fn the_old_one_goes_on_where_a_new_one_cannot_be_made() {
 }
 
 #[test]
+fn room_is_made_with_what_waits_to_be_written() {
+    let scratch = Scratch::new("room");
+    let path = scratch.journal();
+    let (mut journal, _) = open(&path);
+    churn(&mut journal, &[b"a", b"b"]);
+    let before = journal.size();
+    let mut batch = journal.batch();
+    batch.push(&Record::Register(registration(b"c"))).unwrap();
+    batch.push(&Record::Unregister { owner: 0, rtype: b"folder", name: b"a" }).unwrap();
+    let error = journal.append_by(&mut batch, full(10)).unwrap_err();
+    assert!(error.lacks_room(), "{error}");
+    let compacted = journal.make_room(&mut batch).unwrap();
+    assert_eq!((compacted.before, compacted.after), (before, fs::metadata(&path).unwrap().len()));
+    assert!(batch.is_empty() && compacted.after < 200, "{compacted:?}");
+    put(&mut journal, &[b"d"]);
+    drop(journal);
+    assert_eq!(names(&open(&path).1.unwrap()), [b"b", b"c", b"d"]);
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a directory of the test's own")]
+fn what_is_sparse_is_written_anew_when_it_is_opened() {
+    let scratch = Scratch::new("sparse");
+    let path = scratch.journal();
+    let (mut journal, _) = open(&path);
+    churn(&mut journal, &[b"a"]);
+    drop(journal);
+    // It is no reason not to start that it cannot be.
+    let draft = Place::of(&path).unwrap().draft().path().to_owned();
+    fs::create_dir(&draft).unwrap();
+    let (journal, recovered) = open(&path);
+    assert_eq!(names(&recovered.unwrap()), [b"a"]);
+    assert!(journal.size() > 1 << 20);
+    drop(journal);
+    fs::remove_dir(&draft).unwrap();
+    let (journal, recovered) = open(&path);
+    assert_eq!(names(&recovered.unwrap()), [b"a"]);
+    assert!(journal.size() < 200);
+    drop(journal);
+    assert_eq!(names(&open(&path).1.unwrap()), [b"a"]);
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "files of the test's own")]
+fn its_name_is_kept() {
+    let scratch = Scratch::new("name");
+    let (path, old) = (scratch.journal(), scratch.0.join("old"));
+    let (mut journal, _) = open(&path);
+    put(&mut journal, &[b"a"]);
+    assert_eq!(journal.keep_name().unwrap(), None);
+    fs::rename(&path, &old).unwrap();
+    // Not each time.
+    assert_eq!(journal.keep_name().unwrap(), None);
+    journal.look_again();
+    assert!(journal.keep_name().unwrap().is_some());
+    put(&mut journal, &[b"b"]);
+    fs::remove_file(&path).unwrap();
+    journal.look_again();
+    assert!(journal.keep_name().unwrap().is_some());
+    put(&mut journal, &[b"c"]);
+
+    fs::rename(&path, &old).unwrap();
+    fs::write(&path, "another's").unwrap();
+    journal.look_again();
+    for _ in 0..2 {
+        assert!(matches!(journal.keep_name(), Err(JournalError::Moved { .. })));
+    }
+    assert_eq!(fs::read(&path).unwrap(), b"another's");
+    put(&mut journal, &[b"d"]);
+    fs::remove_file(&path).unwrap();
+    journal.look_again();
+    assert!(journal.keep_name().unwrap().is_some());
+    drop(journal);
+    let (journal, recovered) = open(&path);
+    assert_eq!(names(&recovered.unwrap()), [b"a", b"b", b"c", b"d"]);
+    drop(journal);
+
+    // With its directory.
+    let (inner, aside) = (scratch.0.join("inner"), scratch.0.join("aside"));
+    fs::create_dir(&inner).unwrap();
+    let path = inner.join("journal");
+    let (mut journal, _) = open(&path);
+    put(&mut journal, &[b"e"]);
+    fs::rename(&inner, &aside).unwrap();
+    assert_eq!(journal.keep_name().unwrap_err().errno(), libc::ENOENT);
+    fs::create_dir(&inner).unwrap();
+    journal.look_again();
+    assert!(journal.keep_name().unwrap().is_some());
+    drop(journal);
+    assert_eq!(names(&open(&path).1.unwrap()), [b"e"]);
+    fs::remove_file(path).unwrap();
+}
+
+#[test]
 fn another_boot() {
     let scratch = Scratch::new("boot");
     let path = scratch.journal();

@@ -73,6 +73,8 @@ pub struct Answer {
     pub bad: u64,
     /// How many names the owner has registered.
     pub registered: u64,
+    /// Of a daemon with a journal: whether all of that is written down, so that it outlives the daemon.
+    pub journaled: Option<bool>,
 }
 
 /// A connection to `rtrack daemon --listen`. What is registered by it is removed when this process ends, or when
@@ -213,6 +215,7 @@ impl Connection {
             messages: number("messages"),
             bad: number("bad"),
             registered: number("registered"),
+            journaled: value.get("journaled").and_then(Value::as_bool),
         };
         let count = answer.bad.saturating_sub(stream.bad);
         stream.bad = answer.bad;

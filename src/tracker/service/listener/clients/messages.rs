@@ -123,13 +123,16 @@ impl Service<'_> {
         // What is answered for outlives the daemon.
         self.write_down();
         let Some(client) = self.clients.get_mut(&number) else { return };
-        let answer = json!({
+        let mut answer = json!({
             "pid": std::process::id(),
             "messages": client.line - client.bad,
             "bad": client.bad,
             "registered": self.owners.len_of(client.owner),
             "wrong": client.wrong,
         });
+        if let Some(fields) = answer.as_object_mut().filter(|_| self.ledger.is_kept()) {
+            fields.insert("journaled".into(), (!self.ledger.is_failing()).into());
+        }
         // Who does not read answers gets none when the socket is full.
         client.stream.write_all(format!("{answer}\n").as_bytes()).unwrap_or(());
     }
