@@ -138,6 +138,12 @@ impl Left {
         Self(left)
     }
 
+    /// Whether the name of an object is among them, whatever had it then.
+    #[must_use]
+    pub fn names(&self, object: &Object) -> bool {
+        self.0.contains_key(&Key::of(object))
+    }
+
     /// Whether an object is one of them: it has the name, and is what had it then, if that is known.
     #[must_use]
     pub fn has(&self, object: &Object) -> bool {
