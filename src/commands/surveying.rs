@@ -276,6 +276,15 @@ fn say_what_was_not_seen(survey: &Survey, ui: &Ui) {
             object.shown_id()
         ));
     }
+    let silent = &survey.snapshot.registrations.silent;
+    if !silent.is_empty() {
+        let mut pids: Vec<String> = silent.iter().take(3).map(|(pid, _)| pid.to_string()).collect();
+        pids.extend(silent.len().checked_sub(4).map(|more| format!("{} more", more + 1)));
+        ui.note(format_args!(
+            "note: no answer from the tracker of process {}: what it may have registered is left to it",
+            pids.join(", ")
+        ));
+    }
     let reasons: Vec<&str> = sight.reasons().iter().map(|blind| blind.says()).collect();
     if reasons.is_empty() {
         return;

@@ -60,8 +60,8 @@ impl Running {
         }
     }
 
-    fn hangs(&self) -> bool {
-        self.waited >= LIMIT || self.used >= LIMIT
+    fn hangs(&self, limit: Duration) -> bool {
+        self.waited >= limit || self.used >= limit
     }
 }
 
@@ -85,6 +85,16 @@ fn activity(thread: libc::pid_t) -> Option<(bool, Duration)> {
 /// What counts is what the threads were seen to do: that this process was stopped for a while, or had
 /// no processor to run on, says nothing of whom it asks.
 pub fn map<J, R, F>(jobs: Vec<J>, work: F) -> Vec<Result<R, Unanswered>>
+where
+    J: Send + 'static,
+    R: Send + 'static,
+    F: Fn(J) -> R + Send + Sync + 'static,
+{
+    map_within(LIMIT, jobs, work)
+}
+
+/// The same for jobs that may keep their thread waiting, or at work, for `limit`.
+pub fn map_within<J, R, F>(limit: Duration, jobs: Vec<J>, work: F) -> Vec<Result<R, Unanswered>>
 where
     J: Send + 'static,
     R: Send + 'static,
@@ -164,12 +174,12 @@ where
         }
         let before = running.len();
         running.retain(|job| {
-            if job.hangs()
+            if job.hangs(limit)
                 && let Some(slot) = results.get_mut(job.index)
             {
                 *slot = Err(Unanswered::Hangs);
             }
-            !job.hangs()
+            !job.hangs(limit)
         });
         settled += before - running.len();
         let waiting = !queue.lock().unwrap_or_else(PoisonError::into_inner).is_empty();

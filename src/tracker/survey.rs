@@ -475,6 +475,7 @@ impl Survey {
                 }),
             descendant: maker.and_then(|pid| snapshot.descendant(object, pid)),
             registered: snapshot.registered(object),
+            perhaps_registered: snapshot.perhaps_registered(object),
             locked: snapshot.locked(world.directory_of(object.place), object, producer),
             kin: snapshot.kin(object, &self.owners),
             nameless: object.deleted,

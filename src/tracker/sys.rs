@@ -11,7 +11,7 @@ mod processes;
 pub(crate) mod section;
 pub(crate) mod signals;
 
-pub use processes::{same_descriptors, socket_diagnosis};
+pub use processes::{enter_network, same_descriptors, socket_diagnosis};
 
 use std::ffi::CStr;
 use std::io;

@@ -206,6 +206,8 @@ pub struct Facts {
     pub descendant: Option<Who>,
     /// A live daemon of rtrack with which it is registered, and who registered it.
     pub registered: Option<(Who, Option<Who>)>,
+    /// One that does not answer, with which it may be.
+    pub perhaps_registered: Option<Who>,
     /// The producer's own lock on it, or beside it, that somebody holds.
     pub locked: Option<String>,
     /// Whether anybody lives who could come back for it as its owner.
@@ -368,6 +370,9 @@ fn claims(facts: &Facts, found: &mut Vec<Evidence>) {
     if let Some((tracker, by)) = &facts.registered {
         let by_whom = by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
         let says = format!("registered with the tracker {tracker}{by_whom}, which will clean it");
+        found.push(evidence(Code::Registered, says, &[("pid", json!(tracker.pid))]));
+    } else if let Some(tracker) = &facts.perhaps_registered {
+        let says = format!("the tracker {tracker} does not answer, and may have it registered");
         found.push(evidence(Code::Registered, says, &[("pid", json!(tracker.pid))]));
     }
     if let Some(messages) = unread(facts) {

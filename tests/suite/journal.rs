@@ -22,6 +22,8 @@ pub(crate) fn tests() -> Vec<Case> {
         case("files_have_to_be_the_same", files),
         case("only_one_daemon_has_it", only_one),
         case("by_hand", by_hand).needs(&[Need::PidNamespace]),
+        case("by_hand_but_not_what_living_owners_have", not_of_the_living)
+            .needs(&[Need::PidNamespace]),
         case("truncated_at_every_byte", truncated).seconds(200),
         case("a_newer_version_or_no_journal", strange_files),
         case("a_full_disk", full_disk),
@@ -169,6 +171,42 @@ fn by_hand() {
     let mut missing = rtrack(["reap", "--yes", "--journal", "nowhere"]);
     missing.finish().expect(3);
     assert!(!scratch().join("nowhere").exists());
+}
+
+/// Only who registered them has ended, or nobody.
+fn not_of_the_living() {
+    for name in ["living", "ended", "both"] {
+        object().make(name);
+    }
+    let options = ["--journal", journal().to_str().unwrap()].map(str::to_owned);
+    let daemon = super::listening::Daemon::start(&options.each_ref().map(String::as_str));
+    let mut owners: Vec<Child> =
+        (0..2).map(|_| Command::new("sleep").arg("1000").spawn().unwrap()).collect();
+    for (owner, names) in owners.iter().zip([["living", "both"], ["ended", "both"]]) {
+        for name in names {
+            let mut send = rtrack(["send", "REGISTER", &format!("/{name}"), "shared_memory"]);
+            send.arg("--socket").arg(scratch().join("socket"));
+            send.args(["--owner", &owner.id().to_string()]).finish().expect(0);
+        }
+    }
+    kill(daemon.child.id());
+    daemon.child.wait_with_output().unwrap();
+    let end = |owner: Child| {
+        kill(owner.id());
+        owner.wait_with_output().unwrap();
+    };
+    end(owners.pop().unwrap());
+    let reap = || {
+        let mut reap = rtrack(["reap", "--assume-complete", "--grace", "0s", "--no-audit"]);
+        reap.args(["--yes", "--journal"]).arg(journal()).finish().expect(0)
+    };
+    let run = reap();
+    assert!(run.stderr.contains("2 names belong to processes that live"), "{run:?}");
+    assert_eq!(left(), ["both", "living"]);
+    end(owners.pop().unwrap());
+    let run = reap();
+    assert!(!run.stderr.contains("processes that live"), "{run:?}");
+    assert!(left().is_empty());
 }
 
 /// What is read of a journal that was cut off is what was registered when it was as long as that.

@@ -43,6 +43,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("processes_that_are_waited_for", processes_that_are_waited_for),
         case("what_has_the_name_now_stays", what_has_the_name_now_stays),
         case("asked_what_it_has", asked_what_it_has).needs(&[Need::PidNamespace]),
+        case("asked_without_a_descriptor_left", asked_without_a_descriptor),
         case("who_may_ask", who_may_ask).needs(&[Need::RealRoot, Need::PidNamespace]),
     ]
 }
@@ -870,6 +871,34 @@ fn asked_what_it_has() {
     let document = rtrack(list).finish().expect(0).json();
     assert_eq!(crate::support::verdict(&document, "frames"), ("claimed", "registered"));
     assert_eq!(daemon.end().0, Some(1));
+}
+
+/// Who asks while the daemon has no descriptor left sees the end, and the daemon does not turn in circles.
+fn asked_without_a_descriptor() {
+    let control = scratch().join("control");
+    let daemon = Daemon::start(&["--control", control.to_str().unwrap()]);
+    let mut client = Client::new();
+    client.done();
+    let pid = i32::try_from(daemon.child.id()).unwrap();
+    let mut open = 0;
+    while fs::symlink_metadata(Path::new(&format!("/proc/{pid}/fd/{open}"))).is_ok() {
+        open += 1;
+    }
+    let limit = libc::rlimit { rlim_cur: open, rlim_max: open };
+    // SAFETY: the limit is read, and nothing is written.
+    let set =
+        unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()) };
+    check(set).unwrap();
+    for _ in 0..3 {
+        let mut stream = UnixStream::connect(&control).unwrap();
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        assert!(answer.is_empty());
+    }
+    assert_eq!(client.done()["bad"], 0);
+    drop(client);
+    assert_eq!(daemon.end().0, Some(0));
 }
 
 /// Whoever may not ask is not told, and whoever is not the daemon is not believed.

@@ -10,6 +10,7 @@
 
 mod anything;
 mod archiving;
+mod asking;
 mod auditing;
 mod client;
 mod clocks;
@@ -66,6 +67,7 @@ type Module = (&'static str, fn() -> Vec<Case>);
 const MODULES: &[Module] = &[
     ("anything", anything::tests),
     ("archiving", archiving::tests),
+    ("asking", asking::tests),
     ("auditing", auditing::tests),
     ("client", client::tests),
     ("clocks", clocks::tests),

@@ -8,13 +8,16 @@ use crate::tracker::evidence::registrations::Left;
 use crate::tracker::inventory::Object;
 use crate::tracker::journal::JournalError;
 use crate::tracker::service::found;
-use crate::tracker::service::ledger::{Inheritance, Ledger};
+use crate::tracker::service::ledger::{Heir, Inheritance, Ledger};
+use crate::tracker::service::listener::Peer;
 
 /// A journal, which no daemon has.
 pub(super) struct Journal {
     ledger: Ledger,
     inheritance: Inheritance,
     left: Left,
+    /// What processes have registered that live still, and may use it.
+    lives: Left,
 }
 
 impl Journal {
@@ -41,13 +44,21 @@ impl Journal {
         for heir in &mut inheritance.heirs {
             heir.entries.retain(|entry| !entry.is_bare_path());
         }
-        let left = Left::new(&inheritance.heirs);
-        Ok(Self { ledger, inheritance, left })
+        let (living, dead): (Vec<Heir>, Vec<Heir>) =
+            std::mem::take(&mut inheritance.heirs).into_iter().partition(lives);
+        let names: usize = living.iter().map(|heir| heir.entries.len()).sum();
+        if names > 0 {
+            let belong = if names == 1 { "name belongs" } else { "names belong" };
+            ui.note(format_args!("note: {names} {belong} to processes that live, and stay"));
+        }
+        let (left, lives) = (Left::new(&dead), Left::new(&living));
+        inheritance.heirs = dead;
+        Ok(Self { ledger, inheritance, left, lives })
     }
 
-    /// Whether an object is what was registered.
+    /// Whether an object is what was registered, and by nobody who lives.
     pub(super) fn has(&self, object: &Object) -> bool {
-        self.left.has(object)
+        self.left.has(object) && !self.lives.names(object)
     }
 
     /// Writes down what is there no longer, by whoever it was removed.
@@ -64,4 +75,13 @@ impl Journal {
             ui.line(format_args!("warning: {warning}"));
         }
     }
+}
+
+/// Whether the process lives that registered something. Of who writes to a pipe nothing is known, but that the
+/// daemon was killed.
+fn lives(heir: &Heir) -> bool {
+    // One that cannot be looked at may live.
+    heir.process
+        .as_ref()
+        .is_some_and(|owner| Peer::of_the_past(owner).map_or(true, |peer| !peer.has_ended()))
 }

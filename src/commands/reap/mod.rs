@@ -64,7 +64,7 @@ pub struct ReapArgs {
     from: Option<OsString>,
 
     /// Only what a daemon that was killed had registered in this journal, and still is what was registered: all of it
-    /// that is orphaned or unclaimed
+    /// that is orphaned or unclaimed, but for what processes registered that live
     #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "force"])]
     journal: Option<PathBuf>,
 

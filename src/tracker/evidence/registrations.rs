@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::processes::Processes;
 use crate::tracker::deadline;
 use crate::tracker::inventory::Object;
 use crate::tracker::resource::{Identity, Kind};
-use crate::tracker::service::client::asking::{ask, control_of};
+use crate::tracker::service::client::asking::{self, AskError, Budget, ask, control_of};
 use crate::tracker::service::dialect::Rtype;
 use crate::tracker::service::ledger::Heir;
 use crate::tracker::service::state::{Registered, TrackerState};
@@ -41,8 +42,8 @@ pub struct Registration {
 #[derive(Debug, Default)]
 pub struct Registrations {
     known: HashMap<Key, Vec<Registration>>,
-    /// Daemons that can be asked, and did not answer.
-    pub silent: Vec<i32>,
+    /// Daemons that can be asked by us, and did not answer: each with its uid, lowest pid first. What they have is not known.
+    pub silent: Vec<(i32, u32)>,
 }
 
 impl Registrations {
@@ -62,21 +63,31 @@ impl Registrations {
             return found;
         }
         let lines = processes.command_lines(proc, pids);
-        let jobs: Vec<(i32, u32, Vec<u8>)> = lines
+        let mut jobs: Vec<(i32, [u32; 4], Vec<u8>)> = lines
             .into_iter()
             .filter_map(|(pid, line)| {
                 let line = line.filter(|line| control_of(line).is_some())?;
-                Some((pid, processes.seen.get(&pid)?.uids[1], line))
+                Some((pid, processes.seen.get(&pid)?.uids, line))
             })
             .collect();
-        let asked: Vec<(i32, u32)> = jobs.iter().map(|(pid, uid, _)| (*pid, *uid)).collect();
-        let root = proc.to_owned();
-        let answers = deadline::map(jobs, move |(pid, uid, line)| ask(&root, pid, uid, &line));
+        jobs.sort_unstable();
+        let asked: Vec<(i32, u32)> = jobs.iter().map(|(pid, uids, _)| (*pid, uids[1])).collect();
+        let (root, budget) = (proc.to_owned(), Arc::new(Budget::default()));
+        let answers = deadline::map_within(asking::LIMIT, jobs, move |(pid, uids, line)| {
+            ask(&root, pid, uids, &line, &budget)
+        });
         for ((pid, uid), answer) in asked.into_iter().zip(answers) {
             match answer {
                 Ok(Ok(state)) => found.add(pid, uid, state),
-                // Not for us to ask, or nothing that answers as a daemon does.
-                _ => found.silent.push(pid),
+                // Not for us to ask, no daemon as we know them, or one that has none any more.
+                Ok(Err(
+                    AskError::NotForUs(_)
+                    | AskError::NotOneUsers(_)
+                    | AskError::NoControl(_)
+                    | AskError::Gone(_),
+                )) => {}
+                // Whoever can keep it from answering must not take a claim away by that.
+                Ok(Err(_)) | Err(_) => found.silent.push((pid, uid)),
             }
         }
         found
@@ -119,6 +130,13 @@ impl Registrations {
             self.known.get(&Key::of(object)).filter(|_| !object.deleted).into_iter().flatten();
         all.filter(move |registration| [0, owner].contains(&registration.uid))
     }
+
+    /// Daemons that did not answer, and with which an object may be registered: those that could remove it.
+    pub fn perhaps_of(&self, object: &Object) -> impl Iterator<Item = i32> {
+        let owner = object.stat.uid;
+        let all = self.silent.iter().filter(|_| !object.deleted);
+        all.filter(move |(_, uid)| [0, owner].contains(uid)).map(|(pid, _)| *pid)
+    }
 }
 
 /// What a daemon that was killed had registered, by its journal.
@@ -136,6 +154,12 @@ impl Left {
             }
         }
         Self(left)
+    }
+
+    /// Whether the name of an object is among them, whatever had it then.
+    #[must_use]
+    pub fn names(&self, object: &Object) -> bool {
+        self.0.contains_key(&Key::of(object))
     }
 
     /// Whether an object is one of them: it has the name, and is what had it then, if that is known.

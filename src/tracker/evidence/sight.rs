@@ -28,6 +28,8 @@ pub enum Blind {
     IdmappedMount,
     /// The message queues of this IPC namespace are mounted nowhere, and could not be mounted.
     MessageQueues,
+    /// A daemon of rtrack does not tell what is registered with it.
+    SilentTrackers,
 }
 
 impl Blind {
@@ -40,6 +42,7 @@ impl Blind {
             Self::PidNamespace => "processes outside this PID namespace are not visible",
             Self::UnreadableProcesses => "some processes could not be read",
             Self::IdmappedMount => "the mount has other owners where it is idmapped",
+            Self::SilentTrackers => "what is registered with a tracker is not known",
             Self::MessageQueues => "message queues are not mounted at /dev/mqueue",
         }
     }

@@ -1,5 +1,12 @@
 //! What a tracker answers to who asks it: as JSON, written by the daemon and read back by `list` and `probe`.
 
+use std::fmt;
+use std::io::Read;
+
+use serde::de::{
+    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
+use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::dialect::{Dialect, Rtype};
@@ -57,35 +64,166 @@ impl TrackerState {
     /// The document.
     #[must_use]
     pub fn document(&self) -> Value {
-        json!({
-            "schema": SCHEMA,
-            "pid": self.pid,
-            "protocol": self.dialect.as_str(),
-            "reads": if self.listens { "socket" } else { "pipe" },
-            "messages": self.messages,
-            "bad": self.bad,
-            "registered": self.registered.iter().map(Registered::value).collect::<Vec<Value>>(),
-        })
+        serde_json::to_value(self).unwrap_or_default()
     }
 
-    /// Reads a document back. What is not understood in it is left out: it may be that of a newer version.
-    /// Nothing if it is none.
-    #[must_use]
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
-        let value: Value = serde_json::from_slice(bytes).ok()?;
-        if value.get("schema")?.as_str()?.split('/').next() != SCHEMA.split('/').next() {
-            return None;
+    /// Reads a document back, with at most `most` names. What is not understood in it is left out: it may be that
+    /// of a newer version.
+    ///
+    /// # Errors
+    /// It is none, or has more names, or could not be read. Nothing of it is kept then, and as it is read no more
+    /// than what is understood.
+    pub fn read(document: impl Read, most: usize) -> serde_json::Result<Self> {
+        let mut reader = serde_json::Deserializer::from_reader(document);
+        let state = reader.deserialize_map(Document { most })?;
+        reader.end()?;
+        Ok(state)
+    }
+}
+
+impl Serialize for TrackerState {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("schema", SCHEMA)?;
+        map.serialize_entry("pid", &self.pid)?;
+        map.serialize_entry("protocol", self.dialect.as_str())?;
+        map.serialize_entry("reads", if self.listens { "socket" } else { "pipe" })?;
+        map.serialize_entry("messages", &self.messages)?;
+        map.serialize_entry("bad", &self.bad)?;
+        map.serialize_entry("registered", &Names(&self.registered))?;
+        map.end()
+    }
+}
+
+/// Names, made into values one by one: there may be very many.
+struct Names<'a>(&'a [Registered]);
+
+impl Serialize for Names<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut list = serializer.serialize_seq(Some(self.0.len()))?;
+        for registered in self.0 {
+            list.serialize_element(&registered.value())?;
         }
-        let number = |key| value.get(key).and_then(Value::as_u64);
-        let registered = value.get("registered")?.as_array()?;
-        Some(Self {
-            pid: number("pid")?.try_into().ok()?,
-            dialect: Dialect::from_word(value.get("protocol")?.as_str()?.as_bytes())
-                .unwrap_or_default(),
-            listens: value.get("reads").and_then(Value::as_str) == Some("socket"),
-            messages: number("messages").unwrap_or(0),
-            bad: number("bad").unwrap_or(0),
-            registered: registered.iter().filter_map(Registered::parse).collect(),
+        list.end()
+    }
+}
+
+/// What a document is read by.
+struct Document {
+    most: usize,
+}
+
+impl<'de> Visitor<'de> for Document {
+    type Value = TrackerState;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("what a tracker has")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TrackerState, A::Error> {
+        let (mut schema, mut pid, mut protocol, mut reads) = (None, None, None, None);
+        let (mut messages, mut bad, mut registered) = (0, 0, None);
+        while let Some(key) = map.next_key::<String>()? {
+            match &key[..] {
+                "schema" => schema = Some(map.next_value::<String>()?),
+                "pid" => pid = Some(map.next_value::<u32>()?),
+                "protocol" => protocol = Some(map.next_value::<String>()?),
+                "reads" => reads = Some(map.next_value::<String>()?),
+                "messages" => messages = map.next_value()?,
+                "bad" => bad = map.next_value()?,
+                "registered" => registered = Some(map.next_value_seed(List { most: self.most })?),
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        let schema = schema.unwrap_or_default();
+        if schema.split('/').next() != SCHEMA.split('/').next() {
+            return Err(A::Error::custom("another document"));
+        }
+        let protocol = protocol.ok_or_else(|| A::Error::missing_field("protocol"))?;
+        Ok(TrackerState {
+            pid: pid.ok_or_else(|| A::Error::missing_field("pid"))?,
+            dialect: Dialect::from_word(protocol.as_bytes()).unwrap_or_default(),
+            listens: reads.as_deref() == Some("socket"),
+            messages,
+            bad,
+            registered: registered.ok_or_else(|| A::Error::missing_field("registered"))?,
+        })
+    }
+}
+
+/// What its list of names is read by.
+struct List {
+    most: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for List {
+    type Value = Vec<Registered>;
+
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Self::Value, D::Error> {
+        reader.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for List {
+    type Value = Vec<Registered>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of names")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut found = Vec::new();
+        while let Some(entry) = list.next_element::<Entry>()? {
+            if found.len() >= self.most {
+                return Err(A::Error::custom("too many names"));
+            }
+            found.extend(entry.parse());
+        }
+        Ok(found)
+    }
+}
+
+/// A name, as it is written.
+#[derive(serde::Deserialize)]
+struct Entry {
+    rtype: Option<String>,
+    name: Option<String>,
+    name_base64: Option<String>,
+    count: Option<u64>,
+    registered_at: Option<String>,
+    by: Option<By>,
+}
+
+/// Who registered it, as that is written.
+#[derive(serde::Deserialize)]
+struct By {
+    pid: i32,
+    uid: u32,
+    comm: String,
+}
+
+impl Entry {
+    fn parse(self) -> Option<Registered> {
+        use base64::Engine as _;
+        let mut name = match self.name_base64 {
+            Some(exact) => base64::engine::general_purpose::STANDARD.decode(exact).ok()?,
+            None => self.name?.into_bytes(),
+        };
+        // What was read it into may be twice as long.
+        name.shrink_to_fit();
+        let at = self.registered_at.and_then(|at| at.parse::<jiff::Timestamp>().ok());
+        Some(Registered {
+            rtype: Rtype::from_word(self.rtype?.as_bytes())?,
+            name,
+            count: self.count.unwrap_or(1),
+            at: at.map(jiff::Timestamp::as_nanosecond),
+            by: self.by.map(|By { pid, uid, comm }| Registrant {
+                pid,
+                uid,
+                comm: comm.into_bytes(),
+            }),
         })
     }
 }
@@ -102,30 +240,6 @@ impl Registered {
         );
         map.insert("by".into(), json!(by));
         Value::Object(map)
-    }
-
-    fn parse(value: &Value) -> Option<Self> {
-        use base64::Engine as _;
-        let text = |key| value.get(key).and_then(Value::as_str);
-        let name = match text("name_base64") {
-            Some(exact) => base64::engine::general_purpose::STANDARD.decode(exact).ok()?,
-            None => text("name")?.as_bytes().to_vec(),
-        };
-        let by = value.get("by").and_then(|by| {
-            Some(Registrant {
-                pid: by.get("pid")?.as_i64()?.try_into().ok()?,
-                uid: by.get("uid")?.as_u64()?.try_into().ok()?,
-                comm: by.get("comm")?.as_str()?.as_bytes().to_vec(),
-            })
-        });
-        let at = text("registered_at").and_then(|at| at.parse::<jiff::Timestamp>().ok());
-        Some(Self {
-            rtype: Rtype::from_word(text("rtype")?.as_bytes())?,
-            name,
-            count: value.get("count").and_then(Value::as_u64).unwrap_or(1),
-            at: at.map(jiff::Timestamp::as_nanosecond),
-            by,
-        })
     }
 }
 
@@ -152,9 +266,16 @@ mod tests {
             registered: vec![entry(b"/a", Some(by)), entry(b"/\xff\n", None)],
         };
         let bytes = serde_json::to_vec(&state.document()).unwrap();
-        assert_eq!(TrackerState::parse(&bytes), Some(state));
+        assert_eq!(TrackerState::read(&bytes[..], 2).unwrap(), state);
+        assert_eq!(serde_json::to_value(&state).unwrap(), state.document());
+        TrackerState::read(&bytes[..], 1).unwrap_err();
+        TrackerState::read(&[&bytes[..], b"x"].concat()[..], 2).unwrap_err();
+        let newer = br#"{"schema":"rtrack.tracker/2","pid":1,"protocol":"new","more":[{}],
+            "registered":[{"rtype":"new","name":"/a"},{"rtype":"file","name":"/b","more":1}]}"#;
+        let newer = TrackerState::read(&newer[..], 2).unwrap();
+        assert_eq!(newer.registered.len(), 1);
         for other in [&b"{}"[..], b"[]", b"", br#"{"schema":"rtrack.probe/1","registered":[]}"#] {
-            assert_eq!(TrackerState::parse(other), None);
+            TrackerState::read(other, 1).unwrap_err();
         }
     }
 }

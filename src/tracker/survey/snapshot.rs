@@ -15,7 +15,7 @@ use crate::tracker::evidence::locks::Locks;
 use crate::tracker::evidence::processes::{Executable, Hung, Process, Processes};
 use crate::tracker::evidence::producers::{Catalogue, Family, Producer};
 use crate::tracker::evidence::registrations::Registrations;
-use crate::tracker::evidence::sight::Sight;
+use crate::tracker::evidence::sight::{Blind, Sight};
 use crate::tracker::evidence::unlinked::memfd_device;
 use crate::tracker::evidence::waiters::Waiters;
 use crate::tracker::host::Host;
@@ -60,7 +60,7 @@ pub struct Snapshot {
     /// What of the objects is mounted.
     mounted: Mounted,
     /// What is registered with live daemons.
-    registrations: Registrations,
+    pub registrations: Registrations,
 }
 
 /// Who may come back for objects, or clean them.
@@ -128,10 +128,14 @@ impl Snapshot {
         );
         let queues = matter.objects.iter().any(|object| object.kind == Kind::SysvMsg);
         let registrations = Registrations::look(&host.proc, &mut processes);
+        let mut unseen = world.unseen.own.clone();
+        if !registrations.silent.is_empty() {
+            unseen.push(Blind::SilentTrackers);
+        }
         let mut snapshot = Self {
             began,
             registrations,
-            sight: Sight { unseen: world.unseen.own.clone(), ..sight },
+            sight: Sight { unseen, ..sight },
             clocks: Some(Clocks::read(host, &scan.own_mounts)),
             guardians: find_guardians(host, catalogue, matter.objects, &mut processes),
             families: families
@@ -275,6 +279,13 @@ impl Snapshot {
         let tracker = self.processes.seen.get(&found.tracker).map(who)?;
         let by = found.by.as_ref().map(|(pid, comm)| Who { pid: *pid, comm: comm.clone() });
         Some((tracker, by))
+    }
+
+    /// A daemon with which the object may be registered: it does not answer.
+    pub(super) fn perhaps_registered(&self, object: &Object) -> Option<Who> {
+        let mut all = self.registrations.perhaps_of(object);
+        let found = all.find(|pid| object.sysv.is_some() || self.may_reach(*pid, object))?;
+        self.processes.seen.get(&found).map(who)
     }
 
     /// The producer's own lock on the object or on a lock file beside it.

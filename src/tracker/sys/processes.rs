@@ -1,7 +1,7 @@
 //! What the kernel is asked about processes and their sockets.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::check;
 
@@ -16,6 +16,15 @@ pub fn same_descriptors(one: i32, other: i32) -> io::Result<bool> {
     // SAFETY: with KCMP_FILES the last two arguments are not looked at, and no memory is touched.
     let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0_u64, 0_u64) };
     if order < 0 { Err(io::Error::last_os_error()) } else { Ok(order == 0) }
+}
+
+/// Takes the calling thread into a network namespace (setns(2)).
+///
+/// # Errors
+/// `EPERM`: not with our rights. `EINVAL`: it is none.
+pub fn enter_network(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the call touches no memory.
+    check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
 }
 
 /// A socket that asks the kernel about the sockets of this network namespace (sock_diag(7)). It never

@@ -41,6 +41,7 @@ fn free() -> Facts {
         family: FamilyState::NotDefined,
         descendant: None,
         registered: None,
+        perhaps_registered: None,
         locked: None,
         kin: KinState::Alive(who(3), 1),
         nameless: false,

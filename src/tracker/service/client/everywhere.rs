@@ -6,7 +6,7 @@
 
 mod descriptors;
 mod left;
-mod sockets;
+pub(super) mod sockets;
 
 pub use super::launch::Family;
 pub(super) use descriptors::{answers, device};

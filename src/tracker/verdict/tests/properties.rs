@@ -100,6 +100,7 @@ proptest! {
             Facts { descendant: Some(who(9)), ..facts.clone() },
             Facts { locked: Some("by 7".into()), ..facts.clone() },
             Facts { registered: Some((who(8), Some(who(9)))), ..facts.clone() },
+            Facts { perhaps_registered: Some(who(8)), ..facts.clone() },
             Facts { kin: KinState::Alive(who(3), 1), ..facts.clone() },
             Facts { kin: KinState::SystemUser, ..facts.clone() },
             Facts { holders: held_by(How::Cwd), ..facts.clone() },

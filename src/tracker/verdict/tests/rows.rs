@@ -121,6 +121,12 @@ fn each_row_of_the_rule() {
             V::Claimed,
             C::Registered,
         ),
+        (
+            "a tracker that does not answer may have it",
+            Facts { perhaps_registered: Some(who(8)), ..always_held() },
+            V::Claimed,
+            C::Registered,
+        ),
         ("locked", Facts { locked: Some("by 7".into()), ..always_held() }, V::Claimed, C::Locked),
         (
             "a descendant of the creator",

@@ -16,6 +16,10 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// `UDIAG_SHOW_PEER` of linux/unix_diag.h, and the attribute that comes of it.
 const UDIAG_SHOW_PEER: u32 = 4;
 const UNIX_DIAG_PEER: u16 = 2;
+/// `UDIAG_SHOW_VFS` and its attribute, and `TCP_LISTEN` of net/tcp_states.h, which is that of unix sockets as well.
+const UDIAG_SHOW_VFS: u32 = 2;
+const UNIX_DIAG_VFS: u16 = 1;
+const LISTEN: u32 = 10;
 /// `NLM_F_REQUEST` and `NLM_F_DUMP` of linux/netlink.h.
 const REQUEST_DUMP: u16 = 0x301;
 /// The lengths of `struct nlmsghdr`, `struct unix_diag_msg` and `struct nlattr`.
@@ -35,9 +39,39 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// The errno of asking; `EPROTONOSUPPORT` or `ENOENT` on a kernel that does not tell.
 pub(super) fn peers() -> io::Result<HashMap<u32, Option<u32>>> {
-    let socket = sys::socket_diagnosis()?;
-    write(&socket, &question())?;
     let mut found = HashMap::new();
+    ask(&question(u32::MAX, UDIAG_SHOW_PEER), |inode, attributes| {
+        found.insert(inode, peer(attributes)?);
+        Some(())
+    })?;
+    Ok(found)
+}
+
+/// The inode numbers of the sockets of the calling thread's network namespace that listen at what is the inode
+/// `inode` on the file system `dev`, as the kernel numbers devices. Of inodes it tells 32 bits.
+///
+/// # Errors
+/// As [`peers`].
+pub(in crate::tracker::service::client) fn listening_at(
+    dev: u32,
+    inode: u32,
+) -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    ask(&question(1 << LISTEN, UDIAG_SHOW_VFS), |socket, attributes| {
+        let node = attribute(attributes, UNIX_DIAG_VFS)?;
+        let node = node.map(|node| Some((number32(node, 0)?, number32(node, 4)?)));
+        if node == Some(Some((inode, dev))) {
+            found.push(socket);
+        }
+        Some(())
+    })?;
+    Ok(found)
+}
+
+/// Asks, and hands on every socket of the answer with its attributes; nothing for what is not of their form.
+fn ask(question: &[u8], mut each: impl FnMut(u32, &[u8]) -> Option<()>) -> io::Result<()> {
+    let socket = sys::socket_diagnosis()?;
+    write(&socket, question)?;
     let mut buffer = vec![0; 64 << 10];
     let began = Instant::now();
     loop {
@@ -49,14 +83,15 @@ pub(super) fn peers() -> io::Result<HashMap<u32, Option<u32>>> {
             Err(Errno::EAGAIN | Errno::EINTR) if began.elapsed() <= PATIENCE => continue,
             length => length?,
         };
-        if parse(buffer.get(..length).unwrap_or_default(), &mut found)? {
-            return Ok(found);
+        if parse(buffer.get(..length).unwrap_or_default(), &mut each)? {
+            return Ok(());
         }
     }
 }
 
-/// A `struct nlmsghdr` and a `struct unix_diag_req` that ask for every unix socket and its peer.
-fn question() -> Vec<u8> {
+/// A `struct nlmsghdr` and a `struct unix_diag_req` that ask for every unix socket in one of `states`, and for what
+/// `show` says of it.
+fn question(states: u32, show: u32) -> Vec<u8> {
     const LENGTH: u32 = 40;
     let mut question = Vec::new();
     question.extend(LENGTH.to_ne_bytes());
@@ -65,20 +100,20 @@ fn question() -> Vec<u8> {
     // Sequence number and port: there is one question only, and the kernel knows who asks.
     question.extend([0; 8]);
     question.extend([u8::try_from(libc::AF_UNIX).unwrap_or(1), 0, 0, 0]);
-    // Sockets in any state; of no inode number in particular.
-    question.extend(u32::MAX.to_ne_bytes());
+    question.extend(states.to_ne_bytes());
+    // Of no inode number in particular.
     question.extend(0_u32.to_ne_bytes());
-    question.extend(UDIAG_SHOW_PEER.to_ne_bytes());
+    question.extend(show.to_ne_bytes());
     // A cookie, which is not looked at where all are asked for.
     question.extend([0; 8]);
     question
 }
 
-/// Adds the sockets of one answer to `found`; whether it was the last one.
+/// Hands on the sockets of one answer; whether it was the last one.
 ///
 /// # Errors
 /// The errno that the kernel answered with; `InvalidData` for what is no answer.
-fn parse(mut answer: &[u8], found: &mut HashMap<u32, Option<u32>>) -> io::Result<bool> {
+fn parse(mut answer: &[u8], each: &mut impl FnMut(u32, &[u8]) -> Option<()>) -> io::Result<bool> {
     let invalid = || io::Error::new(io::ErrorKind::InvalidData, "not an answer of sock_diag(7)");
     while !answer.is_empty() {
         let length = number32(answer, 0).and_then(|length| usize::try_from(length).ok());
@@ -94,7 +129,7 @@ fn parse(mut answer: &[u8], found: &mut HashMap<u32, Option<u32>>) -> io::Result
             SOCK_DIAG_BY_FAMILY => {
                 let inode = number32(body, 4).ok_or_else(invalid)?;
                 let attributes = body.get(SOCKET..).ok_or_else(invalid)?;
-                found.insert(inode, peer(attributes).ok_or_else(invalid)?);
+                each(inode, attributes).ok_or_else(invalid)?;
             }
             _ => {}
         }
@@ -105,18 +140,25 @@ fn parse(mut answer: &[u8], found: &mut HashMap<u32, Option<u32>>) -> io::Result
 
 /// The peer that the attributes of a socket tell of; nothing if they are not of their form.
 #[allow(clippy::option_option, reason = "what is no list of attributes is not one without a peer")]
-fn peer(mut attributes: &[u8]) -> Option<Option<u32>> {
-    let mut peer = None;
+fn peer(attributes: &[u8]) -> Option<Option<u32>> {
+    let Some(value) = attribute(attributes, UNIX_DIAG_PEER)? else { return Some(None) };
+    // A peer that nobody holds any more has the number 0.
+    Some(Some(number32(value, 0)?).filter(|inode| *inode != 0))
+}
+
+/// The attribute of that kind, if there is one; nothing if they are not of their form.
+#[allow(clippy::option_option, reason = "what is no list of attributes is not one without it")]
+fn attribute(mut attributes: &[u8], kind: u16) -> Option<Option<&[u8]>> {
+    let mut found = None;
     while !attributes.is_empty() {
         let length = usize::from(number16(attributes, 0)?);
         let value = attributes.get(ATTRIBUTE..length)?;
-        if number16(attributes, 2)? == UNIX_DIAG_PEER {
-            // A peer that nobody holds any more has the number 0.
-            peer = Some(number32(value, 0)?).filter(|inode| *inode != 0);
+        if number16(attributes, 2)? == kind {
+            found = Some(value);
         }
         attributes = attributes.get(aligned(length)..).unwrap_or_default();
     }
-    Some(peer)
+    Some(found)
 }
 
 /// Messages and attributes begin at multiples of four.
@@ -138,6 +180,13 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+
+    fn parsed(answer: &[u8], found: &mut HashMap<u32, Option<u32>>) -> io::Result<bool> {
+        parse(answer, &mut |inode, attributes: &[u8]| {
+            found.insert(inode, peer(attributes)?);
+            Some(())
+        })
+    }
 
     fn message(kind: u16, body: &[u8]) -> Vec<u8> {
         let length = u32::try_from(HEADER + body.len()).unwrap();
@@ -170,14 +219,14 @@ mod tests {
         answer.extend(socket(80, &[(UNIX_DIAG_PEER, &[0; 4])]));
         answer.extend(message(99, b"something newer"));
         let mut found = HashMap::new();
-        assert!(!parse(&answer, &mut found).unwrap());
+        assert!(!parsed(&answer, &mut found).unwrap());
         let expected = HashMap::from([(77, Some(78)), (79, None), (80, None)]);
         assert_eq!(found, expected);
         answer.extend(message(DONE, &[0; 4]));
-        assert!(parse(&answer, &mut found).unwrap());
+        assert!(parsed(&answer, &mut found).unwrap());
         assert_eq!(found, expected);
         let refused = message(ERROR, &(-libc::ENOENT).to_ne_bytes());
-        let error = parse(&refused, &mut found).unwrap_err();
+        let error = parsed(&refused, &mut found).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
     }
 
@@ -187,15 +236,15 @@ mod tests {
         let whole = socket(77, &[(UNIX_DIAG_PEER, &peer)]);
         for length in 1..whole.len() {
             let mut found = HashMap::new();
-            assert!(parse(&whole[..length], &mut found).is_err(), "{length}");
+            assert!(parsed(&whole[..length], &mut found).is_err(), "{length}");
             assert!(found.is_empty());
         }
         let mut short = whole.clone();
         short[0] = 15;
-        assert!(parse(&short, &mut HashMap::new()).is_err());
+        assert!(parsed(&short, &mut HashMap::new()).is_err());
         let mut attribute = whole;
         attribute[HEADER + SOCKET] = 3;
-        assert!(parse(&attribute, &mut HashMap::new()).is_err());
+        assert!(parsed(&attribute, &mut HashMap::new()).is_err());
     }
 
     #[test]
