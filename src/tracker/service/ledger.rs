@@ -182,8 +182,8 @@ impl Ledger {
         self.failing = false;
         let anew = match anew {
             Ok(anew) => anew,
-            // It is all there, in more bytes than it needs.
-            Err(_) if self.growing => None,
+            // It is all there, in more bytes than it needs. Room is made when there is none left to append.
+            Err(error) if self.growing || error.lacks_room() => None,
             Err(error) => {
                 self.growing = true;
                 return Some(format!("{error}: it grows, and is not written anew"));
