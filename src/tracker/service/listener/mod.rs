@@ -5,10 +5,12 @@
 //!
 //! - `PROBE` is answered by a line of JSON: how many messages of this connection were understood and how many
 //!   were not, how many names its owner has registered, and what was wrong with the last bad message, if any.
-//!   Everything that was written before it has been done by then.
+//!   Everything that was written before it has been done by then, and is in the journal, if there is one and
+//!   `journaled` is not false.
 //! - `{"cmd":"OWNER","pid":N}`, before anything is registered, makes the process N the owner, with the rights
 //!   of who writes: a program that ends at once registers for another one. The end of the connection
-//!   means nothing then.
+//!   means nothing then. N is a pid of the daemon's PID namespace, and who has another one may not say it. If it is
+//!   refused, a line of JSON says why (`error`), and the connection ends.
 //!
 //! Nobody takes back what is another owner's. A daemon of root removes with the rights of who registered, so that
 //! nothing goes that this user could not remove. Who lives in another IPC namespace, or has something else mounted at
