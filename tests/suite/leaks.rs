@@ -67,6 +67,12 @@ impl Program {
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         let words: Vec<&str> = line.split_whitespace().collect();
         let [memory, semaphore, tracker] = words[..] else { panic!("{python} said {line:?}") };
+        // Until it is executed it is a copy of the program, which has the program's memory mapped.
+        wait_for("the tracker to be one", || {
+            let line = fs::read(format!("/proc/{tracker}/cmdline")).unwrap();
+            let launch = b"resource_tracker import main";
+            line.windows(launch.len()).any(|part| part == launch).then_some(())
+        });
         Self {
             child,
             tracker: tracker.parse().unwrap(),
