@@ -45,6 +45,12 @@ pub(super) struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// Whether a directory of /proc is this process's own, or one of its threads'.
+    fn is_own(&self, process: &Path) -> bool {
+        let own = std::fs::read_link(self.root.join("self"));
+        own.is_ok_and(|own| process.starts_with(self.root.join(own)))
+    }
+
     pub(super) fn read(&self, pid: i32, threads: bool, namespaces: &Namespaces) -> Found {
         let mut found = Found::default();
         let own = self.root.join(pid.to_string());
@@ -225,6 +231,11 @@ impl Reader<'_> {
             .split(|b| *b == b'\n')
             .find_map(|line| words(line.strip_prefix(b"flags:")?).next())
             .and_then(|octal| i32::from_str_radix(std::str::from_utf8(octal).ok()?, 8).ok());
+        // This process's own looks, on other threads, have such descriptors for a moment. What it has
+        // inherited stays open over execve(2), and counts.
+        const LOOK: i32 = libc::O_PATH | libc::O_CLOEXEC;
+        let is_look = flags.is_some_and(|flags| flags & LOOK == LOOK) && self.is_own(root);
+        let inode = inode.filter(|_| !is_look);
         let access = match flags {
             Some(flags) if flags & libc::O_PATH != 0 => "path",
             Some(flags) => match flags & libc::O_ACCMODE {
