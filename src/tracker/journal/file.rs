@@ -1,25 +1,19 @@
 //! The file of a journal: what it may be, whose it is, and one write for each batch.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{self, Read as _, Seek as _};
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, RenameFlags, open, openat, renameat2};
-use nix::sys::stat::Mode;
-use nix::unistd::{fsync, ftruncate, geteuid};
+use nix::unistd::{fsync, ftruncate};
 
 use super::format::{Batch, FormatError, HEADER, Header, decode_header, encode_header};
+use super::place::Place;
 use super::replay::{Damage, Recovered, condense, replay};
-use crate::tracker::reap::discard;
-use crate::tracker::resource::{Name, escape};
-use crate::tracker::sys::{self, Stat};
+use crate::tracker::resource::escape;
 
 /// Up to so many bytes a journal is left as it is.
 const SMALL: u64 = 1 << 20;
@@ -30,20 +24,6 @@ const SPARSE: u64 = 2;
 
 /// So long it is believed that the file still has its name.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// How often the file at the path may turn out to be another one than that which was opened.
-const ATTEMPTS: usize = 100;
-
-/// For reading and appending, never waiting for the other end of a FIFO, and no terminal of this
-/// process's own.
-const FLAGS: OFlag = OFlag::O_RDWR
-    .union(OFlag::O_APPEND)
-    .union(OFlag::O_NOFOLLOW)
-    .union(OFlag::O_CLOEXEC)
-    .union(OFlag::O_NONBLOCK)
-    .union(OFlag::O_NOCTTY);
-
-const OWNER_ONLY: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 
 /// Why there is no journal, or something is not in it.
 #[derive(Debug, thiserror::Error)]
@@ -205,7 +185,7 @@ impl Journal {
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.place.path
+        self.place.path()
     }
 
     /// Bytes that are in it, those of the header included.
@@ -337,7 +317,7 @@ impl Journal {
         self.looked = Some(Instant::now());
         self.nameless = true;
         // Not by the directory that is open, which may have been moved with all that is in it.
-        let place = Place::of(&self.place.path)?;
+        let place = Place::of(self.place.path())?;
         if place.is(&self.file)? {
             self.nameless = false;
             return Ok(None);
@@ -441,175 +421,7 @@ impl Journal {
         self.end = bytes.len() as u64;
         self.torn = false;
         self.due = SMALL.max(self.end.saturating_mul(SPARSE));
-        fsync(&*self.place.directory).map_err(|errno| self.place.io("fsync its directory", errno))
-    }
-}
-
-/// A name in a directory.
-#[derive(Debug)]
-pub(super) struct Place {
-    path: PathBuf,
-    directory: Arc<OwnedFd>,
-    name: OsString,
-}
-
-impl Place {
-    /// The place of that path.
-    pub(super) fn of(path: &Path) -> Result<Self, JournalError> {
-        let error = |operation, source| JournalError::Io { path: path.into(), operation, source };
-        let Some(name) = path.file_name() else {
-            return Err(error("open", Errno::EISDIR.into()));
-        };
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let directory = open(parent.unwrap_or(Path::new(".")), flags, Mode::empty())
-            .map_err(|errno| error("open its directory", errno.into()))?;
-        Ok(Self { path: path.into(), directory: Arc::new(directory), name: name.into() })
-    }
-
-    fn io(&self, operation: &'static str, source: impl Into<io::Error>) -> JournalError {
-        JournalError::Io { path: self.path.clone(), operation, source: source.into() }
-    }
-
-    fn format(&self, reason: FormatError) -> JournalError {
-        JournalError::Format { path: self.path.clone(), reason }
-    }
-
-    fn moved(&self) -> JournalError {
-        JournalError::Moved { path: self.path.clone() }
-    }
-
-    #[cfg(test)]
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// What has the name.
-    fn look(&self) -> Result<Option<Stat>, JournalError> {
-        let name = std::ffi::CString::new(self.name.as_bytes())
-            .map_err(|error| self.io("statx", io::Error::from(error)))?;
-        match sys::stat(&*self.directory, &name) {
-            Ok(stat) => Ok(Some(stat)),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-            Err(error) => Err(self.io("statx", error)),
-        }
-    }
-
-    /// Whether `file` has the name.
-    pub(super) fn is(&self, file: &File) -> Result<bool, JournalError> {
-        let stat = sys::stat(file, c"").map_err(|error| self.io("statx", error))?;
-        Ok(self.look()?.is_some_and(|there| (there.dev, there.ino) == (stat.dev, stat.ino)))
-    }
-
-    /// Whether `stat` is a file that registrations are entrusted to.
-    fn trust(&self, stat: &Stat) -> Result<(), JournalError> {
-        let reason = if !stat.is_file() {
-            "it is no regular file"
-        } else if stat.uid != geteuid().as_raw() && stat.uid != 0 {
-            "it belongs to another user"
-        } else if stat.mode & 0o022 != 0 {
-            "others may write to it"
-        } else if stat.nlink > 1 {
-            "it has another name as well"
-        } else {
-            return Ok(());
-        };
-        Err(JournalError::Untrusted { path: self.path.clone(), reason })
-    }
-
-    /// The file that has the name, or a new one, locked.
-    fn lock(&self) -> Result<File, JournalError> {
-        for _attempt in 0..ATTEMPTS {
-            let Some(file) = self.open()? else { continue };
-            let stat = sys::stat(&file, c"").map_err(|error| self.io("statx", error))?;
-            self.trust(&stat)?;
-            let locked = sys::try_lock(&file).map_err(|error| self.io("flock", error))?;
-            // Between the two a daemon may have put another file in its place, and may have it.
-            if !self.is(&file)? {
-                continue;
-            }
-            if locked {
-                return Ok(file);
-            }
-            return Err(JournalError::InUse { path: self.path.clone() });
-        }
-        // Who changes it so often lives.
-        Err(JournalError::InUse { path: self.path.clone() })
-    }
-
-    /// Opens or makes it; nothing when it came or went meanwhile.
-    fn open(&self) -> Result<Option<File>, JournalError> {
-        let there = self.look()?;
-        let flags = match &there {
-            Some(stat) => {
-                self.trust(stat)?;
-                FLAGS
-            }
-            None => FLAGS | OFlag::O_CREAT | OFlag::O_EXCL,
-        };
-        match openat(&*self.directory, self.name.as_os_str(), flags, OWNER_ONLY) {
-            Ok(file) => Ok(Some(file.into())),
-            Err(Errno::ENOENT) if there.is_some() => Ok(None),
-            Err(Errno::EEXIST) if there.is_none() => Ok(None),
-            Err(errno) => Err(self.io("open", errno)),
-        }
-    }
-
-    /// Where the file is written that will take this name. There is only one for each journal, so that nothing
-    /// piles up: whoever has the lock of the journal may take it.
-    pub(super) fn draft(&self) -> Self {
-        let name = OsString::from_vec([b".", self.name.as_bytes(), b".rtrack-draft"].concat());
-        let path = self.path.with_file_name(&name);
-        Self { path, directory: Arc::clone(&self.directory), name }
-    }
-
-    /// Makes it, locked before it has any content. What a crash has left there goes.
-    fn make(&self) -> Result<File, JournalError> {
-        let make = || {
-            let flags = FLAGS | OFlag::O_CREAT | OFlag::O_EXCL;
-            openat(&*self.directory, self.name.as_os_str(), flags, OWNER_ONLY)
-        };
-        let made = match make() {
-            Err(Errno::EEXIST) => {
-                if let Some(stat) = self.look()? {
-                    self.trust(&stat)?;
-                    self.discard().map_err(|errno| self.io("unlink", errno))?;
-                }
-                make()
-            }
-            made => made,
-        };
-        let file = File::from(made.map_err(|errno| self.io("open", errno))?);
-        match sys::try_lock(&file) {
-            Ok(true) => Ok(file),
-            Ok(false) => Err(self.io("flock", Errno::EWOULDBLOCK)),
-            Err(error) => Err(self.io("flock", error)),
-        }
-    }
-
-    fn discard(&self) -> nix::Result<()> {
-        discard(self.directory.as_fd(), &Name::from(self.name.clone()))
-    }
-
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a journal takes the place of itself: no object is moved"
-    )]
-    fn take_name_of(&self, draft: &Self) -> Result<(), JournalError> {
-        let (directory, name) = (&*self.directory, self.name.as_os_str());
-        nix::fcntl::renameat(&*draft.directory, draft.name.as_os_str(), directory, name)
-            .map_err(|errno| self.io("rename", errno))
-    }
-
-    /// The same, if nothing has the name.
-    #[expect(clippy::disallowed_methods, reason = "as above")]
-    fn take_free_name_of(&self, draft: &Self) -> Result<(), JournalError> {
-        let (directory, name) = (&*self.directory, self.name.as_os_str());
-        let flags = RenameFlags::RENAME_NOREPLACE;
-        match renameat2(&*draft.directory, draft.name.as_os_str(), directory, name, flags) {
-            Err(Errno::EEXIST) => Err(self.moved()),
-            renamed => renamed.map_err(|errno| self.io("rename", errno)),
-        }
+        fsync(self.place.directory()).map_err(|errno| self.place.io("fsync its directory", errno))
     }
 }
 

@@ -25,6 +25,7 @@
 
 pub mod file;
 pub mod format;
+mod place;
 pub mod replay;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
-//! Names of rtrack's own files that are taken away or given: in an archive, and while a directory
+//! Names of rtrack's own files that are taken away or given: in an archive, of a journal, and while a directory
 //! is put together again.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::fcntl::{OFlag, RenameFlags, openat, renameat2};
@@ -12,24 +13,40 @@ use crate::tracker::host::Host;
 use crate::tracker::inventory::posix::entries;
 use crate::tracker::resource::Name;
 
-/// Takes a file of an archive away.
+/// Takes a file of our own away.
 ///
 /// # Errors
 /// The errno of unlinkat(2).
-pub(in crate::tracker) fn discard(archive: BorrowedFd<'_>, name: &Name) -> nix::Result<()> {
-    unlinkat(archive, name.as_os_str(), UnlinkatFlags::NoRemoveDir)
+pub(in crate::tracker) fn discard(dir: BorrowedFd<'_>, name: &Name) -> nix::Result<()> {
+    unlinkat(dir, name.as_os_str(), UnlinkatFlags::NoRemoveDir)
 }
 
-/// Gives a file of an archive, now that it is whole, the name that it is found by.
+/// Gives a file of our own, now that it is whole, the name that it is found by, which has to be free.
+///
+/// # Errors
+/// The errno of renameat2(2), `EEXIST` if the name is taken.
+pub(in crate::tracker) fn publish(
+    dir: BorrowedFd<'_>,
+    draft: impl AsRef<OsStr>,
+    name: impl AsRef<OsStr>,
+) -> nix::Result<()> {
+    rename(dir, draft.as_ref(), name.as_ref(), RenameFlags::RENAME_NOREPLACE)
+}
+
+/// The same, where an older file of our own may have the name, which loses it.
 ///
 /// # Errors
 /// The errno of renameat2(2).
-pub(in crate::tracker) fn publish(
-    archive: BorrowedFd<'_>,
-    draft: &str,
-    name: &str,
+pub(in crate::tracker) fn replace(
+    dir: BorrowedFd<'_>,
+    draft: impl AsRef<OsStr>,
+    name: impl AsRef<OsStr>,
 ) -> nix::Result<()> {
-    renameat2(archive, draft, archive, name, RenameFlags::RENAME_NOREPLACE)
+    rename(dir, draft.as_ref(), name.as_ref(), RenameFlags::empty())
+}
+
+fn rename(dir: BorrowedFd<'_>, draft: &OsStr, name: &OsStr, flags: RenameFlags) -> nix::Result<()> {
+    renameat2(dir, draft, dir, name, flags)
 }
 
 /// A private directory beside the objects in which something is put together before it has its name.

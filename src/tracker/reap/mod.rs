@@ -19,7 +19,7 @@ pub mod sockets;
 pub mod sysv;
 pub mod trees;
 
-pub(super) use kept::{Building, discard, publish};
+pub(super) use kept::{Building, discard, publish, replace};
 pub use leftovers::{Fate, How, Leftover, Settled, Witness, fate, foresee, leftovers, settle};
 pub use objects::{Manner, Reaper, Steps, Target};
 pub use quarantine::is_quarantine_name;

@@ -1,5 +1,8 @@
 //! The tracker's loop: read registrations until every writer is gone, then remove what is left.
 
+mod cleaning;
+mod journaled;
+
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, Write};
@@ -198,94 +201,6 @@ struct Then {
 }
 
 impl Tracker<'_> {
-    /// Takes over what a predecessor left.
-    fn inherit(&mut self, inheritance: Inheritance) {
-        for warning in inheritance.warnings {
-            self.warn(format_args!("{warning}"));
-        }
-        let heirs = inheritance.heirs;
-        let known = |rtype: Rtype| self.options.dialect.rtypes().contains(&rtype);
-        let mut count = 0_usize;
-        let (mut strange, mut bare) = (0_usize, 0_usize);
-        for (heir, entry) in
-            heirs.iter().flat_map(|heir| heir.entries.iter().map(move |e| (heir, e)))
-        {
-            if !known(entry.rtype) {
-                strange += 1;
-                continue;
-            }
-            // It was left to a process that lives, and the end of a pipe is not its end.
-            if entry.is_bare_path() {
-                bare += 1;
-                continue;
-            }
-            count += 1;
-            let then = Then {
-                at: i64::try_from(entry.at).unwrap_or(0),
-                identity: entry.identity.map(Box::new),
-                written: true,
-            };
-            for _ in 0..entry.count.max(1) {
-                let (command, rtype) = (Command::Register, entry.rtype);
-                let message = Message { command, name: entry.name.as_slice().into(), rtype };
-                // A registration is never refused.
-                self.registry.apply_with(&message, || then.clone()).map(drop).unwrap_or(());
-            }
-            // From now on it is the pipe's, whosever it was.
-            if heir.id != 0 {
-                self.ledger.registered(0, entry);
-                self.ledger.taken_back(heir.id, entry.rtype, &entry.name);
-            }
-        }
-        if bare > 0 {
-            self.warn(format_args!("{bare} names of the journal are files that are not known to be the same: they are left alone"));
-        }
-        if strange > 0 {
-            self.warn(format_args!("{strange} names of the journal are of types that this tracker does not know: they are left alone"));
-        }
-        if count > 0 {
-            self.warn(format_args!("{count} names are taken over from a tracker that was killed"));
-        }
-        self.write_down();
-        self.flush();
-    }
-
-    /// Writes down in the journal what has changed since the last time. What was registered and taken back since
-    /// then has left no trace, and is not even looked for.
-    fn write_down(&mut self) {
-        for (rtype, name) in std::mem::take(&mut self.fresh) {
-            let Some(entry) = self.registry.get_mut(rtype, &name) else { continue };
-            if std::mem::replace(&mut entry.more.written, true) {
-                continue;
-            }
-            let identity = found::anywhere(rtype, &name).map(|stat| Identity::of(&stat));
-            entry.more.identity = identity.map(Box::new);
-            let (count, at) = (entry.count, Nanoseconds::from(entry.more.at));
-            self.ledger.registered(0, &Inherited { rtype, name, count, identity, at });
-        }
-        if let Some(warning) = self.ledger.write() {
-            self.warn(format_args!("{warning}"));
-        }
-    }
-
-    /// What follows for the journal from a message; `written` is whether it knew of the name before.
-    fn note(&mut self, message: &Message<'_>, change: Change, written: bool) {
-        let (rtype, name) = (message.rtype, &*message.name);
-        match change {
-            Change::Registered(1) => self.fresh.push((rtype, name.to_vec())),
-            Change::Registered(count) if written && self.options.dialect.releases(rtype) => {
-                self.ledger.counted(0, rtype, name, count);
-            }
-            Change::Released(count) if written && count > 0 => {
-                self.ledger.counted(0, rtype, name, count);
-            }
-            Change::Released(0) | Change::Forgotten if written => {
-                self.ledger.taken_back(0, rtype, name);
-            }
-            Change::Registered(_) | Change::Released(_) | Change::Forgotten | Change::None => {}
-        }
-    }
-
     fn read(&mut self, channel: &Channel) {
         // Without it (a full descriptor table), SIGUSR1 stays blocked and unanswered.
         let questions =
@@ -424,75 +339,6 @@ impl Tracker<'_> {
         }
     }
 
-    /// Removes what its last user gave up. That it cannot be removed changes no exit status.
-    fn give_up(&mut self, rtype: Rtype, name: &[u8]) {
-        let (fate, seen) =
-            self.clean_all(&[Item { rtype, name, registered: None }], true).pop().unzip();
-        let (fate, seen) = (fate.unwrap_or(Fate::Removed(0)), seen.flatten());
-        if self.options.verbose {
-            let name = escape(name);
-            self.tell(format_args!(
-                "[ResourceTracker] decremented refcount of {rtype} {name} (current 0)"
-            ));
-            self.tell(format_args!("[ResourceTracker] unlink {name}"));
-        }
-        if let Some(text) = self.stays(rtype, name, &fate, seen.as_ref()) {
-            let mut hasher = DefaultHasher::new();
-            text.hash(&mut hasher);
-            let is_new = self.warned.len() >= REMEMBERED || self.warned.insert(hasher.finish());
-            if is_new {
-                self.warn(format_args!("{text}"));
-            }
-        }
-        if self.record.is_some() {
-            let (name, registered_at, state) = (name.to_vec(), None, None);
-            let given_up = true;
-            let removal = Removal { rtype, name, given_up, fate, seen, state, registered_at };
-            self.given_up.push(removal);
-        }
-    }
-
-    fn record_given_up(&mut self) {
-        if self.given_up.is_empty() {
-            return;
-        }
-        let removals = std::mem::take(&mut self.given_up);
-        for text in self.record(removals, false) {
-            warning_of(self.messages, format_args!("{text}"));
-        }
-    }
-
-    fn record(&mut self, removals: Vec<Removal>, end: bool) -> Vec<String> {
-        let told = Told { owner: None, end, removals };
-        self.record.as_mut().map_or_else(Vec::new, |record| record(told))
-    }
-
-    /// Removes, with the care that was asked for.
-    fn clean_all(&self, items: &[Item<'_>], given_up: bool) -> Vec<(Fate, Option<Seen>)> {
-        // Only other rights than the own could be refused.
-        leaks::clean(items, self.options.care, given_up, None).unwrap_or_default()
-    }
-
-    /// What is said of something that is not removed.
-    fn stays(&self, rtype: Rtype, name: &[u8], fate: &Fate, seen: Option<&Seen>) -> Option<String> {
-        let stays = |why: &str| format!("resource_tracker: {} stays: {why}", ReprStr(name));
-        match fate {
-            Fate::Removed(_) => None,
-            Fate::Kept(why) => Some(stays(&why_kept(why, seen))),
-            Fate::Changed => Some(stays("another object has its name now")),
-            Fate::Failed(error) => Some(self.failure(rtype, name, error)),
-        }
-    }
-
-    /// The warning about what could not be removed, in the words of the tracker whose type it is.
-    fn failure(&self, rtype: Rtype, name: &[u8], error: &RemoveError) -> String {
-        if self.options.dialect.speaks_loky(rtype) {
-            format!("resource_tracker: {}: {}", escape(name), Repr { error, name })
-        } else {
-            format!("resource_tracker: {}: {error}", ReprStr(name))
-        }
-    }
-
     /// Input ended by an error instead: what was registered is cleaned all the same.
     fn broken(&mut self, operation: &str, error: Errno) {
         self.status.bad_line();
@@ -544,81 +390,6 @@ impl Tracker<'_> {
                 written.unwrap_or(());
             }
         }
-        self.flush();
-    }
-
-    /// Removes what is left, then says what was and what could not be removed.
-    fn clean(&mut self) {
-        let registry = std::mem::take(&mut self.registry);
-        let left: Vec<_> = registry
-            .iter()
-            .filter(|(_, names)| !names.is_empty())
-            .map(|(rtype, names)| (rtype, names.in_order()))
-            .collect();
-        let mut removals = Vec::new();
-        // What will be said of each: of failures always, of others only if everything is told.
-        let mut said: Vec<(Rtype, &[u8], Option<String>)> = Vec::new();
-        let items: Vec<Item<'_>> = left
-            .iter()
-            .flat_map(|(rtype, names)| {
-                let then = |name| registry.get(*rtype, name)?.more.identity.as_deref();
-                let item =
-                    move |name| Item { rtype: *rtype, name, registered: then(name).copied() };
-                names.iter().map(move |(name, _)| item(*name))
-            })
-            .collect();
-        // What is recorded of System V objects is there before they go only.
-        let recorded = self.record.is_some();
-        let state = |item: &Item<'_>| registered::state(item.rtype, item.name).filter(|_| recorded);
-        let states: Vec<Option<State>> = items.iter().map(state).collect();
-        let mut done = self.clean_all(&items, false).into_iter().zip(states);
-        for (rtype, names) in &left {
-            self.status.leftovers();
-            for ((name, _), ((fate, seen), state)) in names.iter().zip(&mut done) {
-                if matches!(fate, Fate::Failed(_)) {
-                    self.status.failed_removal();
-                }
-                match self.stays(*rtype, name, &fate, seen.as_ref()) {
-                    Some(text) => said.push((*rtype, name, Some(text))),
-                    None if self.options.verbose => said.push((*rtype, name, None)),
-                    None => {}
-                }
-                if recorded {
-                    let at = registry.get(*rtype, name).map_or(0, |entry| entry.more.at);
-                    let registered_at = Some(Nanoseconds::from(at)).filter(|at| *at != 0);
-                    let (rtype, name, given_up) = (*rtype, name.to_vec(), false);
-                    let removal =
-                        Removal { rtype, name, given_up, fate, seen, state, registered_at };
-                    removals.push(removal);
-                }
-            }
-        }
-        self.ledger.ended(0);
-        self.write_down();
-        let warnings = self.record(removals, true);
-        let mut said = said.into_iter().peekable();
-        // The name may be registered under several types, and fail alike under each.
-        let mut warned = HashSet::new();
-        for (rtype, names) in &left {
-            let counts = self.options.dialect.speaks_loky(*rtype);
-            if let Some(warning) = LeakWarning::new(*rtype, names, counts) {
-                self.warn(format_args!("{warning}"));
-            }
-            while let Some((_, name, failure)) = said.next_if(|(of, ..)| of == rtype) {
-                match failure {
-                    Some(failure) => {
-                        if warned.insert(failure.clone()) {
-                            self.warn(format_args!("{failure}"));
-                        }
-                    }
-                    None => self.tell(format_args!("[ResourceTracker] unlink {}", escape(name))),
-                }
-            }
-        }
-        for text in warnings {
-            warning_of(self.messages, format_args!("{text}"));
-        }
-        self.tell(format_args!("resource tracker shut down"));
         self.flush();
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,11 +12,13 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::stat::Mode;
 
 use super::{header, registration};
-use crate::tracker::journal::file::Place;
 use crate::tracker::journal::format::{HEADER, encode_header};
+use crate::tracker::journal::place::Place;
 use crate::tracker::journal::{
     Batch, FormatError, Header, Journal, JournalError, Owner, Record, Recovered,
 };
+use crate::tracker::reap::registered;
+use crate::tracker::service::dialect::Rtype;
 use crate::tracker::sys;
 
 /// A directory that goes with the test.
@@ -40,10 +43,14 @@ impl Scratch {
 }
 
 impl Drop for Scratch {
-    #[expect(clippy::disallowed_methods, reason = "it is the test's own")]
     fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).unwrap();
+        remove(Rtype::Folder, &self.0);
     }
+}
+
+/// As everything is removed.
+fn remove(rtype: Rtype, path: &Path) {
+    registered::remove(rtype, path.as_os_str().as_bytes()).unwrap();
 }
 
 fn open(path: &Path) -> (Journal, Option<Recovered>) {
@@ -326,7 +333,6 @@ fn room_is_made_with_what_waits_to_be_written() {
 }
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "a directory of the test's own")]
 fn what_is_sparse_is_written_anew_when_it_is_opened() {
     let scratch = Scratch::new("sparse");
     let path = scratch.journal();
@@ -340,7 +346,7 @@ fn what_is_sparse_is_written_anew_when_it_is_opened() {
     assert_eq!(names(&recovered.unwrap()), [b"a"]);
     assert!(journal.size() > 1 << 20);
     drop(journal);
-    fs::remove_dir(&draft).unwrap();
+    remove(Rtype::Folder, &draft);
     let (journal, recovered) = open(&path);
     assert_eq!(names(&recovered.unwrap()), [b"a"]);
     assert!(journal.size() < 200);
@@ -362,7 +368,7 @@ fn its_name_is_kept() {
     journal.look_again();
     assert!(journal.keep_name().unwrap().is_some());
     put(&mut journal, &[b"b"]);
-    fs::remove_file(&path).unwrap();
+    remove(Rtype::File, &path);
     journal.look_again();
     assert!(journal.keep_name().unwrap().is_some());
     put(&mut journal, &[b"c"]);
@@ -375,7 +381,7 @@ fn its_name_is_kept() {
     }
     assert_eq!(fs::read(&path).unwrap(), b"another's");
     put(&mut journal, &[b"d"]);
-    fs::remove_file(&path).unwrap();
+    remove(Rtype::File, &path);
     journal.look_again();
     assert!(journal.keep_name().unwrap().is_some());
     drop(journal);
@@ -396,7 +402,7 @@ fn its_name_is_kept() {
     assert!(journal.keep_name().unwrap().is_some());
     drop(journal);
     assert_eq!(names(&open(&path).1.unwrap()), [b"e"]);
-    fs::remove_file(path).unwrap();
+    remove(Rtype::File, &path);
 }
 
 #[test]

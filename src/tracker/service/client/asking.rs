@@ -340,6 +340,7 @@ impl Read for Within<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tracker::service::dialect::Rtype;
 
     #[test]
     fn links_of_proc_lead_nowhere() {
@@ -362,7 +363,6 @@ mod tests {
     }
 
     #[test]
-    #[allow(clippy::disallowed_methods, reason = "it is the test's own socket")]
     fn the_socket_of_a_process() {
         let path = std::env::temp_dir().join(format!("rtrack-asking-{}", std::process::id()));
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
@@ -375,7 +375,8 @@ mod tests {
             drop(listener);
             assert!(!listens_at(own, &node, &stat).unwrap());
         }
-        std::fs::remove_file(path).unwrap();
+        let path = path.as_os_str().as_bytes();
+        crate::tracker::reap::registered::remove(Rtype::File, path).unwrap();
     }
 
     #[test]
