@@ -42,13 +42,14 @@ pub const DEFAULT_OF_ALL: [&str; 8] =
 /// The column that shrinks to the width of the terminal.
 pub const SHRINKS: &str = "reason";
 
-const fn column(
+/// A column of whatever table.
+pub const fn column<T: Copy, V: Copy>(
     key: &'static str,
     heading: &'static str,
     help: &'static str,
-    text: fn(&Row<'_>) -> String,
-    value: fn(&Row<'_>) -> Value,
-) -> Column {
+    text: T,
+    value: V,
+) -> Field<T, V> {
     Field { key, heading, help, right: false, optional: false, text, value }
 }
 

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use comfy_table::Color;
 use serde_json::{Map, Value, json};
 
-use super::columns::{Field, right};
+use super::columns::{Field, column, right};
 use super::grid::{self, Look};
 use crate::commands::values::{show_age, show_size};
 use crate::tracker::resource::{Name, escape};
@@ -34,16 +34,6 @@ impl Row<'_> {
 
 /// A column of the trackers.
 pub type Column = Field<fn(&Row<'_>) -> String, fn(&Row<'_>) -> Value>;
-
-const fn column(
-    key: &'static str,
-    heading: &'static str,
-    help: &'static str,
-    text: fn(&Row<'_>) -> String,
-    value: fn(&Row<'_>) -> Value,
-) -> Column {
-    Field { key, heading, help, right: false, optional: false, text, value }
-}
 
 /// The columns that the table shows unless `-o` says otherwise.
 pub const DEFAULT: [&str; 8] =
