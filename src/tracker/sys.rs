@@ -2,6 +2,7 @@
 
 pub(crate) mod copied;
 pub mod credentials;
+pub mod image;
 pub mod ipc;
 pub(crate) mod launch;
 pub mod mqueue;

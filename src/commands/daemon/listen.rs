@@ -10,6 +10,7 @@ use crate::tracker::service::control::Control;
 use crate::tracker::service::ledger::{Inheritance, Ledger};
 use crate::tracker::service::listener::{self, BindError, Bound, Limits, Options};
 use crate::tracker::service::server::Recorder;
+use crate::tracker::sys::image::unmap_used_code;
 
 /// The options of a tracker that listens
 #[derive(Debug, Default, PartialEq, Eq, clap::Args)]
@@ -100,6 +101,7 @@ pub(super) fn run(
     let mut tell = |told| records.take(told);
     let recorder: Option<Recorder<'_>> =
         if args.audit.is_some() || args.report.is_some() { Some(&mut tell) } else { None };
+    unmap_used_code();
     let status = listener::run(bound.listener(), options, messages, recorder, control, ledger)
         .map_err(|error| CommandError::from(anyhow::Error::new(error).context("serve clients")))?;
     // The next daemon replaces a name that stays.

@@ -125,29 +125,31 @@ impl fmt::Display for UnknownType<'_> {
 pub fn parse(line: &[u8], dialect: Dialect) -> Result<Message<'_>, LineError<'_>> {
     if line.first() == Some(&b'{') {
         let (command, name, rtype) = fields_of_json(line)?;
-        understand(command.into(), name.into(), rtype.into(), dialect)
+        understand(command, name, rtype, dialect)
     } else {
         let (command, name, rtype) = fields_of_ascii(line)?;
-        understand(command.into(), name.into(), rtype.into(), dialect)
+        understand(command, name, rtype, dialect)
     }
 }
 
 #[inline]
-fn understand<'a>(
-    command: Cow<'a, [u8]>,
-    name: Cow<'a, [u8]>,
-    rtype: Cow<'a, [u8]>,
+fn understand<'a, Bytes: AsRef<[u8]> + Into<Cow<'a, [u8]>>>(
+    command: Bytes,
+    name: Bytes,
+    rtype: Bytes,
     dialect: Dialect,
 ) -> Result<Message<'a>, LineError<'a>> {
-    let Some(rtype) = dialect.rtype(&rtype) else {
-        if rtype.is_empty() && *command == *b"PROBE" && dialect.takes_probes_without_type() {
-            return Ok(Message { command: Command::Probe, name, rtype: Rtype::Noop });
+    let (said, of) = (command.as_ref(), rtype.as_ref());
+    let Some(known) = dialect.rtype(of) else {
+        if of.is_empty() && said == b"PROBE" && dialect.takes_probes_without_type() {
+            return Ok(Message { command: Command::Probe, name: name.into(), rtype: Rtype::Noop });
         }
+        let (name, rtype) = (name.into(), rtype.into());
         return Err(LineError::UnknownRtype { name, rtype, dialect });
     };
-    match dialect.command(&command, rtype) {
-        Some(command) => Ok(Message { command, name, rtype }),
-        None => Err(LineError::UnknownCommand(command)),
+    match dialect.command(said, known) {
+        Some(command) => Ok(Message { command, name: name.into(), rtype: known }),
+        None => Err(LineError::UnknownCommand(command.into())),
     }
 }
 
@@ -172,7 +174,7 @@ fn fields_of_ascii(line: &[u8]) -> Result<Fields<&[u8]>, LineError<'_>> {
 fn split(text: &[u8], place: Option<usize>) -> Result<(&[u8], &[u8]), LineError<'_>> {
     place
         .and_then(|place| Some((text.get(..place)?, text.get(place + 1..)?)))
-        .ok_or(LineError::MissingColon)
+        .ok_or_else(|| LineError::MissingColon)
 }
 
 /// `bytes.strip()`: without white space at both ends. The separators 0x1c to 0x1f are white space
