@@ -23,7 +23,7 @@ use crate::tracker::service::dialect::Dialect;
 use crate::tracker::service::leaks::Care;
 use crate::tracker::service::ledger::{Inheritance, Ledger};
 use crate::tracker::service::server::{self, Options, Told};
-use crate::tracker::sys::{self, image::unmap_used_code};
+use crate::tracker::sys;
 
 pub use plain::parse as parse_plain;
 
@@ -146,7 +146,6 @@ pub fn run(args: &DaemonArgs) -> Result<Status, CommandError> {
     let recorder: Option<server::Recorder<'_>> =
         if args.audit.is_some() || args.report.is_some() { Some(&mut tell) } else { None };
     let (complaints, last_words) = (&mut complaints, &mut last_words);
-    unmap_used_code();
     let status = server::run(
         &channel,
         options,

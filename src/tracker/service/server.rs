@@ -26,6 +26,7 @@ use super::state::{Registered, TrackerState};
 use crate::tracker::host::wall_clock;
 use crate::tracker::reap::registered::{self, Fate, RemoveError, Repr};
 use crate::tracker::resource::{Identity, escape};
+use crate::tracker::sys::image::unmap_used_code;
 use crate::tracker::sys::ipc::State;
 use crate::tracker::sys::{self, Nanoseconds};
 
@@ -33,6 +34,9 @@ use crate::tracker::sys::{self, Nanoseconds};
 /// what malloc(3) takes from its heap (mallopt(3), `M_MMAP_THRESHOLD`): of pages that come from the
 /// kernel, only those cost memory that something was read into.
 const PIECE: usize = 256 * 1024;
+
+/// Milliseconds without a message after which the start is over.
+const QUIET: u8 = 10;
 
 /// How much of a bad line is quoted.
 const QUOTED: usize = 160;
@@ -141,6 +145,7 @@ pub fn run<'a>(
         control,
         ledger,
         fresh: Vec::new(),
+        started: false,
     };
     tracker.inherit(inheritance);
     tracker.tell(format_args!("Main resource tracker is running"));
@@ -187,6 +192,8 @@ struct Tracker<'a> {
     ledger: &'a mut Ledger,
     /// What was registered since the journal was last written to.
     fresh: Vec<(Rtype, Vec<u8>)>,
+    /// The start is over: there was time to let go of what only that needed.
+    started: bool,
 }
 
 /// What is known of a registration beside its name.
@@ -243,14 +250,21 @@ impl Tracker<'_> {
         self.flush();
     }
 
-    /// Waits until `channel` is to be read; false when only a question arrived.
+    /// Waits until `channel` is to be read; false when only a question arrived, or nothing
+    /// did.
     fn wait(&mut self, channel: &Channel, questions: Option<&SignalFd>) -> nix::Result<bool> {
         let mut sources = vec![PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
         sources.extend(questions.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
         let asking = sources.len();
         sources.extend(self.control.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
-        match poll(&mut sources, PollTimeout::NONE) {
+        let patience = if self.started { PollTimeout::NONE } else { PollTimeout::from(QUIET) };
+        match poll(&mut sources, patience) {
             Err(Errno::EINTR) => return Ok(false),
+            Ok(0) => {
+                self.started = true;
+                unmap_used_code();
+                return Ok(false);
+            }
             other => other?,
         };
         let ready = |source: Option<&PollFd<'_>>| source.and_then(PollFd::any).unwrap_or(true);
