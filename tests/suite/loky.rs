@@ -34,6 +34,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("directories_swapped_for_links", directories_swapped_for_links),
         case("verbose", verbose),
         case("without_warnings", without_warnings),
+        case("missing_files", missing_files),
         case("records_each_removal", records_each_removal),
     ]
 }
@@ -475,6 +476,29 @@ fn without_warnings() {
         let error = "ValueError: not enough values to unpack (expected 2, got 1)";
         assert!(said.len() == 4 && said[3] == error, "{said:?}");
     }
+}
+
+/// joblib's tracker says nothing of files that are gone, and of nothing else.
+fn missing_files() {
+    let text = "REGISTER:no:file\nMAYBE_UNLINK:no:file\nREGISTER:no:file\n";
+    let options = ["--protocol", "loky", "--missing-files-ok"];
+    let leaked = "1 leaked file objects: {'no': 1}";
+    assert_eq!(told(daemon(&options), text), (1, vec![leaked.into()]));
+    let no = "no: FileNotFoundError(2, 'No such file or directory')";
+    assert_eq!(told(daemon(&options[..2]), text), (2, vec![no.into(), leaked.into(), no.into()]));
+    fs::create_dir("d").unwrap();
+    let (status, said) =
+        told(daemon(&options), "REGISTER:no:folder\nREGISTER:/no:semlock\nREGISTER:d:file\n");
+    assert_eq!((status, said.len()), (2, 6), "{said:?}");
+    let (status, said) = told(
+        daemon(&["--protocol", "loky", "--missing-files-ok", "--verbose"]),
+        "REGISTER:no:file\n",
+    );
+    assert_eq!(
+        (status, said[3].as_str()),
+        (1, "[DEBUG/MainProcess] [ResourceTracker] unlink no"),
+        "{said:?}"
+    );
 }
 
 fn records_each_removal() {

@@ -71,6 +71,10 @@ pub struct DaemonArgs {
     #[arg(long)]
     no_warnings: bool,
 
+    /// Say nothing of a registered file that is gone when it is to be removed, as joblib's tracker does
+    #[arg(long, conflicts_with = "listen")]
+    missing_files_ok: bool,
+
     /// Record what is removed in this file, a JSON object a line; if that fails, it is warned of
     #[arg(long, value_name = "FILE")]
     audit: Option<PathBuf>,
@@ -140,6 +144,7 @@ pub fn run(args: &DaemonArgs) -> Result<Status, CommandError> {
         dialect: args.protocol,
         verbose: args.verbose,
         warnings: !args.no_warnings,
+        missing_files_ok: args.missing_files_ok,
         care: args.care(),
     };
     let mut tell = |told| records.take(told);

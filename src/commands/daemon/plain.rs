@@ -24,7 +24,7 @@ pub fn parse(arguments: &[OsString]) -> Option<DaemonArgs> {
     let mut protocol = None;
     let mut audit = None;
     let mut ready_fd = None;
-    let (mut verbose, mut no_warnings) = (false, false);
+    let (mut verbose, mut no_warnings, mut missing_files_ok) = (false, false, false);
     let mut words = options.iter();
     while let Some(option) = words.next() {
         // An option that is there twice is a mistake, and clap's to tell.
@@ -41,6 +41,7 @@ pub fn parse(arguments: &[OsString]) -> Option<DaemonArgs> {
             }
             "--verbose" => !std::mem::replace(&mut verbose, true),
             "--no-warnings" => !std::mem::replace(&mut no_warnings, true),
+            "--missing-files-ok" => !std::mem::replace(&mut missing_files_ok, true),
             _ => false,
         };
         if !fresh {
@@ -53,6 +54,7 @@ pub fn parse(arguments: &[OsString]) -> Option<DaemonArgs> {
         protocol: protocol.unwrap_or_default(),
         verbose,
         no_warnings,
+        missing_files_ok,
         audit,
         keep_used: false,
         assume_complete: false,
@@ -100,6 +102,7 @@ mod tests {
             &["rtrack", "daemon", "--fd", "0", "--protocol", "loky", "--verbose"],
             &["rtrack", "daemon", "--no-warnings", "--fd", "7", "--ready-fd", "8"],
             &["rtrack", "daemon", "--fd", "5", "--protocol", "rtrack"],
+            &["rtrack", "daemon", "--fd", "5", "--protocol", "loky", "--missing-files-ok"],
             &["rtrack", "daemon", "--audit", "removed.jsonl", "--fd", "2147483647"],
         ] {
             let plain = by_itself(words);
@@ -114,7 +117,7 @@ mod tests {
             words in prop::collection::vec(
                 prop::sample::select(vec![
                     "--fd", "--ready-fd", "--protocol", "--audit", "--verbose", "--no-warnings",
-                    "5", "05", "+5", "-5", "2147483648", "", "--", "-", "loky", "any", "Any",
+                    "--missing-files-ok", "5", "05", "+5", "-5", "2147483648", "", "--", "-", "loky", "any", "Any",
                     "rtrack", "cpython", "file", "--fd=5", "--quiet", "-q", "--help", "--color", "daemon",
                 ]),
                 0..7,

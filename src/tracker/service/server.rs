@@ -90,6 +90,9 @@ pub struct Options {
     /// Whether it warns of what was left and of what could not be removed; an interpreter that was
     /// started with `-W ignore` does not.
     pub warnings: bool,
+    /// Whether a registered file that is gone already when it is to be removed is nothing to tell of, and no
+    /// failure: joblib since 1.2 puts a function into loky's tracker which passes over `FileNotFoundError`.
+    pub missing_files_ok: bool,
     /// What is found out about what was left, and whether it may go while somebody uses it.
     pub care: Care,
 }

@@ -67,10 +67,19 @@ impl Tracker<'_> {
         let stays = |why: &str| format!("resource_tracker: {} stays: {why}", ReprStr(name));
         match fate {
             Fate::Removed(_) => None,
+            _ if self.is_passed_over(rtype, fate) => None,
             Fate::Kept(why) => Some(stays(&why_kept(why, seen))),
             Fate::Changed => Some(stays("another object has its name now")),
             Fate::Failed(error) => Some(self.failure(rtype, name, error)),
         }
+    }
+
+    /// Whether that a resource was not removed is nothing to tell of.
+    fn is_passed_over(&self, rtype: Rtype, fate: &Fate) -> bool {
+        let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        self.options.missing_files_ok
+            && rtype == Rtype::File
+            && matches!(fate, Fate::Failed(RemoveError::Os { error, .. }) if is_gone(error))
     }
 
     /// The warning about what could not be removed, in the words of the tracker whose type it is.
@@ -110,7 +119,7 @@ impl Tracker<'_> {
         for (rtype, names) in &left {
             self.status.leftovers();
             for ((name, _), ((fate, seen), state)) in names.iter().zip(&mut done) {
-                if matches!(fate, Fate::Failed(_)) {
+                if matches!(fate, Fate::Failed(_)) && !self.is_passed_over(*rtype, &fate) {
                     self.status.failed_removal();
                 }
                 match self.stays(*rtype, name, &fate, seen.as_ref()) {
