@@ -5,8 +5,8 @@
 //! answered in time is left behind (it ends with the process) and its job counts as unreadable,
 //! while further threads take its place.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// How long one process may keep a reader waiting, and how much time of a processor it may cost.
@@ -29,9 +29,91 @@ pub enum Unanswered {
     NotAsked,
 }
 
-enum Report<R> {
-    Started(usize, libc::pid_t),
-    Done(usize, R),
+/// What became of a job.
+enum Job<J, R> {
+    /// It waits.
+    Waiting(J),
+    /// A thread is at it.
+    Begun,
+    /// It has an answer.
+    Done(R),
+    /// Its answer does not count any more.
+    GivenUp,
+}
+
+/// What the threads share.
+struct Shared<J, R> {
+    jobs: Vec<Mutex<Job<J, R>>>,
+    /// The first job that nobody has taken.
+    next: AtomicUsize,
+    /// How many have an answer.
+    done: Mutex<usize>,
+    all_done: Condvar,
+}
+
+impl<J, R> Shared<J, R> {
+    fn job(&self, index: usize) -> Option<MutexGuard<'_, Job<J, R>>> {
+        self.jobs.get(index).map(|job| job.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts the next state in the place of that of a job that has begun; else nothing is changed.
+    fn settle(&self, index: usize, state: Job<J, R>) -> bool {
+        let Some(mut job) = self.job(index) else { return false };
+        let begun = matches!(*job, Job::Begun);
+        if begun {
+            *job = state;
+        }
+        begun
+    }
+
+    fn finished(&self) -> MutexGuard<'_, usize> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes job after job. `at` is told of each: its number from 1 on, or 0.
+    fn work(&self, at: &AtomicUsize, work: &impl Fn(J) -> R) {
+        loop {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(mut job) = self.job(index) else { return };
+            let Job::Waiting(input) = std::mem::replace(&mut *job, Job::Begun) else { return };
+            drop(job);
+            at.store(index + 1, Ordering::Relaxed);
+            let answer = work(input);
+            at.store(0, Ordering::Relaxed);
+            // One that was left behind has been replaced.
+            if !self.settle(index, Job::Done(answer)) {
+                return;
+            }
+            let mut done = self.finished();
+            *done += 1;
+            if *done == self.jobs.len() {
+                self.all_done.notify_all();
+            }
+        }
+    }
+}
+
+/// A thread, and the job that it was seen at.
+struct Worker {
+    thread: libc::pid_t,
+    at: Arc<AtomicUsize>,
+    running: Option<Running>,
+}
+
+impl Worker {
+    /// Looks what it does; the job, if it is at one.
+    fn look(&mut self) -> Option<&Running> {
+        let index = self.at.load(Ordering::Relaxed).checked_sub(1);
+        let known = self.running.take().filter(|running| Some(running.index) == index);
+        self.running = index.map(|index| {
+            let (used, waited) = (Duration::ZERO, Duration::ZERO);
+            let new = Running { index, thread: self.thread, before: None, used, waited };
+            let mut running = known.unwrap_or(new);
+            running.look();
+            running
+        });
+        self.running.as_ref()
+    }
 }
 
 /// A job that a thread is at.
@@ -101,105 +183,82 @@ where
     F: Fn(J) -> R + Send + Sync + 'static,
 {
     let count = jobs.len();
-    let mut results: Vec<Result<R, Unanswered>> =
-        (0..count).map(|_| Err(Unanswered::NotAsked)).collect();
     let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
-    let queue: Arc<Mutex<VecDeque<(usize, J)>>> =
-        Arc::new(Mutex::new(jobs.into_iter().enumerate().collect()));
+    let shared = Arc::new(Shared {
+        jobs: jobs.into_iter().map(|job| Mutex::new(Job::Waiting(job))).collect(),
+        next: AtomicUsize::new(0),
+        done: Mutex::new(0),
+        all_done: Condvar::new(),
+    });
     let work = Arc::new(work);
-    let (sender, reports) = mpsc::channel();
-
     // A thread that cannot be made is one worker less; with none at all the jobs stay
     // unanswered, and unanswered counts as unreadable.
     let spawn = || {
-        let (queue, work, sender) = (Arc::clone(&queue), Arc::clone(&work), sender.clone());
-        std::thread::Builder::new()
+        let (shared, work, at) = (Arc::clone(&shared), Arc::clone(&work), Arc::default());
+        let (own, id) = (Arc::clone(&at), mpsc::sync_channel(1));
+        let tell = id.0;
+        let spawned = std::thread::Builder::new()
             .name("reader".into())
             .stack_size(256 << 10)
             .spawn(move || {
                 // Signals are for the thread that acts on them; one that is left behind here must
                 // not take a SIGINT that the main thread holds back. It cannot fail.
                 nix::sys::signal::SigSet::all().thread_block().unwrap_or(());
-                let own = nix::unistd::gettid().as_raw();
-                loop {
-                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                    let Some((index, job)) = next else { return };
-                    // Nobody listens any more once every other job has its answer.
-                    if sender.send(Report::Started(index, own)).is_err()
-                        || sender.send(Report::Done(index, work(job))).is_err()
-                    {
-                        return;
-                    }
+                if tell.send(nix::unistd::gettid().as_raw()).is_ok() {
+                    shared.work(&own, &*work);
                 }
-            })
-            .is_ok()
+            });
+        let thread = spawned.ok().and_then(|_| id.1.recv().ok())?;
+        Some(Worker { thread, at, running: None })
     };
 
-    let mut threads = 0;
-    for _ in 0..workers.min(count) {
-        threads += usize::from(spawn());
-    }
-    let mut running: Vec<Running> = Vec::new();
-    let mut settled = 0;
-    let mut ticked = Instant::now();
-    while settled < count && threads > 0 {
-        // Everything that was said counts before anybody is given up.
-        let mut report = reports.recv_timeout(TICK.saturating_sub(ticked.elapsed())).ok();
-        while let Some(said) = report {
-            match said {
-                Report::Started(index, thread) => {
-                    let (used, waited) = (Duration::ZERO, Duration::ZERO);
-                    running.push(Running { index, thread, before: None, used, waited });
-                }
-                Report::Done(index, result) => {
-                    // One that was given up before is no longer among the running.
-                    if let Some(place) = running.iter().position(|job| job.index == index) {
-                        running.swap_remove(place);
-                        settled += 1;
-                        if let Some(slot) = results.get_mut(index) {
-                            *slot = Ok(result);
-                        }
-                    }
-                }
-            }
-            report = if ticked.elapsed() < TICK { None } else { reports.try_recv().ok() };
+    let mut threads: Vec<Worker> = (0..workers.min(count)).map_while(|_| spawn()).collect();
+    // Those that are left behind count, too.
+    let mut made = threads.len();
+    let mut given_up = 0;
+    while !threads.is_empty() || made < MOST_THREADS {
+        let mut done = shared.finished();
+        let ticked = Instant::now();
+        while *done + given_up < count && ticked.elapsed() < TICK {
+            let left = TICK.saturating_sub(ticked.elapsed());
+            done =
+                shared.all_done.wait_timeout(done, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        if ticked.elapsed() < TICK {
-            continue;
+        let settled = *done + given_up >= count;
+        drop(done);
+        if settled || made == 0 {
+            break;
         }
         // Between two looks this process may have been stopped: no more than one tick is counted.
-        ticked = Instant::now();
-        for job in &mut running {
-            job.look();
-        }
-        let before = running.len();
-        running.retain(|job| {
-            if job.hangs(limit)
-                && let Some(slot) = results.get_mut(job.index)
-            {
-                *slot = Err(Unanswered::Hangs);
-            }
-            !job.hangs(limit)
+        let mut stuck = 0;
+        threads.retain_mut(|worker| {
+            let Some(running) = worker.look() else { return true };
+            let waits = running.waited > TICK;
+            let left_behind = running.hangs(limit) && shared.settle(running.index, Job::GivenUp);
+            stuck += usize::from(waits || left_behind);
+            given_up += usize::from(left_behind);
+            !left_behind
         });
-        settled += before - running.len();
-        let waiting = !queue.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-        if waiting {
-            let stuck = running.iter().filter(|job| job.waited > TICK).count();
-            let stuck = stuck + (before - running.len());
-            for _ in 0..stuck.min(workers) {
-                if threads < MOST_THREADS {
-                    threads += usize::from(spawn());
-                }
+        if shared.next.load(Ordering::Relaxed) < count {
+            // Somebody has to go on.
+            let idle = usize::from(threads.is_empty());
+            for _ in 0..stuck.max(idle).min(workers).min(MOST_THREADS - made) {
+                let more = spawn();
+                made += usize::from(more.is_some());
+                threads.extend(more);
             }
-        }
-        // Every thread hangs and no more may be made: what still waits cannot be asked.
-        if running.is_empty() && threads >= MOST_THREADS {
-            let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
-            settled += queue.len();
-            queue.clear();
         }
     }
-    results
+    // What a thread is still at has no answer here: it was given up.
+    let states = shared.jobs.iter().map(|job| {
+        std::mem::replace(&mut *job.lock().unwrap_or_else(PoisonError::into_inner), Job::GivenUp)
+    });
+    let answers = states.map(|state| match state {
+        Job::Done(answer) => Ok(answer),
+        Job::Waiting(_) => Err(Unanswered::NotAsked),
+        Job::Begun | Job::GivenUp => Err(Unanswered::Hangs),
+    });
+    answers.collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ pub mod host;
 pub mod inventory;
 pub mod journal;
 pub mod limits;
+pub mod parallel;
 pub mod plan;
 pub mod queues;
 pub mod reap;

@@ -23,6 +23,7 @@ use super::evidence::lease::{self, Lease, Look};
 use super::evidence::producers::{Broken, Catalogue, Match, operator_directories};
 use super::host::Host;
 use super::inventory::{self, Inventory, Object, SEMAPHORE_SIZE, Semaphore, posix};
+use super::parallel;
 use super::reap::{at_work, is_quarantine_name};
 use super::resource::{Identity, Kind};
 use super::sys::Nanoseconds;
@@ -205,8 +206,9 @@ impl Survey {
             if lock.is_none() && matches!(world.shm(place).map(at_work), Some(Ok(Some(_)))) {
                 self.reapers_at_work.insert(place);
             }
-            for index in indices {
-                if !self.probe(world, index, wanted) {
+            let looked = parallel::map(&indices, |index| self.look(world, *index));
+            for (index, looked) in indices.into_iter().zip(looked) {
+                if !self.probe(world, index, wanted, looked) {
                     gone.insert(index);
                 }
             }
@@ -217,53 +219,58 @@ impl Survey {
         (self.objects, self.leases) = here.map(|(_, object)| object).unzip();
     }
 
-    /// Asks the kernel about one object; `false` when it is no longer there. One that was replaced
-    /// is read anew, a few times, if it is still `wanted`.
+    /// What the kernel says of one object, if it is one to be asked about.
+    fn look(&self, world: &World, index: usize) -> Option<io::Result<Look>> {
+        let object = self.objects.get(index)?;
+        if object.kind == Kind::Other {
+            return None;
+        }
+        let (host, dir) = (world.host_of(object.place), world.directory_of(object.place));
+        let unread = object.queue.is_some_and(|queue| queue.messages > 0);
+        // What would be claimed anyway is left in peace: a lease is felt by who opens.
+        let young = self.quiet(host, object) < nanoseconds(self.judging.grace);
+        let persistent = || self.producer(object).is_some_and(|m| m.producer.persistent_by_design);
+        let lease_works = self.lease_works(object.place);
+        let ask = lease_works
+            && !self.reapers_at_work.contains(&object.place)
+            && (self.judging.thorough || !young && !unread && !persistent());
+        let (file, identity) = (&object.file, object.identity());
+        let head = object.may_be_semaphore();
+        let told = |lease| Some(Ok(Look::Seen { lease, head: None }));
+        match object.kind {
+            Kind::Dir if ask => told(lease_inside(host, object)),
+            Kind::Dir => told(Lease::NotAsked),
+            _ if !ask && !head => {
+                told(if lease_works { Lease::NotAsked } else { Lease::Unsupported })
+            }
+            Kind::Mqueue => Some(lease::look_tested(host, dir, file, &identity)),
+            _ => Some(lease::look(host, dir, file, &identity, ask, head)),
+        }
+    }
+
+    /// Notes what the kernel said of one object; `false` when it is no longer there. One that was replaced
+    /// is read and asked about anew, a few times, if it is still `wanted`.
     fn probe(
         &mut self,
         world: &World,
         index: usize,
         wanted: &dyn Fn(&Object, &Object) -> bool,
+        mut looked: Option<io::Result<Look>>,
     ) -> bool {
         for _attempt in 0..3 {
             let Some(object) = self.objects.get(index) else { return false };
-            if object.kind == Kind::Other {
-                return true;
-            }
-            let (host, dir) = (world.host_of(object.place), world.directory_of(object.place));
-            let queue = object.kind == Kind::Mqueue;
-            let unread = object.queue.is_some_and(|queue| queue.messages > 0);
-            // What would be claimed anyway is left in peace: a lease is felt by who opens.
-            let young = self.quiet(host, object) < nanoseconds(self.judging.grace);
-            let persistent = self.producer(object).is_some_and(|m| m.producer.persistent_by_design);
-            let lease_works = self.lease_works(object.place);
-            let ask = lease_works
-                && !self.reapers_at_work.contains(&object.place)
-                && (self.judging.thorough || !young && !persistent && !unread);
-            if object.kind == Kind::Dir {
-                let lease = if ask { lease_inside(host, object) } else { Lease::NotAsked };
-                self.set(index, lease, None);
-                return true;
-            }
-            let head = object.may_be_semaphore();
-            if !ask && !head {
-                let unsupported = if lease_works { Lease::NotAsked } else { Lease::Unsupported };
-                self.set(index, unsupported, None);
-                return true;
-            }
-            let (file, identity, place) = (object.file.clone(), object.identity(), object.place);
-            let looked = if queue {
-                lease::look_tested(host, dir, &file, &identity)
-            } else {
-                lease::look(host, dir, &file, &identity, ask, head)
-            };
-            match looked {
+            let Some(look) = looked.take() else { return true };
+            let (file, place) = (object.file.clone(), object.place);
+            let lease_works = self.lease_works(place);
+            match look {
                 Ok(Look::Seen { lease, head }) => {
                     let lease = match lease {
-                        Lease::NotAsked if !lease_works => Lease::Unsupported,
+                        Lease::NotAsked if !lease_works && object.kind != Kind::Dir => {
+                            Lease::Unsupported
+                        }
                         other => other,
                     };
-                    if queue && lease == Lease::Unsupported {
+                    if object.kind == Kind::Mqueue && lease == Lease::Unsupported {
                         self.distrust_leases(place);
                     }
                     self.set(index, lease, head.as_deref().and_then(Semaphore::parse));
@@ -282,6 +289,7 @@ impl Survey {
                         if let Some(slot) = self.objects.get_mut(index) {
                             *slot = object;
                         }
+                        looked = self.look(world, index);
                     }
                     Err(_) => return false,
                 },

@@ -215,11 +215,12 @@ pub fn open_expected(
         Err(nix::Error::EACCES) => return Err(LeaseError::NoPermission),
         Err(errno) => return Err(io::Error::from(errno).into()),
     };
-    // Over what lay there a user may have mounted a FUSE file that never answers.
-    if sys::device(&path)? != expected.dev {
-        return Err(LeaseError::Changed);
-    }
-    let stat = sys::stat(&path, c"")?;
+    let stat = match sys::stat(&path, c"") {
+        Ok(stat) => stat,
+        // Over what lay there a user may have mounted a FUSE file, which denies everything but this.
+        Err(_) if sys::device(&path)? != expected.dev => return Err(LeaseError::Changed),
+        Err(error) => return Err(error.into()),
+    };
     if !stat.is_file() || !expected.is(&stat) {
         return Err(LeaseError::Changed);
     }

@@ -11,7 +11,9 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
 use super::{Inventory, Object, Tree};
+use crate::tracker::evidence::lease;
 use crate::tracker::host::Host;
+use crate::tracker::parallel;
 use crate::tracker::resource::{Identity, Kind, Name};
 use crate::tracker::sys::{self, Nanoseconds, Stat};
 
@@ -27,8 +29,10 @@ const MOST_LEVELS: usize = 64;
 /// # Errors
 /// The directory itself could not be read. What vanishes meanwhile is not there.
 pub fn read(host: &Host, place: usize, inventory: &mut Inventory) -> io::Result<()> {
-    for name in entries(host.shm())? {
-        match read_one(host, place, &name) {
+    let (names, dev) = (entries(host.shm())?, host.shm_dev()?);
+    let read = parallel::map(&names, |name| read_on(host, place, name, dev));
+    for (name, read) in names.iter().zip(read) {
+        match read {
             Ok(object) => inventory.objects.push(object),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
             Err(error) => inventory.troubles.push((name.to_string(), error)),
@@ -42,7 +46,19 @@ pub fn read(host: &Host, place: usize, inventory: &mut Inventory) -> io::Result<
 /// # Errors
 /// The errno of statx(2); `ENOENT` when there is no such name.
 pub fn read_one(host: &Host, place: usize, file: &Name) -> io::Result<Object> {
-    let dev = host.shm_dev()?;
+    read_on(host, place, file, host.shm_dev()?)
+}
+
+/// The same where the device of the place is known.
+fn read_on(host: &Host, place: usize, file: &Name, dev: u64) -> io::Result<Object> {
+    // One system call does where it is on our file system and is all there is to look at. What a user's
+    // FUSE mount lies over denies it, and is not asked (`AT_STATX_DONT_SYNC`).
+    if let Ok(stat) = sys::stat(host.shm(), &lease::c_name(file)?)
+        && stat.dev == dev
+        && !stat.is_dir()
+    {
+        return Ok(Object { place, ..Object::of(file, stat) });
+    }
     let Entry::Here(path) = entry(host.shm(), file, dev)? else {
         return Ok(Object { place, ..mount_point(file, (host.clock.wall)()) });
     };

@@ -1,9 +1,9 @@
 //! What is known of the processes at one moment, and what that says of an object.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::mounted::Mounted;
@@ -54,7 +54,7 @@ pub struct Snapshot {
     /// Running processes in another user namespace.
     foreign: Vec<i32>,
     /// What was found out about the kin of owners: there are far fewer than objects.
-    kin: RefCell<HashMap<(u32, bool), KinState>>,
+    kin: Mutex<HashMap<(u32, bool), KinState>>,
     /// Who has what locked, unless that could not be found out.
     locks: Option<Locks>,
     /// What of the objects is mounted.
@@ -149,7 +149,7 @@ impl Snapshot {
             by_elder: HashMap::new(),
             by_uid: HashMap::new(),
             foreign: Vec::new(),
-            kin: RefCell::default(),
+            kin: Mutex::default(),
             processes,
             scan,
         };
@@ -382,7 +382,7 @@ impl Snapshot {
     /// it, whatever its age.
     pub(super) fn kin(&self, object: &Object, owners: &Owners) -> KinState {
         let roots_too = bears_roots_group(object, owners);
-        let mut known = self.kin.borrow_mut();
+        let mut known = self.kin.lock().unwrap_or_else(PoisonError::into_inner);
         let mut kin = KinState::Gone;
         for uid in owners_of(object) {
             let of_one = known.entry((uid, roots_too));
