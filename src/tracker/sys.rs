@@ -5,6 +5,7 @@ pub mod credentials;
 pub mod image;
 pub mod ipc;
 pub(crate) mod launch;
+pub mod maps;
 pub mod mqueue;
 pub(crate) mod pipe_end;
 
@@ -266,6 +267,47 @@ pub fn device(fd: impl AsFd) -> io::Result<u64> {
     // SAFETY: a statx is integers only, for which zeroes are valid, and the call succeeded.
     let raw = unsafe { raw.assume_init() };
     Ok(libc::makedev(raw.stx_dev_major, raw.stx_dev_minor))
+}
+
+/// Where the symbolic link `name` in `dir` leads to, put into `target`.
+///
+/// # Errors
+/// The errno of readlinkat(2); `ENAMETOOLONG` for what is longer than a path may be.
+pub fn read_link(dir: impl AsFd, name: &CStr, target: &mut Vec<u8>) -> io::Result<()> {
+    // The links of /proc are no longer (`PATH_MAX`, with the NUL that this call does not write).
+    const MOST: usize = 4096;
+    target.clear();
+    target.reserve(MOST);
+    let (fd, room) = (dir.as_fd().as_raw_fd(), target.as_mut_ptr());
+    // SAFETY: the name is NUL-terminated, and the kernel writes at most as many bytes as there is room for.
+    let length = unsafe { libc::readlinkat(fd, name.as_ptr(), room.cast(), MOST) };
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    if length == MOST {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    // SAFETY: the kernel has written so many bytes.
+    unsafe { target.set_len(length) };
+    Ok(())
+}
+
+/// The mount and the inode number of what `name` in `dir` leads to, links followed, as the kernel has them at
+/// hand: no file system is asked (`AT_STATX_DONT_SYNC`).
+///
+/// # Errors
+/// The errno of statx(2); `EOPNOTSUPP` before Linux 5.8.
+pub fn mount_and_inode(dir: impl AsFd, name: &CStr) -> io::Result<(u64, u64)> {
+    let mask = libc::STATX_MNT_ID | libc::STATX_INO;
+    let mut raw = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    let flags = libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC;
+    let (fd, name) = (dir.as_fd().as_raw_fd(), name.as_ptr());
+    // SAFETY: the name is NUL-terminated, and the kernel writes at most one statx to the buffer.
+    check(unsafe { libc::statx(fd, name, flags, mask, raw.as_mut_ptr()) })?;
+    // SAFETY: a statx is integers only, for which zeroes are valid, and the call succeeded.
+    let raw = unsafe { raw.assume_init() };
+    if raw.stx_mask & mask != mask {
+        return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+    }
+    Ok((raw.stx_mnt_id, raw.stx_ino))
 }
 
 /// The mount that `fd` was reached by (`STATX_MNT_ID`): a bind mount of the same file system has the

@@ -128,6 +128,8 @@ pub enum CreatorState {
 pub enum FamilyState {
     /// The catalogue names no family for this producer.
     NotDefined,
+    /// It was not looked for: the kernel said that somebody holds the object.
+    NotAsked,
     /// None lives, as far as process sight reaches.
     Gone,
     /// This one does, among so many.

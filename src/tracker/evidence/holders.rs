@@ -11,6 +11,7 @@ mod reader;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde::Serialize;
 
@@ -90,6 +91,10 @@ pub struct Targets {
     by_inode: HashMap<(u64, u64), Vec<usize>>,
     /// The inode numbers alone.
     numbers: HashSet<u64>,
+    /// The names of the objects, and of what is in directories.
+    names: HashSet<Vec<u8>>,
+    /// There are directories among them.
+    pub directories: bool,
     /// The devices that any of them is on.
     devices: HashSet<u64>,
     /// The device numbers of the mounts that objects are in.
@@ -117,6 +122,17 @@ impl Targets {
         self.by_inode.entry((dev, ino)).or_default().push(index);
         self.numbers.insert(ino);
         self.devices.insert(dev);
+    }
+
+    /// Adds a name that a target has.
+    pub fn add_name(&mut self, name: &[u8]) {
+        self.names.insert(name.to_vec());
+    }
+
+    /// Whether a target has that name.
+    #[must_use]
+    pub fn has_name(&self, name: &[u8]) -> bool {
+        self.names.contains(name)
     }
 
     /// Adds System V memory, which is mapped from this device under its id.
@@ -181,35 +197,91 @@ const ROUNDS: usize = 4;
 /// Tells which mapped file names are worth remembering.
 pub type NameFilter = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
-/// Looks through every running process for holders of `targets`. With `threads` every thread's
-/// descriptors are read too: a thread can have a table of its own.
+/// How thoroughly is looked, and for what.
+#[derive(Clone, Default)]
+pub struct Search {
+    /// Mappings and descriptors are looked at; else mount namespaces only.
+    pub holders: bool,
+    /// One holder of each target is enough: how many targets are expected to have any.
+    pub enough: Option<usize>,
+    /// Every thread is looked at, which can have a table of descriptors and a working directory of its own;
+    /// private mappings too; and every descriptor is asked what it is of, whatever its path says.
+    pub deep: bool,
+    /// The file names of mappings are asked for that this says are worth remembering.
+    pub names: Option<NameFilter>,
+}
+
+impl Search {
+    /// Leaves nothing out.
+    #[must_use]
+    pub fn deep() -> Self {
+        Self { holders: true, deep: true, ..Self::default() }
+    }
+}
+
+/// The targets that somebody was found for.
+#[derive(Debug)]
+struct Enough {
+    found: Vec<AtomicBool>,
+    left: AtomicUsize,
+}
+
+impl Enough {
+    fn new(targets: &Targets, expected: usize) -> Self {
+        let objects = targets.by_inode.values().flatten().copied();
+        let segments = targets.segments.values().flatten().map(|segment| segment.index);
+        let count = objects.chain(segments).max().map_or(0, |last| last + 1);
+        let found = std::iter::repeat_with(AtomicBool::default).take(count).collect();
+        Self { found, left: AtomicUsize::new(expected) }
+    }
+
+    /// Whether nobody was found for this target before. It is noted.
+    fn is_first_of(&self, target: usize) -> bool {
+        let first =
+            self.found.get(target).is_some_and(|found| !found.swap(true, Ordering::Relaxed));
+        if first {
+            // More may be held than was expected.
+            let less = |left: usize| left.checked_sub(1);
+            self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).unwrap_or(0);
+        }
+        first
+    }
+
+    fn is_reached(&self) -> bool {
+        self.left.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// Looks through every running process for holders of `targets`.
 #[must_use]
 pub fn scan(
     host: &Host,
     processes: &mut Processes,
     targets: &Arc<Targets>,
-    remember: &NameFilter,
-    threads: bool,
+    search: &Search,
 ) -> Scan {
     let namespaces: Arc<Namespaces> = Arc::default();
     let own_mounts = Mounts::parse(&host.read_proc("self/mountinfo").unwrap_or_default());
+    let enough = search.enough.map(|expected| Arc::new(Enough::new(targets, expected)));
+    let own = own_mounts.0.iter().filter(|mount| targets.places.contains(&mount.dev));
+    let own_points: Arc<[Vec<u8>]> = own.map(|mount| mount.point.clone()).collect();
     let mut scan = Scan { own_mounts, ..Scan::default() };
     let mut new: HashSet<i32> = processes.seen.keys().copied().collect();
     for _round in 0..ROUNDS {
         let jobs: Vec<(i32, bool)> = processes
             .running()
             .filter(|process| new.contains(&process.pid))
-            .map(|process| (process.pid, threads || process.leaderless))
+            .map(|process| (process.pid, search.deep || process.leaderless))
             .collect();
         let work = {
             let (root, targets) = (host.proc.clone(), Arc::clone(targets));
-            let (remember, namespaces) = (Arc::clone(remember), Arc::clone(&namespaces));
+            let (namespaces, own_points) = (Arc::clone(&namespaces), Arc::clone(&own_points));
+            let (enough, search) = (enough.clone(), search.clone());
             move |pid, threads| {
-                Reader { root: &root, targets: &targets, remember: &remember }.read(
-                    pid,
-                    threads,
-                    &namespaces,
-                )
+                let enough = enough.as_deref();
+                let (targets, search, own_points) = (&*targets, &search, &*own_points);
+                let reader = Reader { root: &root, targets, search, own_points, enough };
+                reader.read(pid, threads, &namespaces)
             }
         };
         for (pid, found) in processes.ask(jobs, work) {

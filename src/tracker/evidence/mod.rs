@@ -12,6 +12,7 @@ pub mod processes;
 pub mod producers;
 pub mod registrations;
 pub mod sight;
+pub mod task;
 pub mod unlinked;
 pub mod usage;
 pub mod users;

@@ -7,18 +7,18 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
+use nix::sys::stat::Mode;
 
 use super::mounts::{Mounts, number};
 use super::processes::words;
+use super::task::Task;
 use crate::tracker::resource::escape;
 use crate::tracker::sys;
 
@@ -27,8 +27,12 @@ use crate::tracker::sys;
 pub struct Namespace {
     /// The mounts.
     pub mounts: Mounts,
+    /// The device of each mount, by its id.
+    pub devices: HashMap<u64, u64>,
     /// Which of the devices that were asked about are mounted in it.
     pub places: HashSet<u64>,
+    /// Where they are.
+    pub points: Vec<Vec<u8>>,
     /// Layers of overlays, by device and inode, on one of those devices.
     pub layers: HashSet<(u64, u64)>,
     /// Layers that could not be found, as their overlays were told of them.
@@ -73,8 +77,17 @@ impl Namespace {
                 Err(_) => unknown_layers.push(path),
             }
         }
-        let places = mounts.0.iter().map(|mount| mount.dev).filter(|dev| places.contains(dev));
-        Self { places: places.collect(), mounts, layers, unknown_layers, mounted, lost }
+        let own = || mounts.0.iter().filter(|mount| places.contains(&mount.dev));
+        Self {
+            devices: mounts.0.iter().map(|mount| (mount.id, mount.dev)).collect(),
+            places: own().map(|mount| mount.dev).collect(),
+            points: own().map(|mount| mount.point.clone()).collect(),
+            mounts,
+            layers,
+            unknown_layers,
+            mounted,
+            lost,
+        }
     }
 }
 
@@ -84,7 +97,8 @@ pub struct Namespaces(Mutex<Met>);
 
 #[derive(Debug, Default)]
 struct Met {
-    views: HashMap<From, Arc<Namespace>>,
+    /// Each with whether not all of the namespace is seen from there.
+    views: HashMap<From, (Arc<Namespace>, bool)>,
     /// The processes that see a part of their namespace only, by pid.
     jailed: BTreeMap<i32, OsString>,
     /// Namespaces that a descriptor or a mount keeps, whether a process is in them or not.
@@ -102,58 +116,62 @@ struct From {
     namespace: OsString,
     /// The mount that the root directory is on, and its inode number.
     root: (u64, u64),
-    /// Whether all of the namespace is seen from there.
-    whole: bool,
 }
 
 impl Namespaces {
-    /// What the process whose directory in `proc` is given sees, read once for each root that it is
-    /// seen from, and whether that is not all of its namespace.
+    /// What `task`, of process `pid`, sees, read once for each root that it is seen from, and whether that is
+    /// not all of its namespace.
     ///
     /// # Errors
     /// The errno of looking at its root directory and its mounts.
     pub fn of(
         &self,
         proc: &Path,
-        process: &Path,
+        task: &Task,
         pid: i32,
         places: &HashSet<u64>,
     ) -> io::Result<(Arc<Namespace>, bool)> {
-        let namespace = std::fs::read_link(process.join("ns/mnt"))?.into_os_string();
-        let link = process.join("root");
-        let jailed = std::fs::read_link(&link)?.as_os_str() != "/";
-        let root = File::options().read(true).custom_flags(libc::O_PATH).open(&link)?;
-        let mut from =
-            From { namespace, root: mount_and_inode(proc, root.as_fd())?, whole: !jailed };
-        if let Some(known) = self.lock().views.get(&from).cloned() {
+        let mut link = Vec::new();
+        task.link(c"ns/mnt", &mut link)?;
+        let namespace = OsString::from_vec(std::mem::take(&mut link));
+        let from = From { namespace, root: root_of(proc, task)? };
+        if let Some((known, jailed)) = self.lock().views.get(&from).cloned() {
             if jailed {
                 self.lock().jailed.insert(pid, from.namespace);
             }
             return Ok((known, jailed));
         }
-        let mounts = Mounts::parse(&std::fs::read(process.join("mountinfo"))?);
-        // It may have changed its root since; and a root that is mounted nowhere shows nothing.
-        from.whole = !jailed && mounts.seen_from(from.root.0);
+        task.link(c"root", &mut link)?;
+        let root = open_root(task)?;
+        let mut text = Vec::new();
+        task.read(c"mountinfo", &mut text)?;
+        let mounts = Mounts::parse(&text);
+        // A root that is mounted nowhere shows nothing.
+        let jailed = link != b"/" || !mounts.seen_from(from.root.0);
         let kept: Vec<OsString> = mounts.namespaces().map(OsString::from_vec).collect();
         let view = Arc::new(Namespace::new(mounts, root.as_fd(), places));
+        // What it has seen since it changed its root is no other process's view.
+        let same = root_of(proc, task)? == from.root;
         let mut met = self.lock();
         met.kept.extend(kept);
-        if !from.whole {
+        if jailed || !same {
             met.jailed.insert(pid, from.namespace.clone());
         }
-        let whole = from.whole;
-        Ok((Arc::clone(met.views.entry(from).or_insert(view)), !whole))
+        if !same {
+            return Ok((view, true));
+        }
+        Ok(met.views.entry(from).or_insert((view, jailed)).clone())
     }
 
     /// Everything that was seen.
     pub fn views(&self) -> Vec<Arc<Namespace>> {
-        self.lock().views.values().cloned().collect()
+        self.lock().views.values().map(|(view, _)| Arc::clone(view)).collect()
     }
 
     /// Notes what a descriptor's link leads to, if that is a mount namespace.
-    pub fn note_kept(&self, link: &OsStr) {
-        if link.as_bytes().starts_with(KEPT) {
-            self.lock().kept.insert(link.to_owned());
+    pub fn note_kept(&self, link: &[u8]) {
+        if link.starts_with(KEPT) {
+            self.lock().kept.insert(OsStr::from_bytes(link).to_owned());
         }
     }
 
@@ -167,8 +185,12 @@ impl Namespaces {
     /// The processes in a namespace that nobody sees all of.
     pub fn unseen(&self) -> Vec<i32> {
         let met = self.lock();
-        let whole: HashSet<&OsString> =
-            met.views.keys().filter(|from| from.whole).map(|from| &from.namespace).collect();
+        let whole: HashSet<&OsString> = met
+            .views
+            .iter()
+            .filter(|(_, (_, jailed))| !jailed)
+            .map(|(from, _)| &from.namespace)
+            .collect();
         let jailed = met.jailed.iter().filter(|(_, namespace)| !whole.contains(namespace));
         jailed.map(|(pid, _)| *pid).collect()
     }
@@ -176,6 +198,16 @@ impl Namespaces {
     fn lock(&self) -> MutexGuard<'_, Met> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The mount that the root directory of a task is on, and its inode number.
+fn root_of(proc: &Path, task: &Task) -> io::Result<(u64, u64)> {
+    // A user's FUSE file system denies even that.
+    sys::mount_and_inode(task, c"root").or_else(|_| mount_and_inode(proc, open_root(task)?.as_fd()))
+}
+
+fn open_root(task: &Task) -> io::Result<OwnedFd> {
+    Ok(openat(task, c"root", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
 /// The id of the mount that `fd` is on, and its inode number, as the kernel itself has them: no file

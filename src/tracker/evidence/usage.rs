@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::holders::{self, Holder, KEEPS_UNSEEN, NameFilter, Scan, Targets};
+use super::holders::{self, Holder, KEEPS_UNSEEN, Scan, Search, Targets};
 use super::processes::Processes;
 use super::sight::Sight;
 use crate::tracker::host::Host;
@@ -45,8 +45,7 @@ pub fn look(host: &Host, things: &[Thing<'_>], assume_complete: bool) -> Usage {
     }
     let targets = Arc::new(targets);
     let mut processes = Processes::read(&host.proc, &HashSet::new());
-    let nothing: NameFilter = Arc::new(|_| false);
-    let scan = holders::scan(host, &mut processes, &targets, &nothing, true);
+    let scan = holders::scan(host, &mut processes, &targets, &Search::deep());
     let (idmapped, unreadable) = (scan.maps_owners_of(&targets.places), scan.unreadable.len());
     let sight =
         Sight::new(&host.proc, &scan.own_mounts, idmapped, &processes, unreadable, assume_complete);

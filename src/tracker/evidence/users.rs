@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::holders::{self, Detail, Holder, How, KEEPS_UNSEEN, NameFilter, Scan, Targets};
+use super::holders::{self, Detail, Holder, How, KEEPS_UNSEEN, Scan, Search, Targets};
 use super::mounts::Mounts;
 use super::processes::Processes;
 use super::sight::Sight;
@@ -88,8 +88,7 @@ pub fn look(host: &Host, things: &[Thing], assume_complete: bool) -> Vec<Use> {
     }
     let targets = Arc::new(targets);
     let mut processes = Processes::read(&host.proc, &HashSet::new());
-    let nothing: NameFilter = Arc::new(|_| false);
-    let mut scan = holders::scan(host, &mut processes, &targets, &nothing, true);
+    let mut scan = holders::scan(host, &mut processes, &targets, &Search::deep());
     let (idmapped, unreadable) = (scan.maps_owners_of(&targets.places), scan.unreadable.len());
     let sight =
         Sight::new(&host.proc, &scan.own_mounts, idmapped, &processes, unreadable, assume_complete);

@@ -66,6 +66,8 @@ pub struct Tree {
     pub truncated: bool,
     /// There is a FIFO, a socket or a device in it: who waits at one, nothing tells.
     pub special: bool,
+    /// The names of what is counted in it.
+    pub names: HashSet<Name>,
     /// Device and inode of the directory and everything counted in it.
     pub inodes: HashSet<(u64, u64)>,
 }

@@ -233,6 +233,7 @@ fn walk(dir: &Dir, dev: u64, tree: &mut Tree, level: usize, visit: &mut Visit<'_
         };
         tree.entries += 1;
         tree.changed = tree.changed.max(stat.changed);
+        tree.names.insert(name.clone());
         // A file with several names inside is there once.
         if tree.inodes.insert((stat.dev, stat.ino)) && !stat.is_dir() {
             tree.size = tree.size.saturating_add(stat.size);

@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::mounted::Mounted;
 use super::owners::{Owners, is_system_uid};
 use crate::tracker::evidence::clock::Clocks;
-use crate::tracker::evidence::holders::{self, NameFilter, Scan, Segment, Targets};
+use crate::tracker::evidence::holders::{self, NameFilter, Scan, Search, Segment, Targets};
 use crate::tracker::evidence::lease::Lease;
 use crate::tracker::evidence::locks::Locks;
 use crate::tracker::evidence::processes::{Executable, Hung, Process, Processes};
@@ -42,6 +42,8 @@ pub struct Snapshot {
     clocks: Option<Clocks>,
     guardians: Guardians,
     families: HashMap<String, Members>,
+    /// Whether it was looked who maps what of theirs.
+    families_asked: bool,
     /// This process and those that it was started by.
     ancestors: HashSet<i32>,
     /// Running processes by each pid that they have in any namespace.
@@ -94,18 +96,32 @@ pub(super) struct Matter<'a> {
     pub(super) named: Option<&'a Arc<HashSet<(u64, u64)>>>,
 }
 
+impl Matter<'_> {
+    /// Whether the verdict on any object depends on who maps what of a family's: nothing else would come back
+    /// for one that the kernel says nobody holds.
+    fn asks_for_family(&self, catalogue: &Catalogue) -> bool {
+        let mut all = self.objects.iter().zip(self.leases);
+        all.any(|(object, lease)| {
+            let found = catalogue.find(object.kind, &object.catalogue_name());
+            *lease != Lease::Refused && found.is_some_and(|found| found.producer.family.is_some())
+        })
+    }
+}
+
 impl Snapshot {
     /// Looks at every process.
     pub(super) fn take(world: &World, catalogue: &Arc<Catalogue>, matter: Matter<'_>) -> Self {
         let began = Some(Instant::now());
         let host = &world.host;
         let targets = Arc::new(targets(world, &matter));
-        let remember: NameFilter = {
+        let names: NameFilter = {
             let catalogue = Arc::clone(catalogue);
             Arc::new(move |name| catalogue.families().iter().any(|f| f.has_mapping(name)))
         };
+        let names = matter.asks_for_family(catalogue).then_some(names);
+        let search = Search { holders: true, enough: None, deep: matter.threads, names };
         let mut processes = Processes::read(&host.proc, matter.hung);
-        let mut scan = holders::scan(host, &mut processes, &targets, &remember, matter.threads);
+        let mut scan = holders::scan(host, &mut processes, &targets, &search);
         // A directory that nobody holds has only this look to show it.
         let mut asked = matter.objects.iter().zip(matter.leases).enumerate();
         let unexplained = asked.any(|(index, (object, lease))| {
@@ -115,7 +131,8 @@ impl Snapshot {
         if unexplained && !matter.threads {
             // Somebody whom the first look missed: a thread with a table or a working directory of
             // its own, perhaps.
-            scan = holders::scan(host, &mut processes, &targets, &remember, true);
+            let deep = Search { deep: true, ..search.clone() };
+            scan = holders::scan(host, &mut processes, &targets, &deep);
         }
         let families = catalogue.families().iter();
         let sight = Sight::new(
@@ -138,6 +155,7 @@ impl Snapshot {
             sight: Sight { unseen, ..sight },
             clocks: Some(Clocks::read(host, &scan.own_mounts)),
             guardians: find_guardians(host, catalogue, matter.objects, &mut processes),
+            families_asked: search.names.is_some(),
             families: families
                 .map(|family| (family.name.clone(), members(family, &processes, &scan)))
                 .collect(),
@@ -363,6 +381,9 @@ impl Snapshot {
     /// What lives of the family that could open the object.
     pub(super) fn family(&self, object: &Object, owners: &Owners, name: &str) -> FamilyState {
         let Some(members) = self.families.get(name) else { return FamilyState::NotDefined };
+        if !self.families_asked {
+            return FamilyState::NotAsked;
+        }
         // Neither cloned nor counted one by one for each object: any user can make many of both.
         let could_open = |pids: &[i32]| {
             let mut found = pids
@@ -467,7 +488,10 @@ fn targets(world: &World, matter: &Matter<'_>) -> Targets {
         }
         let own = (object.stat.dev, object.stat.ino);
         targets.add(own, index);
+        targets.add_name(object.file.as_bytes());
         if let Some(tree) = &object.directory {
+            targets.directories = true;
+            tree.names.iter().for_each(|name| targets.add_name(name.as_bytes()));
             for inode in tree.inodes.iter().filter(|inode| **inode != own) {
                 targets.add(*inode, index);
             }

@@ -82,6 +82,13 @@ fn prove_by_producer(
         FamilyState::NotDefined => {
             weak(found, format!("it may be needed while nobody has it open; made by {software}"))
         }
+        // What was held when the processes were looked at is judged by the next look at them.
+        FamilyState::NotAsked if facts.lease == Lease::Refused => Err(Code::PartialProcessSight),
+        FamilyState::NotAsked => {
+            let says = format!("whether a {family} is alive was not asked while it was held");
+            found.push(evidence(Code::PartialProcessSight, says, &fields));
+            Err(Code::PartialProcessSight)
+        }
         FamilyState::Alive(who, count) => {
             let more = if *count > 1 { format!(" and {} more", count - 1) } else { String::new() };
             found.push(evidence(

@@ -1,18 +1,24 @@
 //! Reading one process: its mappings, descriptors, directories and mount namespace.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::ffi::OsStr;
+use std::ffi::{CStr, CString, OsStr};
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use super::{Detail, How, MOST_DETAILS, NameFilter, Targets};
+use nix::dir::Dir;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+
+use super::{Detail, Enough, How, MOST_DETAILS, Search, Targets};
 use crate::tracker::evidence::mounts::{Mounts, number};
 use crate::tracker::evidence::namespaces::{Namespace, Namespaces};
 use crate::tracker::evidence::processes::{task_gone as gone, words};
+use crate::tracker::evidence::task::Task;
 use crate::tracker::evidence::unlinked::{self, Trace};
-use crate::tracker::sys;
+use crate::tracker::sys::{self, maps};
 
 /// What one process showed.
 #[derive(Default)]
@@ -41,7 +47,11 @@ impl Found {
 pub(super) struct Reader<'a> {
     pub(super) root: &'a Path,
     pub(super) targets: &'a Targets,
-    pub(super) remember: &'a NameFilter,
+    pub(super) search: &'a Search,
+    /// Where in our own namespace the file systems are mounted that objects are on.
+    pub(super) own_points: &'a [Vec<u8>],
+    /// The targets that somebody was found for, if one is enough.
+    pub(super) enough: Option<&'a Enough>,
 }
 
 impl Reader<'_> {
@@ -53,92 +63,193 @@ impl Reader<'_> {
 
     pub(super) fn read(&self, pid: i32, threads: bool, namespaces: &Namespaces) -> Found {
         let mut found = Found::default();
-        let own = self.root.join(pid.to_string());
-        let mut roots = vec![own.clone()];
+        let path = self.root.join(pid.to_string());
+        let own = match Task::open(path.clone()) {
+            Ok(own) => own,
+            // A process that is gone maps nothing; what it was is known by its executable.
+            Err(error) if gone(&path, &error) => {
+                found.maps_read = true;
+                return found;
+            }
+            Err(_) => {
+                found.incomplete = true;
+                return found;
+            }
+        };
+        let mut others = Vec::new();
         if threads {
-            match std::fs::read_dir(own.join("task")) {
-                Ok(tasks) => roots.extend(tasks.flatten().map(|task| task.path())),
-                Err(error) if gone(&own, &error) => {}
+            match std::fs::read_dir(path.join("task")) {
+                Ok(tasks) => {
+                    let tasks = tasks.flatten().map(|task| task.path());
+                    others.extend(tasks.filter_map(|task| Task::open(task).ok()));
+                }
+                Err(error) if own.is_gone(&error) => {}
                 Err(_) => found.incomplete = true,
             }
         }
-        let look = |root: &PathBuf| namespaces.of(self.root, root, pid, &self.targets.places);
+        let look = |task: &Task| namespaces.of(self.root, task, pid, &self.targets.places);
         let mut looked = look(&own);
-        if looked.as_ref().is_err_and(|error| gone(&own, error)) {
+        if looked.as_ref().is_err_and(|error| own.is_gone(error)) {
             // A first thread that has exited has no namespaces any more; those that go on have.
-            let others = roots.iter().skip(1).find_map(|root| look(root).ok());
-            looked = others.map_or(looked, Ok);
+            let other = others.iter().find_map(|task| look(task).ok());
+            looked = other.map_or(looked, Ok);
         }
         // Else there may be mounts of an object that nobody could look for.
-        found.incomplete |= looked.as_ref().is_err_and(|error| !gone(&own, error));
+        found.incomplete |= looked.as_ref().is_err_and(|error| !own.is_gone(error));
         let namespace = looked.ok();
-        let mounts = namespace.as_ref().map(|(namespace, _)| &namespace.mounts);
         // What a jail does not show may still be in its reach.
         found.view = namespace.as_ref().filter(|(_, jailed)| !jailed).map(|(view, _)| view.clone());
         // A thread can have mounts of its own, too.
-        let link = |task: &Path| std::fs::read_link(task.join("ns/mnt")).ok();
-        let known = link(&own);
-        for task in roots.iter().skip(1).filter(|task| link(task) != known) {
-            let looked = look(task);
-            found.incomplete |= looked.is_err_and(|error| !gone(task, &error));
-        }
-        for root in &roots {
-            self.maps(root, &mut found);
-            if self.targets.by_inode.is_empty() && self.targets.unlinked.is_empty() {
-                continue;
+        let link = |task: &Task| {
+            let mut link = Vec::new();
+            task.link(c"ns/mnt", &mut link).ok().map(|()| link)
+        };
+        if !others.is_empty() {
+            let known = link(&own);
+            for task in others.iter().filter(|task| link(task) != known) {
+                let looked = look(task);
+                found.incomplete |= looked.is_err_and(|error| !task.is_gone(&error));
             }
-            self.descriptors(root, mounts, namespaces, &mut found);
-            let jailed = namespace.as_ref().is_none_or(|(_, jailed)| *jailed);
-            self.directories(root, mounts, jailed, &mut found);
+        }
+        let seen = namespace.as_ref().map(|(namespace, jailed)| (&**namespace, *jailed));
+        let mut buffers = Buffers::default();
+        for task in std::iter::once(&own).chain(&others) {
+            self.look_at(task, seen, namespaces, &mut buffers, &mut found);
         }
         found
     }
 
-    fn maps(&self, root: &Path, found: &mut Found) {
-        let text = match std::fs::read(root.join("maps")) {
-            Ok(text) => text,
+    /// What one task has mapped and open.
+    fn look_at(
+        &self,
+        task: &Task,
+        seen: Option<(&Namespace, bool)>,
+        namespaces: &Namespaces,
+        buffers: &mut Buffers,
+        found: &mut Found,
+    ) {
+        let wanted = self.search.holders && !self.enough.is_some_and(Enough::is_reached);
+        if wanted || self.search.names.is_some() {
+            self.maps(task, buffers, found);
+        }
+        if !wanted || self.targets.by_inode.is_empty() && self.targets.unlinked.is_empty() {
+            return;
+        }
+        self.descriptors(task, seen, namespaces, buffers, found);
+        // Nothing else can be a working directory.
+        if self.search.deep || self.targets.directories {
+            let jailed = seen.is_none_or(|(_, jailed)| jailed);
+            self.directories(task, seen.map(|(view, _)| &view.mounts), jailed, found);
+        }
+    }
+
+    fn note(&self, found: &mut Found, target: usize, detail: &Detail) {
+        let known = found.holds.contains_key(&target);
+        if known || self.enough.is_none_or(|enough| enough.is_first_of(target)) {
+            found.note(target, detail.clone());
+        }
+    }
+
+    fn maps(&self, task: &Task, buffers: &mut Buffers, found: &mut Found) {
+        let by_text = self.search.names.is_some() || self.search.deep;
+        let read = if by_text { None } else { self.shared_maps(task, buffers, found) };
+        let read = read.unwrap_or_else(|| self.all_maps(task, buffers, found));
+        match read {
+            Ok(()) => found.maps_read = true,
             // A process that is gone maps nothing; what it was is known by its executable.
-            Err(error) if gone(root, &error) => Vec::new(),
-            Err(_) => {
-                found.incomplete = true;
-                return;
+            Err(error) if task.is_gone(&error) => found.maps_read = true,
+            Err(_) => found.incomplete = true,
+        }
+    }
+
+    /// The shared mappings, one by one, as the kernel finds them; nothing if it is too old for that.
+    fn shared_maps(
+        &self,
+        task: &Task,
+        buffers: &mut Buffers,
+        found: &mut Found,
+    ) -> Option<io::Result<()>> {
+        let mut own: Option<Number> = None;
+        let mut address = 0;
+        let mut look = |maps: &File| {
+            while let Some(map) = maps::next_of_file(maps, address, true, None)? {
+                address = map.end;
+                let inode = (map.dev, map.ino);
+                buffers.name.clear();
+                if self.targets.is_unlinked(inode) || !self.targets.segments_at(inode).is_empty() {
+                    let named = maps::next_of_file(maps, map.start, true, Some(&mut buffers.name))?;
+                    // Another one may be there now.
+                    if named != Some(map) {
+                        buffers.name.clear();
+                    }
+                } else if self.targets.at(inode).is_empty() {
+                    continue;
+                }
+                let range = format!("{:x}-{:x}", map.start, map.end);
+                let [r, w, x] = map.access;
+                let map = Map {
+                    range: range.as_bytes(),
+                    bytes: map.end.saturating_sub(map.start),
+                    permissions: &[r, w, x, b's'],
+                    dev: map.dev,
+                    ino: map.ino,
+                    path: &buffers.name,
+                };
+                self.mapping(task, &map, &mut own, found);
             }
+            Ok(())
         };
-        found.maps_read = true;
+        match task.file(c"maps").and_then(|maps| look(&maps)) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => None,
+            read => Some(read),
+        }
+    }
+
+    /// All mappings, and the names of what is mapped.
+    fn all_maps(&self, task: &Task, buffers: &mut Buffers, found: &mut Found) -> io::Result<()> {
+        task.read(c"maps", &mut buffers.text)?;
         let mut own: Option<Number> = None;
         let mut last: &[u8] = b"";
-        for line in text.split(|b| *b == b'\n') {
+        for line in buffers.text.split(|b| *b == b'\n') {
             let Some(map) = parse_map(line) else { continue };
-            for target in self.targets.at((map.dev, map.ino)) {
-                found.note(*target, map.detail());
-            }
-            // What an anonymous mapping that is shared maps has no name to be known by.
-            if self.targets.is_unlinked((map.dev, map.ino))
-                && let Some(name) = unlinked::name_of(map.path).filter(|_| map.is_shared())
-                && !map.path.starts_with(b"/SYSV")
-                && map.path != b"/dev/zero (deleted)"
-            {
-                let range = String::from_utf8_lossy(map.range);
-                found.unlinked.push(Trace {
-                    inode: (map.dev, map.ino),
-                    name: name.to_vec(),
-                    link: root.join("map_files").join(without_zeroes(&range)),
-                    detail: map.detail(),
-                });
-            }
-            // Memfds are on the same device, and a name of any file may look like this one.
-            if map.path.starts_with(b"/SYSV") {
-                for segment in self.targets.segments_at((map.dev, map.ino)) {
-                    if own.get_or_insert_with(|| namespace_of(root)).may_be(segment.namespace) {
-                        found.note(segment.index, map.detail());
-                    }
-                }
+            if self.search.holders {
+                self.mapping(task, &map, &mut own, found);
             }
             let name = map.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
-            if name != last {
+            if let Some(remember) = self.search.names.as_ref().filter(|_| name != last) {
                 last = name;
-                if !name.is_empty() && (self.remember)(name) {
+                if !name.is_empty() && remember(name) {
                     found.mapped_names.insert(name.to_vec());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What one mapping says.
+    fn mapping(&self, task: &Task, map: &Map<'_>, own: &mut Option<Number>, found: &mut Found) {
+        for target in self.targets.at((map.dev, map.ino)) {
+            self.note(found, *target, &map.detail());
+        }
+        // What an anonymous mapping that is shared maps has no name to be known by.
+        if self.targets.is_unlinked((map.dev, map.ino))
+            && let Some(name) = unlinked::name_of(map.path).filter(|_| map.is_shared())
+            && !map.path.starts_with(b"/SYSV")
+            && map.path != b"/dev/zero (deleted)"
+        {
+            let range = String::from_utf8_lossy(map.range);
+            found.unlinked.push(Trace {
+                inode: (map.dev, map.ino),
+                name: name.to_vec(),
+                link: task.path().join("map_files").join(without_zeroes(&range)),
+                detail: map.detail(),
+            });
+        }
+        // Memfds are on the same device, and a name of any file may look like this one.
+        if map.path.starts_with(b"/SYSV") {
+            for segment in self.targets.segments_at((map.dev, map.ino)) {
+                if own.get_or_insert_with(|| namespace_of(task)).may_be(segment.namespace) {
+                    self.note(found, segment.index, &map.detail());
                 }
             }
         }
@@ -146,53 +257,83 @@ impl Reader<'_> {
 
     fn descriptors(
         &self,
-        root: &Path,
-        mounts: Option<&Mounts>,
+        task: &Task,
+        seen: Option<(&Namespace, bool)>,
         namespaces: &Namespaces,
+        buffers: &mut Buffers,
         found: &mut Found,
     ) {
-        let entries = match std::fs::read_dir(root.join("fd")) {
-            Ok(entries) => entries,
-            Err(error) if gone(root, &error) => return,
-            Err(_) => {
-                found.incomplete = true;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = openat(task, c"fd", flags, Mode::empty()).map_err(io::Error::from);
+        let opened = directory.and_then(|directory| {
+            let entries = Dir::from_fd(directory.try_clone()?)?;
+            Ok((directory, entries))
+        });
+        let (directory, mut entries) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                found.incomplete |= !task.is_gone(&error);
                 return;
             }
         };
-        for entry in entries {
+        for entry in entries.iter() {
             let Ok(entry) = entry else {
                 found.incomplete = true;
                 return;
             };
+            let fd = entry.file_name();
+            if fd.to_bytes().starts_with(b".") {
+                continue;
+            }
+            if let Err(error) = sys::read_link(&directory, fd, &mut buffers.name) {
+                found.incomplete |= !task.is_gone(&error);
+                continue;
+            }
             // Sockets, pipes and their like name no path; a file does, whatever its mount.
-            let link = match std::fs::read_link(entry.path()) {
-                Ok(link) if !link.as_os_str().as_bytes().starts_with(b"/") => {
-                    namespaces.note_kept(link.as_os_str());
-                    continue;
-                }
-                Ok(link) => link,
-                Err(error) if gone(root, &error) => continue,
-                Err(_) => {
-                    found.incomplete = true;
-                    continue;
-                }
-            };
-            match self.descriptor(root, &entry.file_name(), &link, mounts) {
+            if !buffers.name.starts_with(b"/") {
+                namespaces.note_kept(&buffers.name);
+                continue;
+            }
+            if !self.may_be_wanted(&buffers.name, seen) {
+                continue;
+            }
+            let fd = OsStr::from_bytes(fd.to_bytes());
+            let view = seen.map(|(view, _)| view);
+            match self.descriptor(task, fd, &buffers.name, view, &mut buffers.text) {
                 Ok((inode, detail)) => {
                     let Some(inode) = inode else { continue };
                     for target in self.targets.at(inode) {
-                        found.note(*target, detail.clone());
+                        self.note(found, *target, &detail);
                     }
-                    let name = unlinked::name_of(link.as_os_str().as_bytes());
+                    let name = unlinked::name_of(&buffers.name);
                     if let Some(name) = name.filter(|_| self.targets.is_unlinked(inode)) {
-                        let (name, link) = (name.to_vec(), entry.path());
-                        found.unlinked.push(Trace { inode, name, link, detail });
+                        let link = task.path().join("fd").join(fd);
+                        found.unlinked.push(Trace { inode, name: name.to_vec(), link, detail });
                     }
                 }
-                Err(error) if gone(root, &error) => {}
-                Err(_) => found.incomplete = true,
+                Err(error) => found.incomplete |= !task.is_gone(&error),
             }
         }
+    }
+
+    /// Whether a descriptor with this path may be one of a target; only then is asked which inode it is of.
+    ///
+    /// The path is that of the mount by which it was opened and, below that, of the name by which it was, as both
+    /// are called now. So it begins where a file system of the objects is mounted, in the process's
+    /// namespace or in ours; or the mount is in neither, and it ends in the name of an object, or says that this
+    /// name is gone; or it is the root of such a mount, and nothing else.
+    fn may_be_wanted(&self, path: &[u8], seen: Option<(&Namespace, bool)>) -> bool {
+        // A jail's mounts have other paths for us than for who is in it.
+        let Some((view, false)) = seen else { return true };
+        let below = |point: &Vec<u8>| {
+            let rest = path.strip_prefix(point.as_slice());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+        };
+        self.search.deep
+            || path == b"/"
+            || path.ends_with(b" (deleted)")
+            || self.own_points.iter().chain(&view.points).any(below)
+            || path.rsplit(|b| *b == b'/').next().is_some_and(|name| self.targets.has_name(name))
     }
 
     /// The inode that a descriptor refers to, if it may be one that is asked for. A mount that the process's namespace does not list
@@ -201,12 +342,17 @@ impl Reader<'_> {
     /// inode number is one of ours.
     fn descriptor(
         &self,
-        root: &Path,
+        task: &Task,
         fd: &OsStr,
-        link: &Path,
-        mounts: Option<&Mounts>,
+        link: &[u8],
+        seen: Option<&Namespace>,
+        info: &mut Vec<u8>,
     ) -> io::Result<(Option<(u64, u64)>, Detail)> {
-        let info = std::fs::read(root.join("fdinfo").join(fd))?;
+        let of = |directory: &str| {
+            let path = [directory.as_bytes(), fd.as_bytes()].concat();
+            CString::new(path).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+        };
+        task.read(&of("fdinfo/")?, info)?;
         let field = |key: &[u8]| {
             info.split(|b| *b == b'\n')
                 .find_map(|line| number(words(line.strip_prefix(key)?).next()?))
@@ -214,16 +360,15 @@ impl Reader<'_> {
         let Some(ino) = field(b"ino:") else {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "fdinfo has no inode number"));
         };
-        let inode = match field(b"mnt_id:").and_then(|id| mounts?.dev_of(id)) {
+        let device = field(b"mnt_id:").and_then(|id| seen?.devices.get(&id).copied());
+        let inode = match device {
             Some(dev) => Some((dev, ino)),
             None if self.targets.has_number(ino) => {
-                inode_on(&root.join("fd").join(fd), &self.targets.devices)?
+                inode_on(task, &of("fd/")?, &self.targets.devices)?
             }
             // Others may be on file systems that never answer.
-            None if !self.targets.unlinked.is_empty()
-                && link.as_os_str().as_bytes().starts_with(b"/memfd:") =>
-            {
-                inode_on(&root.join("fd").join(fd), &self.targets.unlinked)?
+            None if !self.targets.unlinked.is_empty() && link.starts_with(b"/memfd:") => {
+                inode_on(task, &of("fd/")?, &self.targets.unlinked)?
             }
             None => None,
         };
@@ -234,7 +379,7 @@ impl Reader<'_> {
         // This process's own looks, on other threads, have such descriptors for a moment. What it has
         // inherited stays open over execve(2), and counts.
         const LOOK: i32 = libc::O_PATH | libc::O_CLOEXEC;
-        let is_look = flags.is_some_and(|flags| flags & LOOK == LOOK) && self.is_own(root);
+        let is_look = flags.is_some_and(|flags| flags & LOOK == LOOK) && self.is_own(task.path());
         let inode = inode.filter(|_| !is_look);
         let access = match flags {
             Some(flags) if flags & libc::O_PATH != 0 => "path",
@@ -259,30 +404,36 @@ impl Reader<'_> {
     /// The root and the working directory of a process, which are asked themselves: their paths say
     /// nothing where the process is in a jail, another mount came over them, or theirs was taken
     /// away. Only on a network file system, which may never answer, is the path believed.
-    fn directories(&self, root: &Path, mounts: Option<&Mounts>, jailed: bool, found: &mut Found) {
-        for (how, name) in [(How::Root, "root"), (How::Cwd, "cwd")] {
-            let link = root.join(name);
-            let asked = std::fs::read_link(&link).and_then(|at| {
-                let at = at.as_os_str().as_bytes();
-                if at != b"/" && mounts.is_some_and(|mounts| mounts.may_hang(at)) {
+    fn directories(&self, task: &Task, mounts: Option<&Mounts>, jailed: bool, found: &mut Found) {
+        for (how, name) in [(How::Root, c"root"), (How::Cwd, c"cwd")] {
+            let mut at = Vec::new();
+            let asked = task.link(name, &mut at).and_then(|()| {
+                if at != b"/" && mounts.is_some_and(|mounts| mounts.may_hang(&at)) {
                     // The path is ours, and a jail's mounts are told by other ones.
                     found.incomplete |= jailed;
                     return Ok(None);
                 }
-                inode_on(&link, &self.targets.devices)
+                inode_on(task, name, &self.targets.devices)
             });
             match asked {
                 Ok(inode) => {
                     let (access, shared, bytes, fd) = (String::new(), None, None, None);
                     let detail = Detail { how, access, shared, bytes, fd };
                     for target in inode.map_or(&[][..], |inode| self.targets.at(inode)) {
-                        found.note(*target, detail.clone());
+                        self.note(found, *target, &detail);
                     }
                 }
-                Err(error) => found.incomplete |= !gone(root, &error),
+                Err(error) => found.incomplete |= !task.is_gone(&error),
             }
         }
     }
+}
+
+/// What is read into, again and again.
+#[derive(Default)]
+struct Buffers {
+    text: Vec<u8>,
+    name: Vec<u8>,
 }
 
 /// A range of `maps` as `map_files` has it: `00400000-00401000` there is `400000-401000` here.
@@ -301,18 +452,15 @@ impl Number {
 }
 
 /// The IPC namespace that a process is in.
-fn namespace_of(root: &Path) -> Number {
-    let link = std::fs::read_link(root.join("ns/ipc")).ok();
-    let number = link.as_ref().and_then(|link| {
-        number(link.as_os_str().as_bytes().strip_prefix(b"ipc:[")?.strip_suffix(b"]")?)
-    });
-    Number(number)
+fn namespace_of(task: &Task) -> Number {
+    let mut link = Vec::new();
+    let read = task.link(c"ns/ipc", &mut link).ok();
+    Number(read.and_then(|()| number(link.strip_prefix(b"ipc:[")?.strip_suffix(b"]")?)))
 }
 
 /// Device and inode of what a link of /proc leads to, if it is on one of `devices`.
-fn inode_on(link: &Path, devices: &HashSet<u64>) -> io::Result<Option<(u64, u64)>> {
-    let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
-    let directory = nix::fcntl::open(link, flags, nix::sys::stat::Mode::empty())?;
+fn inode_on(task: &Task, link: &CStr, devices: &HashSet<u64>) -> io::Result<Option<(u64, u64)>> {
+    let directory = openat(task, link, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     // Of another file system nothing else may be asked: it may be one that never answers.
     if !devices.contains(&sys::device(&directory)?) {
         return Ok(None);
