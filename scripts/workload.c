@@ -24,7 +24,7 @@ enum { PAGE = 4096 };
 
 static int object(long number, int flags) {
     char name[32];
-    snprintf(name, sizeof name, "psm_%08lx", number);
+    snprintf(name, sizeof name, "%s_%08lx", prefix, number);
     int fd = open(name, flags, 0600);
     if (fd < 0)
         err(1, "%s", name);

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::Status;
 use super::error::{CommandError, Kind as ErrorKind};
-use super::render::{self, Row, columns, document, table};
+use super::render::document::Cells;
+use super::render::{self, Lines, Row, columns, document, table};
 use super::selecting::SelectArgs;
 use super::surveying::{Filled, Look};
 use super::ui::Ui;
@@ -106,7 +107,9 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
     let chosen = columns::chosen(columns::COLUMNS, &args.output, usual)?;
     let registered = args.tracker.map(registered_with).transpose()?;
     let (found, missing) = Look::of_selected(&args.select, args.select.judging())?;
-    let mut rows = found.rows(&args.select, &args.verdict);
+    let terminal = ui.stdout_is_terminal();
+    let judged = args.json || args.check || args.group_by == Some(GroupKey::Verdict) || terminal;
+    let mut rows = found.lines(&args.select, &args.verdict, judged);
     if let Some(registered) = &registered {
         rows.retain(|row| registered.of(row.object).next().is_some());
         let names = registered.len();
@@ -125,7 +128,7 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
     };
     ui.answer(|out| {
         if let Some(key) = args.group_by {
-            let groups = groups(&rows, key);
+            let groups = groups(rows.iter(), key);
             return if args.json {
                 let head = found.head("rtrack.groups/1");
                 document::write(out, &document::groups(head, key.name(), &groups))
@@ -139,18 +142,19 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
         }
         if args.json {
             let head = found.head("rtrack.inventory/1");
-            document::write(out, &document::inventory(head, &rows, &json_columns))
+            document::write_inventory(out, &head, &rows, &json_columns)
         } else if args.ndjson {
-            rows.iter().try_for_each(|row| {
-                document::write_line(out, &document::object(row, &json_columns))
-            })
+            rows.render(
+                |row| document::line(&Cells(row, &json_columns)),
+                |lines| lines.iter().try_for_each(|line| out.write_all(line.as_bytes())),
+            )
         } else if args.null {
             rows.iter().try_for_each(|row| {
                 out.write_all(&row.object.id_bytes())?;
                 out.write_all(b"\0")
             })
         } else {
-            table::write(out, &rows, chosen, look)
+            table::write_lines(out, &rows, chosen, look)
         }
     })?;
     if ui.stdout_is_terminal() && !(args.json || args.ndjson || args.null) {
@@ -164,7 +168,7 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
     if troubled {
         return Ok(ErrorKind::Failed.status());
     }
-    let orphans = rows.iter().any(|row| row.judgement.verdict == Verdict::Orphaned);
+    let orphans = rows.iter().any(|row| row.verdict() == Verdict::Orphaned);
     Ok(if !missing.is_empty() || args.check && orphans { ErrorKind::No.status() } else { 0 })
 }
 
@@ -179,21 +183,21 @@ impl GroupKey {
 }
 
 /// The groups, the one that uses most memory first.
-fn groups(rows: &[Row<'_>], key: GroupKey) -> Vec<render::Group> {
+fn groups<'a>(rows: impl Iterator<Item = Row<'a>>, key: GroupKey) -> Vec<render::Group> {
     let mut groups: Vec<render::Group> = Vec::new();
     let mut places = std::collections::HashMap::new();
     for row in rows {
         let name = match key {
             GroupKey::Producer => row.producer.map_or("unknown", |(id, _)| id),
             GroupKey::User => row.user,
-            GroupKey::Verdict => row.judgement.verdict.as_str(),
+            GroupKey::Verdict => row.verdict().as_str(),
         };
         let place = *places.entry(name).or_insert_with(|| {
             groups.push(render::Group::new(name));
             groups.len() - 1
         });
         if let Some(group) = groups.get_mut(place) {
-            group.add(row);
+            group.add(&row);
         }
     }
     groups.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
@@ -244,7 +248,7 @@ fn nearly_used_up(host: &Host) -> Vec<String> {
     render::limits::above(&limits, render::limits::THRESHOLD)
 }
 
-fn footer(found: &Look, rows: &[Row<'_>]) -> String {
+fn footer(found: &Look, rows: &Lines<'_>) -> String {
     let Look { world, mounts, .. } = found;
     let mut text = String::new();
     let mut fullest: Vec<&Filled> = mounts.iter().collect();
@@ -256,7 +260,11 @@ fn footer(found: &Look, rows: &[Row<'_>]) -> String {
     if let Some(more) = mounts.len().checked_sub(MOST_MOUNTS).filter(|more| *more > 0) {
         text.push_str(&format!("and {more} mounts that use less\n"));
     }
-    let of = |verdict| document::count(rows.iter().filter(|row| row.judgement.verdict == verdict));
+    let of = |verdict| {
+        let of_verdict = rows.iter().filter(|row| row.verdict() == verdict);
+        of_verdict
+            .fold((0, 0), |(objects, bytes), row| (objects + 1, bytes + row.object.allocated()))
+    };
     let (orphaned, reclaimable) = of(Verdict::Orphaned);
     let (unclaimed, perhaps) = of(Verdict::Unclaimed);
     text.push_str(&format!("orphaned {orphaned} ({})", show_size(reclaimable)));

@@ -242,6 +242,12 @@ impl SelectArgs {
         }
     }
 
+    /// Whether only certain producers are selected.
+    #[must_use]
+    pub fn chooses_producers(&self) -> bool {
+        !self.producer.is_empty()
+    }
+
     /// Whether the producer passes `--producer`.
     #[must_use]
     pub fn passes_producer(&self, id: Option<&str>) -> bool {

@@ -167,7 +167,7 @@ fn outlook(found: &Look, row: &Row<'_>) -> Outlook {
         };
     }
     match found.survey.facts(&found.world, row.index) {
-        Some(facts) => plan::outlook(&row.judgement, &facts),
+        Some(facts) => plan::outlook(row.judgement(), &facts),
         None => Outlook::default(),
     }
 }
@@ -277,7 +277,7 @@ fn as_text(
         }
         None => line("producer", "not known".into())?,
     }
-    if let Some((pid, state)) = &row.creator {
+    if let Some((pid, state)) = row.creator() {
         let state = match state {
             CreatorState::Alive(who) => format!("alive: {who}"),
             CreatorState::Recycled(who) => format!("gone; its pid is {who} now"),
@@ -298,11 +298,11 @@ fn as_text(
             }
         }
     }
-    for (place, evidence) in row.judgement.evidence.iter().enumerate() {
+    for (place, evidence) in row.judgement().evidence.iter().enumerate() {
         let key = if place == 0 { "evidence" } else { "" };
         line(key, format!("{:<21} {}", evidence.code.as_str(), evidence.says))?;
     }
-    line("verdict", format!("{} ({})", row.judgement.verdict, row.judgement.reason.as_str()))?;
+    line("verdict", format!("{} ({})", row.verdict(), row.judgement().reason.as_str()))?;
     let outlook = outlook(found, row);
     line("reap", outlook.does)?;
     line("changes", outlook.changes)?;

@@ -1,13 +1,14 @@
 //! One look at the machine for `list`, `show` and `reap`: what was selected, what was found, and
 //! what the operator has to be told about what was not seen.
 
+use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::io;
 
 use serde_json::{Map, Value};
 
 use super::error::{CommandError, Kind as ErrorKind};
-use super::render::{self, Row, document};
+use super::render::{self, Lines, Rank, Row, document};
 use super::selecting::{SelectArgs, SortKey, explain};
 use super::ui::Ui;
 use crate::tracker::evidence::sight::Blind;
@@ -163,10 +164,25 @@ impl Look {
         let mut rows = render::rows(&self.world, &self.survey);
         rows.retain(|row| {
             select.passes_producer(row.producer.map(|(id, _)| id))
-                && (verdicts.is_empty() || verdicts.contains(&row.judgement.verdict))
+                && (verdicts.is_empty() || verdicts.contains(&row.verdict()))
         });
         sort(&mut rows, select.sort, select.reverse);
         rows
+    }
+
+    /// The same as lines, to be rendered bit by bit; `judged` if their verdicts matter for more than that.
+    #[must_use]
+    pub fn lines(&self, select: &SelectArgs, verdicts: &[Verdict], judged: bool) -> Lines<'_> {
+        let judged = judged || !verdicts.is_empty() || select.sort == SortKey::Verdict;
+        let mut lines = Lines::new(&self.world, &self.survey, judged);
+        if !verdicts.is_empty() || select.chooses_producers() {
+            lines.retain(|row| {
+                select.passes_producer(row.producer.map(|(id, _)| id))
+                    && (verdicts.is_empty() || verdicts.contains(&row.verdict()))
+            });
+        }
+        lines.sort_by(|a, b| order(a, b, select.sort, select.reverse));
+        lines
     }
 
     /// What stands at the head of every JSON document.
@@ -223,18 +239,20 @@ fn no_such_namespace(select: &SelectArgs, world: &World) -> CommandError {
 
 /// Sorts as `--sort` says; equal ones by name, so that two runs agree.
 pub fn sort(rows: &mut [Row<'_>], key: SortKey, reverse: bool) {
-    rows.sort_by(|a, b| {
-        let order = match key {
-            SortKey::Size => b.object.size().cmp(&a.object.size()),
-            SortKey::Name => std::cmp::Ordering::Equal,
-            SortKey::Age => b.age().cmp(&a.age()),
-            SortKey::User => a.user.cmp(b.user),
-            SortKey::Kind => a.object.kind.cmp(&b.object.kind),
-            SortKey::Verdict => b.judgement.verdict.cmp(&a.judgement.verdict),
-        };
-        let order = order.then_with(|| a.object.file.cmp(&b.object.file));
-        if reverse { order.reverse() } else { order }
-    });
+    rows.sort_by(|a, b| order(&a.rank(), &b.rank(), key, reverse));
+}
+
+fn order(a: &Rank<'_>, b: &Rank<'_>, key: SortKey, reverse: bool) -> Ordering {
+    let order = match key {
+        SortKey::Size => b.object.size().cmp(&a.object.size()),
+        SortKey::Name => Ordering::Equal,
+        SortKey::Age => b.age().cmp(&a.age()),
+        SortKey::User => a.user.cmp(b.user),
+        SortKey::Kind => a.object.kind.cmp(&b.object.kind),
+        SortKey::Verdict => b.verdict.cmp(&a.verdict),
+    };
+    let order = order.then_with(|| a.object.file.cmp(&b.object.file));
+    if reverse { order.reverse() } else { order }
 }
 
 fn say_troubles(survey: &Survey, strict: bool, ui: &Ui) -> bool {

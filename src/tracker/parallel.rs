@@ -12,7 +12,16 @@ const PIECE: usize = 64;
 
 /// What `work` answers for each of `items`, in their order.
 pub fn map<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let pieces = items.len().div_ceil(PIECE);
+    by_pieces(items, PIECE, work)
+}
+
+/// The same where each of them is worth a thread.
+pub fn map_each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    by_pieces(items, 1, work)
+}
+
+fn by_pieces<T: Sync, R: Send>(items: &[T], size: usize, work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let pieces = items.len().div_ceil(size);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = threads.min(MOST_THREADS).min(pieces);
     let next = AtomicUsize::new(0);
@@ -20,10 +29,10 @@ pub fn map<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<
         let mut answers = Vec::new();
         loop {
             let piece = next.fetch_add(1, Ordering::Relaxed);
-            let Some(rest) = items.get(piece * PIECE..).filter(|rest| !rest.is_empty()) else {
+            let Some(rest) = items.get(piece * size..).filter(|rest| !rest.is_empty()) else {
                 return answers;
             };
-            let items = rest.get(..PIECE).unwrap_or(rest);
+            let items = rest.get(..size).unwrap_or(rest);
             answers.push((piece, items.iter().map(&work).collect::<Vec<R>>()));
         }
     };
@@ -63,6 +72,7 @@ mod tests {
             let items: Vec<usize> = (0..count).collect();
             let twice: Vec<usize> = items.iter().map(|n| 2 * n).collect();
             assert_eq!(map(&items, |n| 2 * n), twice);
+            assert_eq!(map_each(&items, |n| 2 * n), twice);
         }
     }
 }

@@ -82,6 +82,12 @@ pub struct Judgement {
 }
 
 impl Judgement {
+    /// Nothing is known.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self { verdict: Verdict::Unknown, reason: Code::NoLease, evidence: Vec::new() }
+    }
+
     /// The code of the deciding reason, and its sentence.
     #[must_use]
     pub fn explained(&self) -> String {

@@ -89,7 +89,7 @@ pub(super) fn confirm(
 /// Says what the operator overrides.
 pub(super) fn say_forced(ui: &Ui, found: &Look, planned: &Planned) {
     for row in planned.rows(found).iter().filter(|row| row.forced && row.report.is_none()) {
-        let Row { object, judgement, .. } = row;
+        let (object, judgement) = (row.object, row.judgement());
         if judgement.verdict != Verdict::Orphaned && judgement.verdict != Verdict::Held {
             let (verdict, says) = (judgement.verdict, judgement.explained());
             ui.line(format_args!(
@@ -238,7 +238,7 @@ fn plan_id(args: &ReapArgs, found: &Look, plan: Option<&Plan>) -> Option<String>
 /// What was selected and not planned, by its verdict: `2 held, 1 unclaimed`.
 fn alone(rows: &[Row<'_>]) -> String {
     let alone = || rows.iter().filter(|row| row.report.is_none());
-    let count = |verdict| alone().filter(|row| row.judgement.verdict == verdict).count();
+    let count = |verdict| alone().filter(|row| row.verdict() == verdict).count();
     counts(Verdict::ALL.map(|verdict| (count(verdict), verdict.as_str())))
 }
 

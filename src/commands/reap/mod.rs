@@ -292,7 +292,7 @@ fn open_archive(args: &ReapArgs) -> Result<Option<Archive>, CommandError> {
 fn foresee(step: &Step, row: Option<&Row<'_>>) -> Report {
     match step {
         Step::Remove(..) => {
-            let says = row.map_or_else(String::new, |row| row.judgement.explained());
+            let says = row.map_or_else(String::new, |row| row.judgement().explained());
             Report::new(Outcome::WouldReap, says)
         }
         Step::Refuse(verdict, why) => refused(*verdict, why.clone()),

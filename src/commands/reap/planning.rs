@@ -53,8 +53,9 @@ impl Planned {
     /// The rows of what is planned, and of what is there no longer.
     pub(super) fn rows<'a>(&'a self, found: &'a Look) -> Vec<Row<'a>> {
         let here = self.steps.iter().filter_map(|(index, _)| {
-            let row = render::row(&found.world, &found.survey, *index)?;
-            Some(Row { forced: self.forced.contains(index), ..row })
+            let mut row = render::row(&found.world, &found.survey, *index)?;
+            row.forced = self.forced.contains(index);
+            Some(row)
         });
         here.chain(absent_rows(&self.absent, found)).collect()
     }
@@ -65,18 +66,15 @@ pub(super) fn absent_rows<'a>(
     absent: &'a [(Item, Report)],
     found: &'a Look,
 ) -> impl Iterator<Item = Row<'a>> {
-    absent.iter().map(|(item, report)| Row {
-        object: &item.object,
-        index: usize::MAX,
-        judgement: item.judgement.clone(),
-        holders: &[],
-        producer: item.producer.as_ref().map(|(id, software)| (id.as_str(), software.as_str())),
-        creator: None,
-        user: &item.user,
-        namespace: found.world.namespace(item.object.place),
-        now: found.survey.taken_at,
-        report: Some(report.clone()),
-        forced: item.force,
+    absent.iter().map(|(item, report)| {
+        let judgement = item.judgement.clone();
+        let mut row = Row::absent(&found.world, &found.survey, &item.object, judgement);
+        row.producer =
+            item.producer.as_ref().map(|(id, software)| (id.as_str(), software.as_str()));
+        row.user = &item.user;
+        row.report = Some(report.clone());
+        row.forced = item.force;
+        row
     })
 }
 
@@ -212,7 +210,7 @@ fn by_verdict(args: &ReapArgs, found: &Look, forced: &HashSet<Key>) -> Planned {
         if !force && !args.select.passes_producer(row.producer.map(|(id, _)| id)) {
             continue;
         }
-        let verdict = row.judgement.verdict;
+        let verdict = row.verdict();
         match step(args, found, &row, args.wanted(), force) {
             // Somebody who names an object is told why it stays.
             Step::Leave if force || named.contains(&row.index) => {
@@ -221,7 +219,7 @@ fn by_verdict(args: &ReapArgs, found: &Look, forced: &HashSet<Key>) -> Planned {
                 } else if row.object.sysv.is_some() && !reap::sysv::may_remove(row.object) {
                     STRANGE.to_owned()
                 } else {
-                    format!("{verdict}: {}", row.judgement.says())
+                    format!("{verdict}: {}", row.judgement().says())
                 };
                 planned.steps.push((row.index, Step::Refuse(verdict, why)));
             }
@@ -242,7 +240,7 @@ fn step(args: &ReapArgs, found: &Look, row: &Row<'_>, verdicts: &[Verdict], forc
     let step = match found.survey.leases.get(row.index) {
         // A reaper's own, or of somebody who likes the name.
         Some(_) if reap::is_quarantine_name(&row.object.file) => Step::Leave,
-        Some(lease) => plan::step(row.object.kind, *lease, &row.judgement, verdicts, force),
+        Some(lease) => plan::step(row.object.kind, *lease, row.judgement(), verdicts, force),
         None => Step::Leave,
     };
     match step {
@@ -297,8 +295,8 @@ fn is_gone(world: &World, object: &Object) -> bool {
 
 /// A plan never does more than it says: what is not as it was stays.
 fn planned_step(args: &ReapArgs, found: &Look, row: &Row<'_>, item: &Item) -> Step {
-    let now = row.judgement.verdict;
-    if let Err(why) = plan::still_goes(item.judgement.verdict, &row.judgement, item.force) {
+    let now = row.verdict();
+    if let Err(why) = plan::still_goes(item.judgement.verdict, row.judgement(), item.force) {
         return Step::Refuse(now, why);
     }
     if let Err(why) = item.is_unchanged(row.object) {
@@ -306,7 +304,7 @@ fn planned_step(args: &ReapArgs, found: &Look, row: &Row<'_>, item: &Item) -> St
     }
     match step(args, found, row, &Verdict::ALL, item.force) {
         Step::Remove(manner, _) => Step::Remove(manner, item.judgement.verdict),
-        Step::Leave => Step::Refuse(now, format!("{now}: {}", row.judgement.says())),
+        Step::Leave => Step::Refuse(now, format!("{now}: {}", row.judgement().says())),
         refused @ Step::Refuse(..) => refused,
     }
 }

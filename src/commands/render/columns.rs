@@ -259,26 +259,20 @@ pub static COLUMNS: &[Column] = &[
         |r| json!(r.object.deleted),
     ),
     column("holders", "HOLDERS", "who has it open or mapped", holders_text, holders_value),
-    column(
-        "verdict",
-        "VERDICT",
-        "may it go?",
-        |r| r.judgement.verdict.to_string(),
-        |r| json!(r.judgement.verdict),
-    ),
+    column("verdict", "VERDICT", "may it go?", |r| r.verdict().to_string(), |r| json!(r.verdict())),
     column(
         "reason",
         "REASON",
         "what decided the verdict",
-        |r| r.judgement.explained(),
-        |r| json!(r.judgement.reason),
+        |r| r.judgement().explained(),
+        |r| json!(r.judgement().reason),
     ),
     column(
         "evidence",
         "EVIDENCE",
         "everything that is known",
-        |r| r.judgement.evidence.iter().map(|e| e.code.as_str()).collect::<Vec<_>>().join(","),
-        |r| json!(r.judgement.evidence),
+        |r| r.judgement().evidence.iter().map(|e| e.code.as_str()).collect::<Vec<_>>().join(","),
+        |r| json!(r.judgement().evidence),
     ),
 ];
 
@@ -448,7 +442,7 @@ fn base64_name(row: &Row<'_>) -> Option<String> {
 }
 
 fn creator_text(row: &Row<'_>) -> String {
-    match &row.creator {
+    match row.creator() {
         None => String::new(),
         Some((pid, CreatorState::Alive(_))) => format!("{pid} (alive)"),
         Some((pid, CreatorState::Dead | CreatorState::Recycled(_))) => format!("{pid} (dead)"),
@@ -457,7 +451,7 @@ fn creator_text(row: &Row<'_>) -> String {
 }
 
 fn creator_value(row: &Row<'_>) -> Value {
-    let Some((pid, state)) = &row.creator else { return Value::Null };
+    let Some((pid, state)) = row.creator() else { return Value::Null };
     let alive = match state {
         CreatorState::Alive(_) => Some(true),
         CreatorState::Dead | CreatorState::Recycled(_) => Some(false),

@@ -1,12 +1,14 @@
 //! The JSON documents.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
+use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::columns::{self, COLUMNS, Column, OUTCOME};
-use super::{Group, Row};
+use super::{Group, Lines, Row};
 use crate::commands::surveying::Filled;
 use crate::commands::values::show_time;
 use crate::tracker::evidence::sight::{Blind, Sight};
@@ -19,15 +21,26 @@ use crate::tracker::world::World;
 
 /// One object, with the given columns.
 #[must_use]
-pub fn object(row: &Row<'_>, columns: &[&Column]) -> Value {
-    let mut map = Map::new();
-    for column in columns {
-        let value = (column.value)(row);
-        if !(column.optional && value.is_null()) {
-            map.insert(column.key.to_owned(), value);
+pub fn object(row: &Row<'_>, columns: &[&'static Column]) -> Value {
+    serde_json::to_value(Cells(row, columns)).unwrap_or_default()
+}
+
+/// One object, to be written with these columns.
+#[derive(Debug)]
+pub struct Cells<'a>(pub &'a Row<'a>, pub &'a [&'static Column]);
+
+impl Serialize for Cells<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(row, columns) = self;
+        let mut map = serializer.serialize_map(None)?;
+        for column in *columns {
+            let value = (column.value)(row);
+            if !(column.optional && value.is_null()) {
+                map.serialize_entry(column.key, &value)?;
+            }
         }
+        map.end()
     }
-    Value::Object(map)
 }
 
 /// All the columns of `list`, and with `outcome` those of `reap`.
@@ -94,23 +107,62 @@ pub fn head(schema: &str, host: &Host, survey: &Survey, mounts: Vec<Value>) -> M
     map
 }
 
-/// The document of `list --json`.
-#[must_use]
-pub fn inventory(mut head: Map<String, Value>, rows: &[Row<'_>], columns: &[&Column]) -> Value {
-    let mut by_verdict = BTreeMap::new();
-    for verdict in Verdict::ALL {
-        let count = count(rows.iter().filter(|row| row.judgement.verdict == verdict));
-        if count.0 > 0 {
-            by_verdict.insert(verdict.as_str(), json!({ "objects": count.0, "bytes": count.1 }));
-        }
+/// Writes the document of `list --json`, and a newline: as [`write`] would, but bit by bit.
+///
+/// # Errors
+/// Whatever writing failed with.
+pub fn write_inventory(
+    out: &mut dyn Write,
+    head: &Map<String, Value>,
+    rows: &Lines<'_>,
+    columns: &[&'static Column],
+) -> io::Result<()> {
+    let mut by_verdict: BTreeMap<Verdict, (usize, u64)> = BTreeMap::new();
+    for row in rows.iter() {
+        let sum = by_verdict.entry(row.verdict()).or_default();
+        *sum = (sum.0 + 1, sum.1 + row.object.allocated());
     }
-    let total = count(rows.iter());
-    head.insert("objects".into(), rows.iter().map(|row| object(row, columns)).collect());
-    head.insert(
-        "totals".into(),
-        json!({ "objects": total.0, "bytes": total.1, "by_verdict": by_verdict }),
-    );
-    Value::Object(head)
+    let sum = |(objects, bytes): (usize, u64)| json!({ "objects": objects, "bytes": bytes });
+    let total = by_verdict.values().fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
+    let named =
+        |verdict: &Verdict| by_verdict.get(verdict).map(|one| (verdict.as_str(), sum(*one)));
+    let mut totals = sum(total);
+    totals["by_verdict"] = Verdict::ALL.iter().filter_map(named).collect();
+    // Strings hold no newlines.
+    let inner = |text: &str, by: &str| text.replace('\n', &format!("\n{by}"));
+    writeln!(out, "{{")?;
+    for (key, value) in head {
+        writeln!(out, "  {}: {},", json!(key), inner(&pretty(value), "  "))?;
+    }
+    write!(out, "  \"objects\": [")?;
+    let mut between = "\n    ";
+    rows.render(
+        |row| inner(&pretty(&Cells(row, columns)), "    "),
+        |objects| {
+            objects.iter().try_for_each(|object| {
+                write!(out, "{}{object}", std::mem::replace(&mut between, ",\n    "))
+            })
+        },
+    )?;
+    let end = if rows.is_empty() { "]" } else { "\n  ]" };
+    writeln!(out, "{end},\n  \"totals\": {}\n}}", inner(&pretty(&totals), "  "))
+}
+
+/// A value as text of several lines.
+fn pretty(value: &impl Serialize) -> String {
+    let text = serde_json::to_string_pretty(value).unwrap_or_default();
+    harmless(&text).into_owned()
+}
+
+/// A value as text, with a newline.
+#[must_use]
+pub fn line(value: &impl Serialize) -> String {
+    let mut text = serde_json::to_string(value).unwrap_or_default();
+    if let Cow::Owned(harmless) = harmless(&text) {
+        text = harmless;
+    }
+    text.push('\n');
+    text
 }
 
 /// One group of `list --group-by`.
@@ -177,5 +229,5 @@ pub fn write(out: &mut dyn Write, document: &Value) -> io::Result<()> {
 /// # Errors
 /// Whatever writing failed with.
 pub fn write_line(out: &mut dyn Write, value: &Value) -> io::Result<()> {
-    writeln!(out, "{}", harmless(&value.to_string()))
+    out.write_all(line(value).as_bytes())
 }

@@ -9,28 +9,35 @@ mod sysv;
 pub mod table;
 pub mod trackers;
 
+use std::cell::OnceCell;
+use std::cmp::Ordering;
+use std::io;
+
 use crate::tracker::evidence::holders::Holder;
 use crate::tracker::inventory::Object;
+use crate::tracker::parallel;
 use crate::tracker::reap::Report;
 use crate::tracker::survey::Survey;
 use crate::tracker::verdict::{CreatorState, Judgement, Verdict};
 use crate::tracker::world::{Namespace, World};
 
-/// One object with everything that a column may want.
+/// One object with everything that a column may want. What takes long to find out is found out when it is
+/// asked for first.
 #[derive(Debug)]
 pub struct Row<'a> {
+    world: &'a World,
+    survey: &'a Survey,
     /// The object.
     pub object: &'a Object,
     /// Its place in the survey.
     pub index: usize,
-    /// Its verdict.
-    pub judgement: Judgement,
+    verdict: Option<Verdict>,
+    judgement: OnceCell<Judgement>,
     /// Who holds it.
     pub holders: &'a [Holder],
     /// Id and name of its producer.
     pub producer: Option<(&'a str, &'a str)>,
-    /// The pid in its name, or that the kernel records.
-    pub creator: Option<(i32, CreatorState)>,
+    creator: OnceCell<Option<(i32, CreatorState)>>,
     /// The owner's name.
     pub user: &'a str,
     /// Where it is, unless that is our own namespace.
@@ -43,12 +50,65 @@ pub struct Row<'a> {
     pub forced: bool,
 }
 
-impl Row<'_> {
+impl<'a> Row<'a> {
+    /// One of what is not in the survey any more, with the verdict that it had.
+    #[must_use]
+    pub fn absent(
+        world: &'a World,
+        survey: &'a Survey,
+        object: &'a Object,
+        judgement: Judgement,
+    ) -> Self {
+        let (judgement, creator) = (OnceCell::from(judgement), OnceCell::from(None));
+        Self { judgement, creator, ..Self::of(world, survey, object, usize::MAX) }
+    }
+
+    fn of(world: &'a World, survey: &'a Survey, object: &'a Object, index: usize) -> Self {
+        Self {
+            world,
+            survey,
+            object,
+            index,
+            verdict: None,
+            judgement: OnceCell::new(),
+            holders: survey.holders(index),
+            producer: None,
+            creator: OnceCell::new(),
+            user: "",
+            namespace: world.namespace(object.place),
+            now: survey.taken_at,
+            report: None,
+            forced: false,
+        }
+    }
+
+    /// Its verdict, with why.
+    pub fn judgement(&self) -> &Judgement {
+        // Every object of a survey has one.
+        let judge = || self.survey.judge(self.world, self.index).unwrap_or_else(Judgement::none);
+        self.judgement.get_or_init(judge)
+    }
+
+    /// Its verdict.
+    pub fn verdict(&self) -> Verdict {
+        self.verdict.unwrap_or_else(|| self.judgement().verdict)
+    }
+
+    /// The pid in its name, or that the kernel records.
+    pub fn creator(&self) -> Option<&(i32, CreatorState)> {
+        self.creator.get_or_init(|| self.survey.creator(self.object)).as_ref()
+    }
+
+    /// What its place among others depends on.
+    pub fn rank(&self) -> Rank<'_> {
+        let (object, user, now) = (self.object, self.user, self.now);
+        Rank { object, user, now, verdict: Some(self.verdict()) }
+    }
+
     /// Nanoseconds since birth, if that or the last change is known.
     #[must_use]
     pub fn age(&self) -> Option<i128> {
-        let known = !self.object.is_known_by_mapping_only();
-        known.then(|| self.now - self.object.stat.born.unwrap_or(self.object.stat.changed))
+        Rank { object: self.object, user: self.user, now: self.now, verdict: None }.age()
     }
 }
 
@@ -77,7 +137,7 @@ impl Group {
         let bytes = row.object.allocated();
         self.objects += 1;
         self.bytes += bytes;
-        let of_verdict = self.by_verdict.entry(row.judgement.verdict).or_default();
+        let of_verdict = self.by_verdict.entry(row.verdict()).or_default();
         of_verdict.0 += 1;
         of_verdict.1 += bytes;
     }
@@ -93,19 +153,143 @@ pub fn rows<'a>(world: &'a World, survey: &'a Survey) -> Vec<Row<'a>> {
 #[must_use]
 pub fn row<'a>(world: &'a World, survey: &'a Survey, index: usize) -> Option<Row<'a>> {
     let object = survey.objects.get(index)?;
+    let producer = survey.producer(object);
     Some(Row {
-        object,
-        index,
-        judgement: survey.judge(world, index)?,
-        holders: survey.holders(index),
-        producer: survey
-            .producer(object)
-            .map(|m| (m.producer.id.as_str(), m.producer.software.as_str())),
-        creator: survey.creator(object),
+        producer: producer.map(|m| (m.producer.id.as_str(), m.producer.software.as_str())),
         user: survey.owner(object.stat.uid),
-        namespace: world.namespace(object.place),
-        now: survey.taken_at,
-        report: None,
-        forced: false,
+        ..Row::of(world, survey, object, index)
     })
+}
+
+/// What the order of objects depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct Rank<'a> {
+    /// The object.
+    pub object: &'a Object,
+    /// The owner's name.
+    pub user: &'a str,
+    /// Its verdict, if that was asked for.
+    pub verdict: Option<Verdict>,
+    /// When it was seen, in nanoseconds since 1970.
+    now: i128,
+}
+
+impl Rank<'_> {
+    /// Nanoseconds since birth, if that or the last change is known.
+    #[must_use]
+    pub fn age(&self) -> Option<i128> {
+        let known = !self.object.is_known_by_mapping_only();
+        known.then(|| self.now - self.object.stat.born.unwrap_or(self.object.stat.changed))
+    }
+}
+
+/// So many objects are rendered at once: memory does not grow with how many there are.
+const PIECE: usize = 1024;
+
+/// Objects that are listed: of each no more than what their order depends on.
+#[derive(Debug)]
+pub struct Lines<'a> {
+    world: &'a World,
+    survey: &'a Survey,
+    lines: Vec<Line>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    index: usize,
+    verdict: Option<Verdict>,
+}
+
+impl<'a> Lines<'a> {
+    /// All objects of the survey, with their verdicts if those matter for more than to be shown.
+    #[must_use]
+    pub fn new(world: &'a World, survey: &'a Survey, judged: bool) -> Self {
+        let indices: Vec<usize> = (0..survey.objects.len()).collect();
+        let line = |index: &usize| {
+            let row = row(world, survey, *index)?;
+            Some(Line { index: *index, verdict: judged.then(|| row.verdict()) })
+        };
+        let lines = parallel::map(&indices, line).into_iter().flatten().collect();
+        Self { world, survey, lines }
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// Keeps those that pass `test`.
+    pub fn retain(&mut self, test: impl Fn(&Row<'_>) -> bool) {
+        let (world, survey) = (self.world, self.survey);
+        self.lines.retain(|line| line.row(world, survey).is_some_and(|row| test(&row)));
+    }
+
+    /// Sorts them by `order`.
+    pub fn sort_by(&mut self, order: impl Fn(&Rank<'_>, &Rank<'_>) -> Ordering) {
+        let survey = self.survey;
+        let rank = |line: &Line| {
+            let object = survey.objects.get(line.index)?;
+            let user = survey.owner(object.stat.uid);
+            Some(Rank { object, user, now: survey.taken_at, verdict: line.verdict })
+        };
+        self.lines.sort_by(|a, b| match (rank(a), rank(b)) {
+            (Some(a), Some(b)) => order(&a, &b),
+            _ => Ordering::Equal,
+        });
+    }
+
+    /// Their rows, one by one.
+    pub fn iter(&self) -> impl Iterator<Item = Row<'a>> {
+        self.lines.iter().filter_map(|line| line.row(self.world, self.survey))
+    }
+
+    /// What `render` makes of each row, in order: `write` is given so many of them at once as are worth it.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub fn render<R: Send>(
+        &self,
+        render: impl Fn(&Row<'_>) -> R + Sync,
+        mut write: impl FnMut(Vec<R>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.lines.chunks(PIECE).try_for_each(|lines| {
+            let one = |line: &Line| line.row(self.world, self.survey).map(|row| render(&row));
+            write(parallel::map(lines, one).into_iter().flatten().collect())
+        })
+    }
+}
+
+impl Lines<'_> {
+    /// What `render` makes of some rows at once, in order.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub fn render_pieces<R: Send>(
+        &self,
+        render: impl Fn(&[Row<'_>]) -> R + Sync,
+        mut write: impl FnMut(R) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let piece = |lines: &&[Line]| {
+            let rows = lines.iter().filter_map(|line| line.row(self.world, self.survey));
+            render(&rows.collect::<Vec<_>>())
+        };
+        self.lines.chunks(PIECE).try_for_each(|lines| {
+            let pieces: Vec<&[Line]> = lines.chunks(PIECE / 8).collect();
+            parallel::map_each(&pieces, piece).into_iter().try_for_each(&mut write)
+        })
+    }
+}
+
+impl Line {
+    fn row<'a>(&self, world: &'a World, survey: &'a Survey) -> Option<Row<'a>> {
+        Some(Row { verdict: self.verdict, ..row(world, survey, self.index)? })
+    }
 }

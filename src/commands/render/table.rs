@@ -8,13 +8,17 @@ use unicode_width::UnicodeWidthStr;
 use super::columns::{Column, SHRINKS};
 pub use super::grid::Look;
 use super::grid::{Grid, Shape, room};
-use super::{Group, Row};
+use super::{Group, Lines, Row};
 use crate::commands::values::show_size;
 use crate::tracker::resource::escape;
 use crate::tracker::verdict::Verdict;
 
 /// The column of names.
 const NEVER_CUT: &str = "id";
+
+/// The column of verdicts, and its longest word: `unclaimed`.
+const VERDICT: &str = "verdict";
+const WIDEST_VERDICT: usize = 9;
 
 /// A name wider than this has a line of its own.
 const WIDEST_NAME: usize = 72;
@@ -44,6 +48,50 @@ pub fn write(
     let frame = Frame::new(rows, columns, look);
     frame.head(out)?;
     frame.rows(out, rows)
+}
+
+/// The same of what is listed, bit by bit: as wide as the widest cell, but for the last column, which nothing
+/// stands behind, and the verdict, which has few words.
+///
+/// # Errors
+/// Whatever writing failed with.
+pub fn write_lines(
+    out: &mut dyn Write,
+    lines: &Lines<'_>,
+    columns: Vec<&'static Column>,
+    look: Look,
+) -> io::Result<()> {
+    let measured = columns.len().saturating_sub(1);
+    let mut widths: Vec<usize> = headings(&columns, look);
+    let width = |row: &Row<'_>, column: &Column| match column.key {
+        VERDICT => WIDEST_VERDICT,
+        _ => (column.text)(row).width(),
+    };
+    lines.render(
+        |row| columns.iter().take(measured).map(|column| width(row, column)).collect::<Vec<_>>(),
+        |rows| {
+            for row in rows {
+                for ((width, cell), column) in widths.iter_mut().zip(row).zip(&columns) {
+                    *width = (*width).max(if cell <= most(column) { cell } else { 0 });
+                }
+            }
+            Ok(())
+        },
+    )?;
+    if let (Some(last), Some(width)) = (columns.last(), widths.last_mut()) {
+        *width = if look.width.is_some() && last.key == SHRINKS { usize::MAX } else { *width };
+    }
+    shrink(&mut widths, &columns, look, false);
+    let frame = Frame { columns, widths, look, empty: lines.is_empty() };
+    frame.head(out)?;
+    lines.render_pieces(
+        |rows| {
+            let mut text = Vec::new();
+            frame.rows(&mut text, rows)?;
+            Ok(text)
+        },
+        |text: io::Result<Vec<u8>>| out.write_all(&text?),
+    )
 }
 
 /// A table whose columns have their widths, so that its headings can be written before it is known
@@ -152,27 +200,41 @@ pub fn write_groups(
 fn widths(rows: &[Row<'_>], columns: &[&Column], look: Look) -> Vec<usize> {
     // What became of the objects is not known yet.
     let unknown = rows.iter().any(|row| row.report.is_none());
-    let mut widths: Vec<usize> = columns
-        .iter()
-        .map(|column| {
-            let heading = if look.headings { column.heading.width() } else { 1 };
-            let most = if column.key == NEVER_CUT { WIDEST_NAME } else { usize::MAX };
-            let cells = rows.iter().map(|row| (column.text)(row).width());
-            let widest = cells.filter(|width| *width <= most).max().unwrap_or(0).max(heading);
-            if unknown && column.key == "outcome" { widest.max(WIDEST_OUTCOME) } else { widest }
-        })
-        .collect();
-    let Some(terminal) = look.width else { return widths };
+    let mut widths = headings(columns, look);
+    for (column, width) in columns.iter().zip(&mut widths) {
+        let cells = rows.iter().map(|row| (column.text)(row).width());
+        *width = cells.filter(|width| *width <= most(column)).max().unwrap_or(0).max(*width);
+        if unknown && column.key == "outcome" {
+            *width = (*width).max(WIDEST_OUTCOME);
+        }
+    }
+    shrink(&mut widths, columns, look, unknown);
+    widths
+}
+
+/// The widths of the headings.
+fn headings(columns: &[&Column], look: Look) -> Vec<usize> {
+    let width = |column: &&Column| if look.headings { column.heading.width() } else { 1 };
+    columns.iter().map(width).collect()
+}
+
+/// Cells wider than this do not make the column wider.
+fn most(column: &Column) -> usize {
+    if column.key == NEVER_CUT { WIDEST_NAME } else { usize::MAX }
+}
+
+/// Makes a column narrower so that the table fits the terminal.
+fn shrink(widths: &mut [usize], columns: &[&Column], look: Look, unknown: bool) {
+    let Some(terminal) = look.width else { return };
     if let Some(place) =
         columns.iter().position(|column| column.key == SHRINKS || column.key == SAYS)
     {
         let says = columns.get(place).is_some_and(|column| column.key == SAYS);
-        let room = room(&widths, place, terminal);
+        let room = room(widths, place, terminal);
         if let Some(width) = widths.get_mut(place) {
             *width = if unknown && says { room } else { room.min(*width) };
         }
     }
-    widths
 }
 
 /// A cell and its colour.
@@ -182,7 +244,7 @@ fn cell(row: &Row<'_>, column: &Column, width: usize) -> (String, Option<Color>)
         // It stands on the line before.
         text.clear();
     }
-    let color = (column.key == "verdict").then_some(match row.judgement.verdict {
+    let color = (column.key == VERDICT).then_some(match row.verdict() {
         Verdict::Held => Color::Green,
         Verdict::Claimed => Color::Cyan,
         Verdict::Unknown => Color::Magenta,

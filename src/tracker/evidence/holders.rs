@@ -146,6 +146,18 @@ impl Targets {
         self.segments.get(&mapping).map_or(&[], Vec::as_slice)
     }
 
+    /// Whether this inode is one of an object, and its path tells nothing more of it.
+    #[must_use]
+    pub fn is_known(&self, inode: (u64, u64)) -> bool {
+        self.by_inode.contains_key(&inode)
+    }
+
+    /// Whether this inode may be one to look for; its path tells of what.
+    #[must_use]
+    pub fn may_be(&self, inode: (u64, u64)) -> bool {
+        self.is_known(inode) || self.is_unlinked(inode) || self.segments.contains_key(&inode)
+    }
+
     /// Whether any inode of an object has this number, on whatever device.
     #[must_use]
     pub fn has_number(&self, ino: u64) -> bool {

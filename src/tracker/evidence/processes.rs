@@ -5,12 +5,15 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use procfs::FromRead as _;
+
 use super::mounts::number;
+use super::task::Task;
 use crate::tracker::deadline::{self, Unanswered};
+use crate::tracker::parallel;
 
 /// The kernel's flag for its own threads (`PF_KTHREAD`, linux/sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -143,32 +146,30 @@ impl Processes {
     /// Adds the processes that are not in the list yet, and says which. A process that forks and
     /// exits while the list is read is in it, and its child is not, unless one looks again.
     pub fn read_more(&mut self, proc: &Path) -> Vec<i32> {
-        let all = match procfs::process::all_processes_with_root(proc) {
-            Ok(all) => all,
+        let pids = match pids(proc) {
+            Ok(pids) => pids,
             Err(error) => {
                 self.missing = Some(format!("{}: {error}", proc.display()));
                 return Vec::new();
             }
         };
+        let pids: Vec<i32> = pids.into_iter().filter(|pid| !self.seen.contains_key(pid)).collect();
         let mut new = Vec::new();
-        for process in all {
-            match process {
-                Ok(process) if self.seen.contains_key(&process.pid()) => {}
-                Ok(process) => match read_one(&process, proc, &mut self.uid_maps) {
-                    Ok(read) => {
-                        new.push(read.pid);
-                        self.seen.insert(read.pid, read);
-                    }
-                    // It ended while it was looked at.
-                    Err(error) if gone(&error) => {}
-                    Err(_) => {
-                        self.unreadable.insert(process.pid());
-                    }
-                },
-                Err(procfs::ProcError::NotFound(_)) => {}
-                Err(error) => {
-                    // One whose directory cannot even be opened has no pid to be known by.
-                    self.missing = Some(format!("{}: {error}", proc.display()));
+        for (pid, read) in pids.iter().zip(parallel::map(&pids, |pid| read_one(proc, *pid))) {
+            match read {
+                Ok((mut process, uid_map)) => {
+                    let uid_map = uid_map.map(|text| {
+                        let ranges = |text: &Vec<u8>| Some(parse_uid_map(text));
+                        self.uid_maps.entry(text).or_insert_with_key(ranges).clone()
+                    });
+                    process.mapped_uids = uid_map.flatten();
+                    new.push(*pid);
+                    self.seen.insert(*pid, process);
+                }
+                // It ended while it was looked at.
+                Err(error) if gone(&error) => {}
+                Err(_) => {
+                    self.unreadable.insert(*pid);
                 }
             }
         }
@@ -245,21 +246,28 @@ pub(crate) fn task_gone(task: &Path, error: &io::Error) -> bool {
             && std::fs::symlink_metadata(task).is_err_and(|error| gone(&error))
 }
 
-fn read_one(
-    process: &procfs::process::Process,
-    root: &Path,
-    uid_maps: &mut UidMaps,
-) -> io::Result<Process> {
-    let stat = process.stat().map_err(io_error)?;
-    let mut status = Vec::new();
-    let mut file = process.open_relative("status").map_err(io_error)?;
-    io::Read::read_to_end(&mut file, &mut status)?;
-    let Status { uids, ns_pids, ns_leaders, comm } = parse_status(&status)
+/// The pids in a procfs.
+fn pids(proc: &Path) -> io::Result<Vec<i32>> {
+    let mut pids = Vec::new();
+    for entry in std::fs::read_dir(proc)? {
+        pids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
+    Ok(pids)
+}
+
+/// A process, but for the uids that its user namespace maps, and what its `uid_map` says.
+fn read_one(proc: &Path, pid: i32) -> io::Result<(Process, Option<Vec<u8>>)> {
+    let task = Task::open(proc.join(pid.to_string()))?;
+    let mut text = Vec::new();
+    task.read(c"stat", &mut text)?;
+    let stat = procfs::process::Stat::from_read(text.as_slice()).map_err(io_error)?;
+    task.read(c"status", &mut text)?;
+    let Status { uids, ns_pids, ns_leaders, comm } = parse_status(&text)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "status is not of its form"))?;
     let kernel = stat.flags & PF_KTHREAD != 0;
     let zombie = matches!(stat.state, 'Z' | 'X' | 'x');
     let leaderless = zombie && stat.num_threads > 1;
-    let exe = match executable(process, root, leaderless) {
+    let exe = match executable(&task, leaderless) {
         Ok(path) => Executable::Path(path),
         Err(_) if kernel || (zombie && !leaderless) => Executable::None,
         // A process on its way out has no executable any more; one that started meanwhile under
@@ -268,19 +276,19 @@ fn read_one(
         Err(_) => Executable::Unreadable,
     };
     let thread_uids = if stat.num_threads > 1 {
-        uids_of_threads(&root.join(format!("{}/task", stat.pid)), uids)?
+        uids_of_threads(&task.path().join("task"), uids)?
     } else {
         Vec::new()
     };
-    let mapped_uids = if kernel {
+    let uid_map = if kernel {
         None
     } else {
-        let text = std::fs::read(root.join(format!("{}/uid_map", stat.pid)))?;
-        uid_maps.entry(text).or_insert_with_key(|text| Some(parse_uid_map(text))).clone()
+        task.read(c"uid_map", &mut text)?;
+        Some(text)
     };
-    Ok(Process {
+    let process = Process {
         thread_uids,
-        mapped_uids,
+        mapped_uids: None,
         pid: stat.pid,
         ppid: stat.ppid,
         group: stat.pgrp,
@@ -294,7 +302,8 @@ fn read_one(
         kernel,
         dead: zombie && !leaderless,
         leaderless,
-    })
+    };
+    Ok((process, uid_map))
 }
 
 fn io_error(error: procfs::ProcError) -> io::Error {
@@ -330,25 +339,22 @@ fn parse_uid_map(text: &[u8]) -> UidRanges {
 }
 
 /// The executable of the process or, if its first thread has exited, of a thread that has not.
-fn executable(
-    process: &procfs::process::Process,
-    root: &Path,
-    leaderless: bool,
-) -> io::Result<Vec<u8>> {
-    let read = |path: String| -> io::Result<Vec<u8>> {
-        let mut target = std::fs::read_link(root.join(path))?.into_os_string().into_vec();
+fn executable(task: &Task, leaderless: bool) -> io::Result<Vec<u8>> {
+    let read = |task: &Task| -> io::Result<Vec<u8>> {
+        let mut target = Vec::new();
+        task.link(c"exe", &mut target)?;
         if target.ends_with(b" (deleted)") {
             target.truncate(target.len() - b" (deleted)".len());
         }
+        target.shrink_to_fit();
         Ok(target)
     };
-    let pid = process.pid();
     if !leaderless {
-        return read(format!("{pid}/exe"));
+        return read(task);
     }
     let mut last = io::Error::from_raw_os_error(libc::ENOENT);
-    for task in process.tasks().map_err(io_error)?.flatten() {
-        match read(format!("{pid}/task/{}/exe", task.tid)) {
+    for thread in std::fs::read_dir(task.path().join("task"))?.flatten() {
+        match Task::open(thread.path()).and_then(|thread| read(&thread)) {
             Ok(target) => return Ok(target),
             Err(error) => last = error,
         }

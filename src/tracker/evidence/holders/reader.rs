@@ -12,7 +12,7 @@ use nix::dir::Dir;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
-use super::{Detail, Enough, How, MOST_DETAILS, Search, Targets};
+use super::{Detail, Enough, How, MOST_DETAILS, NameFilter, Search, Targets};
 use crate::tracker::evidence::mounts::{Mounts, number};
 use crate::tracker::evidence::namespaces::{Namespace, Namespaces};
 use crate::tracker::evidence::processes::{task_gone as gone, words};
@@ -43,6 +43,9 @@ impl Found {
         }
     }
 }
+
+/// How often another mapping may have come between two questions about one.
+const MOST_CHANGES: usize = 64;
 
 pub(super) struct Reader<'a> {
     pub(super) root: &'a Path,
@@ -151,10 +154,8 @@ impl Reader<'_> {
     }
 
     fn maps(&self, task: &Task, buffers: &mut Buffers, found: &mut Found) {
-        let by_text = self.search.names.is_some() || self.search.deep;
-        let read = if by_text { None } else { self.shared_maps(task, buffers, found) };
-        let read = read.unwrap_or_else(|| self.all_maps(task, buffers, found));
-        match read {
+        let read = if self.search.deep { None } else { self.maps_of_files(task, buffers, found) };
+        match read.unwrap_or_else(|| self.all_maps(task, buffers, found)) {
             Ok(()) => found.maps_read = true,
             // A process that is gone maps nothing; what it was is known by its executable.
             Err(error) if task.is_gone(&error) => found.maps_read = true,
@@ -162,46 +163,73 @@ impl Reader<'_> {
         }
     }
 
-    /// The shared mappings, one by one, as the kernel finds them; nothing if it is too old for that.
-    fn shared_maps(
+    /// The shared mappings of files, one by one, as the kernel finds them, and all others where names are asked
+    /// for; nothing if it is too old for that.
+    fn maps_of_files(
         &self,
         task: &Task,
         buffers: &mut Buffers,
         found: &mut Found,
     ) -> Option<io::Result<()>> {
         let mut own: Option<Number> = None;
-        let mut address = 0;
+        let mut last = None;
+        let shared = self.search.names.is_none();
+        let (mut address, mut changes) = (0, 0);
         let mut look = |maps: &File| {
-            while let Some(map) = maps::next_of_file(maps, address, true, None)? {
+            while let Some(map) = maps::next_of_file(maps, address, shared, None)? {
                 address = map.end;
                 let inode = (map.dev, map.ino);
-                buffers.name.clear();
-                if self.targets.is_unlinked(inode) || !self.targets.segments_at(inode).is_empty() {
-                    let named = maps::next_of_file(maps, map.start, true, Some(&mut buffers.name))?;
-                    // Another one may be there now.
-                    if named != Some(map) {
-                        buffers.name.clear();
-                    }
-                } else if self.targets.at(inode).is_empty() {
+                let wanted = map.shared && self.search.holders && self.targets.may_be(inode);
+                // A library is mapped in several pieces, one behind the other.
+                let named = !shared && last.replace(inode) != Some(inode);
+                if !wanted && !named {
                     continue;
                 }
-                let range = format!("{:x}-{:x}", map.start, map.end);
-                let [r, w, x] = map.access;
-                let map = Map {
-                    range: range.as_bytes(),
-                    bytes: map.end.saturating_sub(map.start),
-                    permissions: &[r, w, x, b's'],
-                    dev: map.dev,
-                    ino: map.ino,
-                    path: &buffers.name,
-                };
-                self.mapping(task, &map, &mut own, found);
+                buffers.name.clear();
+                if named || !self.targets.is_known(inode) {
+                    let again =
+                        maps::next_of_file(maps, map.start, shared, Some(&mut buffers.name))?;
+                    // Another one may be there now.
+                    if again != Some(map) {
+                        changes += 1;
+                        if changes > MOST_CHANGES {
+                            return Err(io::Error::other("it does not stop mapping"));
+                        }
+                        (address, last) = (map.start, None);
+                        continue;
+                    }
+                }
+                if named {
+                    self.name(&buffers.name, found);
+                }
+                if wanted {
+                    let range = format!("{:x}-{:x}", map.start, map.end);
+                    let [r, w, x] = map.access;
+                    let map = Map {
+                        range: range.as_bytes(),
+                        bytes: map.end.saturating_sub(map.start),
+                        permissions: &[r, w, x, b's'],
+                        dev: map.dev,
+                        ino: map.ino,
+                        path: &buffers.name,
+                    };
+                    self.mapping(task, &map, &mut own, found);
+                }
             }
             Ok(())
         };
         match task.file(c"maps").and_then(|maps| look(&maps)) {
             Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => None,
             read => Some(read),
+        }
+    }
+
+    /// Notes that a file is mapped, if its name is worth remembering.
+    fn name(&self, path: &[u8], found: &mut Found) {
+        let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
+        let worth = |remember: &NameFilter| !name.is_empty() && remember(name);
+        if self.search.names.as_ref().is_some_and(worth) && !found.mapped_names.contains(name) {
+            found.mapped_names.insert(name.to_vec());
         }
     }
 
@@ -215,12 +243,9 @@ impl Reader<'_> {
             if self.search.holders {
                 self.mapping(task, &map, &mut own, found);
             }
-            let name = map.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
-            if let Some(remember) = self.search.names.as_ref().filter(|_| name != last) {
-                last = name;
-                if !name.is_empty() && remember(name) {
-                    found.mapped_names.insert(name.to_vec());
-                }
+            if map.path != last {
+                last = map.path;
+                self.name(map.path, found);
             }
         }
         Ok(())
