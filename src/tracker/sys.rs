@@ -290,6 +290,40 @@ pub fn read_link(dir: impl AsFd, name: &CStr, target: &mut Vec<u8>) -> io::Resul
     Ok(())
 }
 
+/// Reads a directory from where its descriptor stands to its end, and calls `each` with every name but `.` and
+/// `..`, until that answers with an error. `room` is read into.
+///
+/// # Errors
+/// The errno of getdents64(2), or what `each` answered.
+pub fn list(dir: impl AsFd, room: &mut Vec<u8>, mut each: impl FnMut(&CStr)) -> io::Result<()> {
+    // `struct linux_dirent64`: inode, offset, length of the entry, type, and the name with its NUL.
+    const LENGTH: usize = 16;
+    const NAME: usize = 19;
+    let fd = dir.as_fd().as_raw_fd();
+    room.resize(32 << 10, 0);
+    loop {
+        let (start, most) = (room.as_mut_ptr(), room.len());
+        // SAFETY: the kernel writes at most as many bytes as there is room for.
+        let length = unsafe { libc::syscall(libc::SYS_getdents64, fd, start, most) };
+        let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+        let mut entries = room.get(..length).unwrap_or_default();
+        if entries.is_empty() {
+            return Ok(());
+        }
+        while let Some([low, high]) = entries.get(LENGTH..LENGTH + 2) {
+            let length = usize::from(u16::from_ne_bytes([*low, *high]));
+            let name = entries.get(NAME..length).map(CStr::from_bytes_until_nul);
+            if let Some(Ok(name)) = name.filter(|_| length > NAME)
+                && name != c"."
+                && name != c".."
+            {
+                each(name);
+            }
+            entries = entries.get(length.max(NAME)..).unwrap_or_default();
+        }
+    }
+}
+
 /// The mount and the inode number of what `name` in `dir` leads to, links followed, as the kernel has them at
 /// hand: no file system is asked (`AT_STATX_DONT_SYNC`).
 ///

@@ -9,17 +9,19 @@
 //! (musl's `shm_open` is one) fails with `EAGAIN`. So between grant and release there is nothing
 //! but a few system calls on the file itself.
 
+use std::cell::RefCell;
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::Mode;
+use nix::unistd::Pid;
 
 use crate::tracker::host::Host;
 use crate::tracker::resource::{Identity, Name};
@@ -229,18 +231,46 @@ pub fn open_expected(
 
 /// Opens for reading what a descriptor refers to, once more or for the first time.
 fn reopen(host: &Host, file: BorrowedFd<'_>) -> Result<OwnedFd, LeaseError> {
-    let link: PathBuf = host.proc.join(format!("self/fd/{}", file.as_raw_fd()));
-    match openat(
-        AT_FDCWD,
-        &link,
-        OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY,
-        Mode::empty(),
-    ) {
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+    let number = file.as_raw_fd();
+    let opened = with_own_descriptors(&host.proc, |directory| {
+        openat(directory, number.to_string().as_str(), flags, Mode::empty())
+    });
+    let link = || host.proc.join(format!("self/fd/{number}"));
+    match opened {
         Ok(fd) => Ok(fd),
         Err(nix::Error::EAGAIN) => Err(LeaseError::Held),
         Err(nix::Error::EACCES | nix::Error::EPERM) => Err(LeaseError::NoPermission),
-        Err(errno) => Err(LeaseError::Reopen { link, source: errno.into() }),
+        Err(errno) => Err(LeaseError::Reopen { link: link(), source: errno.into() }),
     }
+}
+
+/// The directory of a process's own descriptors, as this thread has it open.
+struct OwnDescriptors {
+    proc: PathBuf,
+    /// In a child of fork(2) it would be the parent's.
+    pid: Pid,
+    directory: OwnedFd,
+}
+
+/// Calls `work` with the directory of our own descriptors, which is opened once: the way there is most of what
+/// opening one of them by its path takes.
+fn with_own_descriptors<T>(
+    proc: &Path,
+    work: impl FnOnce(BorrowedFd<'_>) -> nix::Result<T>,
+) -> nix::Result<T> {
+    thread_local! {
+        static OWN: RefCell<Option<OwnDescriptors>> = const { RefCell::new(None) };
+    }
+    let pid = Pid::this();
+    OWN.with_borrow_mut(|own| {
+        if own.as_ref().is_none_or(|own| own.pid != pid || own.proc != proc) {
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let directory = openat(AT_FDCWD, &proc.join("self/fd"), flags, Mode::empty())?;
+            *own = Some(OwnDescriptors { proc: proc.to_owned(), pid, directory });
+        }
+        own.as_ref().map_or(Err(nix::Error::EBADF), |own| work(own.directory.as_fd()))
+    })
 }
 
 /// Leases the regular file `expected` that `name` in `dir` is.

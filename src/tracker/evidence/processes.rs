@@ -22,7 +22,7 @@ const PF_KTHREAD: u32 = 0x0020_0000;
 pub type UidRanges = Arc<[(u32, u32)]>;
 
 /// What is mapped by each text of a `uid_map`; nothing of our own.
-type UidMaps = HashMap<Vec<u8>, Option<UidRanges>>;
+type UidMaps = HashMap<Vec<u8>, MappedUids>;
 
 /// What `/proc/PID/exe` says.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -46,6 +46,17 @@ impl Executable {
     }
 }
 
+/// The uids that the user namespace of a process maps, as seen from ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MappedUids {
+    /// Nobody has asked yet: see [`Processes::learn_uid_maps`].
+    NotAsked,
+    /// It is our own user namespace.
+    Own,
+    /// The first of each range, and how many.
+    Of(UidRanges),
+}
+
 /// One process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
@@ -65,9 +76,8 @@ pub struct Process {
     pub uids: [u32; 4],
     /// Those of its other threads, where they differ: the kernel keeps them for each thread.
     pub thread_uids: Vec<u32>,
-    /// The uids that its user namespace maps, as first and count in ours, unless it is our own: who
-    /// is root in there may open the files of all of them.
-    pub mapped_uids: Option<UidRanges>,
+    /// The uids that its user namespace maps: who is root in there may open the files of all of them.
+    pub mapped_uids: MappedUids,
     /// Its pid in each PID namespace that it is in, outermost first.
     pub ns_pids: Vec<i32>,
     /// Its process group and its session in each PID namespace that it is in.
@@ -87,9 +97,13 @@ impl Process {
     /// outside reads as the overflow uid.
     #[must_use]
     pub fn may_be_of(&self, uid: u32, overflow: Option<u32>) -> bool {
-        overflow == Some(uid)
-            || self.all_uids().any(|own| own == uid || overflow == Some(own))
-            || self.maps_uid(uid)
+        self.seems_of(uid, overflow) || self.maps_uid(uid)
+    }
+
+    /// The same without a look at what its user namespace maps.
+    #[must_use]
+    pub fn seems_of(&self, uid: u32, overflow: Option<u32>) -> bool {
+        overflow == Some(uid) || self.all_uids().any(|own| own == uid || overflow == Some(own))
     }
 
     /// The uids of all its threads, some of them more than once.
@@ -97,11 +111,16 @@ impl Process {
         self.uids.into_iter().chain(self.thread_uids.iter().copied())
     }
 
-    /// Whether it is in another user namespace than ours, and that one maps `uid`.
+    /// Whether it is in another user namespace than ours, and that one maps `uid`, as far as is known.
     #[must_use]
     pub fn maps_uid(&self, uid: u32) -> bool {
-        let ranges = self.mapped_uids.as_deref().unwrap_or_default();
-        ranges.iter().any(|(first, count)| uid >= *first && uid - first < *count)
+        match &self.mapped_uids {
+            MappedUids::NotAsked => true,
+            MappedUids::Own => false,
+            MappedUids::Of(ranges) => {
+                ranges.iter().any(|(first, count)| uid >= *first && uid - first < *count)
+            }
+        }
     }
 }
 
@@ -132,7 +151,8 @@ impl Processes {
     pub fn read(proc: &Path, hung: &HashSet<Hung>) -> Self {
         let (overflow, hung) = (overflow_uid(proc), hung.clone());
         let mut list = Self { overflow, hung, ..Self::default() };
-        list.uid_maps.insert(std::fs::read(proc.join("self/uid_map")).unwrap_or_default(), None);
+        let own = std::fs::read(proc.join("self/uid_map")).unwrap_or_default();
+        list.uid_maps.insert(own, MappedUids::Own);
         list.read_more(proc);
         // An empty directory, or another PID namespace's procfs, is no list of processes.
         let own = std::fs::read_link(proc.join("self")).ok();
@@ -157,12 +177,7 @@ impl Processes {
         let mut new = Vec::new();
         for (pid, read) in pids.iter().zip(parallel::map(&pids, |pid| read_one(proc, *pid))) {
             match read {
-                Ok((mut process, uid_map)) => {
-                    let uid_map = uid_map.map(|text| {
-                        let ranges = |text: &Vec<u8>| Some(parse_uid_map(text));
-                        self.uid_maps.entry(text).or_insert_with_key(ranges).clone()
-                    });
-                    process.mapped_uids = uid_map.flatten();
+                Ok(process) => {
                     new.push(*pid);
                     self.seen.insert(*pid, process);
                 }
@@ -174,6 +189,33 @@ impl Processes {
             }
         }
         new
+    }
+
+    /// Finds out what the user namespaces of those processes map that `wanted` says, if they were not asked yet.
+    pub fn learn_uid_maps(&mut self, proc: &Path, wanted: impl Fn(&Process) -> bool) {
+        let open = |process: &&Process| process.mapped_uids == MappedUids::NotAsked;
+        let pids = self.running().filter(open).filter(|process| wanted(process));
+        let pids: Vec<i32> = pids.map(|process| process.pid).collect();
+        let read = |pid: &i32| std::fs::read(proc.join(format!("{pid}/uid_map")));
+        for (pid, text) in pids.iter().zip(parallel::map(&pids, read)) {
+            match text {
+                Ok(text) => {
+                    let ranges = |text: &Vec<u8>| MappedUids::Of(parse_uid_map(text));
+                    let mapped = self.uid_maps.entry(text).or_insert_with_key(ranges).clone();
+                    if let Some(process) = self.seen.get_mut(pid) {
+                        process.mapped_uids = mapped;
+                    }
+                }
+                // It has ended meanwhile.
+                Err(error) if gone(&error) => {
+                    self.seen.remove(pid);
+                }
+                Err(_) => {
+                    self.seen.remove(pid);
+                    self.unreadable.insert(*pid);
+                }
+            }
+        }
     }
 
     /// Every process that runs and is not the kernel's.
@@ -255,13 +297,12 @@ fn pids(proc: &Path) -> io::Result<Vec<i32>> {
     Ok(pids)
 }
 
-/// A process, but for the uids that its user namespace maps, and what its `uid_map` says.
-fn read_one(proc: &Path, pid: i32) -> io::Result<(Process, Option<Vec<u8>>)> {
+fn read_one(proc: &Path, pid: i32) -> io::Result<Process> {
     let task = Task::open(proc.join(pid.to_string()))?;
     let mut text = Vec::new();
-    task.read(c"stat", &mut text)?;
+    task.read_piece(c"stat", &mut text)?;
     let stat = procfs::process::Stat::from_read(text.as_slice()).map_err(io_error)?;
-    task.read(c"status", &mut text)?;
+    task.read_piece(c"status", &mut text)?;
     let Status { uids, ns_pids, ns_leaders, comm } = parse_status(&text)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "status is not of its form"))?;
     let kernel = stat.flags & PF_KTHREAD != 0;
@@ -280,15 +321,9 @@ fn read_one(proc: &Path, pid: i32) -> io::Result<(Process, Option<Vec<u8>>)> {
     } else {
         Vec::new()
     };
-    let uid_map = if kernel {
-        None
-    } else {
-        task.read(c"uid_map", &mut text)?;
-        Some(text)
-    };
-    let process = Process {
+    Ok(Process {
         thread_uids,
-        mapped_uids: None,
+        mapped_uids: if kernel { MappedUids::Own } else { MappedUids::NotAsked },
         pid: stat.pid,
         ppid: stat.ppid,
         group: stat.pgrp,
@@ -302,8 +337,7 @@ fn read_one(proc: &Path, pid: i32) -> io::Result<(Process, Option<Vec<u8>>)> {
         kernel,
         dead: zombie && !leaderless,
         leaderless,
-    };
-    Ok((process, uid_map))
+    })
 }
 
 fn io_error(error: procfs::ProcError) -> io::Error {
@@ -442,7 +476,7 @@ mod tests {
             comm: Vec::new(),
             uids: [0, 65534, 0, 0],
             thread_uids: vec![7],
-            mapped_uids: Some(parse_uid_map(
+            mapped_uids: MappedUids::Of(parse_uid_map(
                 b"         0      61001          1\n 1 100000 65536\n",
             )),
             ns_pids: Vec::new(),

@@ -79,6 +79,23 @@ impl Task {
         }
     }
 
+    /// The same of a file that the kernel writes in one piece: a short read is the whole.
+    ///
+    /// # Errors
+    /// As [`Task::read`].
+    pub fn read_piece(&self, name: &CStr, text: &mut Vec<u8>) -> io::Result<()> {
+        let mut file = self.file(name)?;
+        text.clear();
+        text.resize(ROOM, 0);
+        match file.read(text) {
+            Ok(length) if length < ROOM => {
+                text.truncate(length);
+                Ok(())
+            }
+            _ => self.read(name, text),
+        }
+    }
+
     /// Where one of its links leads to, put into `target`.
     ///
     /// # Errors

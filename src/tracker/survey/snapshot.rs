@@ -12,7 +12,7 @@ use crate::tracker::evidence::clock::Clocks;
 use crate::tracker::evidence::holders::{self, NameFilter, Scan, Search, Segment, Targets};
 use crate::tracker::evidence::lease::Lease;
 use crate::tracker::evidence::locks::Locks;
-use crate::tracker::evidence::processes::{Executable, Hung, Process, Processes};
+use crate::tracker::evidence::processes::{Executable, Hung, MappedUids, Process, Processes};
 use crate::tracker::evidence::producers::{Catalogue, Family, Producer};
 use crate::tracker::evidence::registrations::Registrations;
 use crate::tracker::evidence::sight::{Blind, Sight};
@@ -97,6 +97,12 @@ pub(super) struct Matter<'a> {
 }
 
 impl Matter<'_> {
+    /// Whether it is told of any object whether a process of its owner's lives.
+    fn asks_for_kin(&self) -> bool {
+        let may_be = |object: &Object| owners_of(object).any(|uid| !is_system_uid(uid));
+        self.objects.iter().any(|object| !super::is_shared(object.stat.mode) && may_be(object))
+    }
+
     /// Whether the verdict on any object depends on who maps what of a family's: nothing else would come back
     /// for one that the kernel says nobody holds.
     fn asks_for_family(&self, catalogue: &Catalogue) -> bool {
@@ -134,7 +140,18 @@ impl Snapshot {
             let deep = Search { deep: true, ..search.clone() };
             scan = holders::scan(host, &mut processes, &targets, &deep);
         }
-        let families = catalogue.families().iter();
+        let guardians = find_guardians(host, catalogue, matter.objects, &mut processes);
+        let of_family = |family: &Family| (family.name.clone(), members(family, &processes, &scan));
+        let families: HashMap<String, Members> =
+            catalogue.families().iter().map(of_family).collect();
+        let all = matter.asks_for_kin();
+        let some: HashSet<i32> = (guardians.known.values().flatten().chain(&guardians.silent))
+            .chain(
+                families.values().flat_map(|members| members.alive.iter().chain(&members.unseen)),
+            )
+            .copied()
+            .collect();
+        processes.learn_uid_maps(&host.proc, |process| all || some.contains(&process.pid));
         let sight = Sight::new(
             &host.proc,
             &scan.own_mounts,
@@ -154,11 +171,9 @@ impl Snapshot {
             registrations,
             sight: Sight { unseen, ..sight },
             clocks: Some(Clocks::read(host, &scan.own_mounts)),
-            guardians: find_guardians(host, catalogue, matter.objects, &mut processes),
+            guardians,
             families_asked: search.names.is_some(),
-            families: families
-                .map(|family| (family.name.clone(), members(family, &processes, &scan)))
-                .collect(),
+            families,
             ancestors: ancestors(&processes),
             locks: Locks::read(host),
             mounted: Mounted::new(world, matter.objects, &targets, &scan),
@@ -210,7 +225,7 @@ impl Snapshot {
             for uid in process.all_uids().collect::<BTreeSet<u32>>() {
                 self.by_uid.entry(uid).or_default().push(process.pid);
             }
-            if process.mapped_uids.is_some() {
+            if !matches!(process.mapped_uids, MappedUids::Own) {
                 self.foreign.push(process.pid);
             }
         }
@@ -521,6 +536,10 @@ fn find_guardians(
     if names.is_empty() {
         return Guardians::default();
     }
+    let overflow = processes.overflow;
+    // Of whom its uids say it already, nothing else has to be known.
+    let seems = |process: &Process| owners.iter().any(|uid| process.seems_of(*uid, overflow));
+    processes.learn_uid_maps(&host.proc, |process| !anybody && !seems(process));
     let pids = processes
         .running()
         .filter(|process| !matches!(process.exe, Executable::None))
@@ -549,10 +568,12 @@ fn find_guardians(
 /// The members of a family among the running processes.
 fn members(family: &Family, processes: &Processes, scan: &Scan) -> Members {
     let mut members = Members::default();
+    // Many processes have few names.
+    let mut known: HashMap<&[u8], bool> = HashMap::new();
+    let mut has = |name| *known.entry(name).or_insert_with_key(|name| family.has_executable(name));
     for process in processes.running() {
         // Its own word counts too: a name can be forged, but a forged one only protects.
-        let named = family.has_executable(&process.comm)
-            || process.exe.file_name().is_some_and(|name| family.has_executable(name));
+        let named = has(&process.comm) || process.exe.file_name().is_some_and(&mut has);
         let maps = scan.mapped_names.get(&process.pid);
         if named || maps.is_some_and(|names| names.iter().any(|name| family.has_mapping(name))) {
             members.alive.push(process.pid);

@@ -8,7 +8,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::dir::Dir;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
@@ -289,55 +288,51 @@ impl Reader<'_> {
         found: &mut Found,
     ) {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let directory = openat(task, c"fd", flags, Mode::empty()).map_err(io::Error::from);
-        let opened = directory.and_then(|directory| {
-            let entries = Dir::from_fd(directory.try_clone()?)?;
-            Ok((directory, entries))
-        });
-        let (directory, mut entries) = match opened {
-            Ok(opened) => opened,
+        let directory = match openat(task, c"fd", flags, Mode::empty()) {
+            Ok(directory) => directory,
             Err(error) => {
-                found.incomplete |= !task.is_gone(&error);
+                found.incomplete |= !task.is_gone(&error.into());
                 return;
             }
         };
-        for entry in entries.iter() {
-            let Ok(entry) = entry else {
-                found.incomplete = true;
-                return;
-            };
-            let fd = entry.file_name();
-            if fd.to_bytes().starts_with(b".") {
-                continue;
-            }
-            if let Err(error) = sys::read_link(&directory, fd, &mut buffers.name) {
+        let Buffers { entries, name, text } = buffers;
+        let listed = sys::list(&directory, entries, |fd| {
+            if let Err(error) = sys::read_link(&directory, fd, name) {
                 found.incomplete |= !task.is_gone(&error);
-                continue;
+            } else if !name.starts_with(b"/") {
+                // Sockets, pipes and their like name no path; a file does, whatever its mount.
+                namespaces.note_kept(name);
+            } else if self.may_be_wanted(name, seen) {
+                self.file(task, fd, name, seen.map(|(view, _)| view), text, found);
             }
-            // Sockets, pipes and their like name no path; a file does, whatever its mount.
-            if !buffers.name.starts_with(b"/") {
-                namespaces.note_kept(&buffers.name);
-                continue;
-            }
-            if !self.may_be_wanted(&buffers.name, seen) {
-                continue;
-            }
-            let fd = OsStr::from_bytes(fd.to_bytes());
-            let view = seen.map(|(view, _)| view);
-            match self.descriptor(task, fd, &buffers.name, view, &mut buffers.text) {
-                Ok((inode, detail)) => {
-                    let Some(inode) = inode else { continue };
-                    for target in self.targets.at(inode) {
-                        self.note(found, *target, &detail);
-                    }
-                    let name = unlinked::name_of(&buffers.name);
-                    if let Some(name) = name.filter(|_| self.targets.is_unlinked(inode)) {
-                        let link = task.path().join("fd").join(fd);
-                        found.unlinked.push(Trace { inode, name: name.to_vec(), link, detail });
-                    }
+        });
+        found.incomplete |= listed.is_err_and(|error| !task.is_gone(&error));
+    }
+
+    /// What one descriptor of a file says.
+    fn file(
+        &self,
+        task: &Task,
+        fd: &CStr,
+        link: &[u8],
+        seen: Option<&Namespace>,
+        text: &mut Vec<u8>,
+        found: &mut Found,
+    ) {
+        let fd = OsStr::from_bytes(fd.to_bytes());
+        match self.descriptor(task, fd, link, seen, text) {
+            Ok((inode, detail)) => {
+                let Some(inode) = inode else { return };
+                for target in self.targets.at(inode) {
+                    self.note(found, *target, &detail);
                 }
-                Err(error) => found.incomplete |= !task.is_gone(&error),
+                let name = unlinked::name_of(link);
+                if let Some(name) = name.filter(|_| self.targets.is_unlinked(inode)) {
+                    let link = task.path().join("fd").join(fd);
+                    found.unlinked.push(Trace { inode, name: name.to_vec(), link, detail });
+                }
             }
+            Err(error) => found.incomplete |= !task.is_gone(&error),
         }
     }
 
@@ -457,6 +452,7 @@ impl Reader<'_> {
 /// What is read into, again and again.
 #[derive(Default)]
 struct Buffers {
+    entries: Vec<u8>,
     text: Vec<u8>,
     name: Vec<u8>,
 }
