@@ -105,6 +105,7 @@ impl Survey {
             catalogue,
             owners: Owners::default(),
         };
+        parallel::map(&survey.objects, |object| drop(survey.catalogue.of(object)));
         survey.probe_all(world, wanted.instead);
         survey.snapshot = survey.look_at_processes(world, named.as_ref());
         if let Some(unlinked) = wanted.unlinked {
@@ -173,7 +174,7 @@ impl Survey {
     /// The catalogue's entry for the object at `index`.
     #[must_use]
     pub fn producer(&self, object: &Object) -> Option<Match<'_>> {
-        self.catalogue.find(object.kind, &object.catalogue_name())
+        self.catalogue.of(object)
     }
 
     /// Whether the creator that the name carries, or the kernel records, is alive, and its pid.

@@ -8,8 +8,10 @@ mod code;
 mod counts;
 mod proof;
 
-pub use code::{Code, Evidence};
+pub use code::{Code, Evidence, Fields};
 pub use counts::{Counts, QueueFacts};
+
+use std::borrow::Cow;
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -285,9 +287,9 @@ fn first_of(found: &[Evidence], codes: &[Code]) -> Option<Code> {
     codes.iter().copied().find(|code| found.iter().any(|evidence| evidence.code == *code))
 }
 
-fn evidence(code: Code, says: impl Into<String>, fields: &[(&str, Value)]) -> Evidence {
-    let fields = fields.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
-    Evidence { code, says: says.into(), fields }
+fn evidence(code: Code, says: impl Into<String>, fields: &[(&'static str, Value)]) -> Evidence {
+    let fields = fields.iter().map(|(key, value)| (Cow::Borrowed(*key), value.clone())).collect();
+    Evidence { code, says: says.into(), fields: Fields(fields) }
 }
 
 fn list_of(who: &[&Who]) -> String {

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::document::Holders;
 use super::{Row, sysv};
 use crate::commands::error::CommandError;
 use crate::commands::values::{show_age, show_exact_time, show_size};
@@ -484,13 +485,5 @@ fn holders_text(row: &Row<'_>) -> String {
 }
 
 fn holders_value(row: &Row<'_>) -> Value {
-    let holders = row.holders.iter().map(|holder| {
-        json!({
-            "pid": holder.pid,
-            "comm": String::from_utf8_lossy(&holder.comm),
-            "uid": holder.uid,
-            "how": holder.how,
-        })
-    });
-    Value::Array(holders.collect())
+    serde_json::to_value(Holders(row.holders)).unwrap_or_default()
 }

@@ -1,16 +1,18 @@
 //! The JSON documents.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 
-use serde::ser::{Serialize, SerializeMap as _, Serializer};
+use serde::Serialize;
+use serde::ser::{SerializeMap as _, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::columns::{self, COLUMNS, Column, OUTCOME};
 use super::{Group, Lines, Row};
 use crate::commands::surveying::Filled;
 use crate::commands::values::show_time;
+use crate::tracker::evidence::holders::{Holder, How};
 use crate::tracker::evidence::sight::{Blind, Sight};
 use crate::tracker::host::Host;
 use crate::tracker::reap::Outcome;
@@ -34,12 +36,44 @@ impl Serialize for Cells<'_> {
         let Self(row, columns) = self;
         let mut map = serializer.serialize_map(None)?;
         for column in *columns {
+            // The two that hold most are not made into values first.
+            match column.key {
+                "holders" => map.serialize_entry(column.key, &Holders(row.holders))?,
+                "evidence" => map.serialize_entry(column.key, &row.judgement().evidence)?,
+                _ => {}
+            }
+            if matches!(column.key, "holders" | "evidence") {
+                continue;
+            }
             let value = (column.value)(row);
             if !(column.optional && value.is_null()) {
                 map.serialize_entry(column.key, &value)?;
             }
         }
         map.end()
+    }
+}
+
+/// Who holds an object.
+#[derive(Debug)]
+pub struct Holders<'a>(pub &'a [Holder]);
+
+#[derive(Serialize)]
+struct OneHolder<'a> {
+    pid: i32,
+    comm: Cow<'a, str>,
+    uid: u32,
+    how: &'a BTreeSet<How>,
+}
+
+impl Serialize for Holders<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(|holder| OneHolder {
+            pid: holder.pid,
+            comm: String::from_utf8_lossy(&holder.comm),
+            uid: holder.uid,
+            how: &holder.how,
+        }))
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use regex::bytes::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
 use serde::Deserialize;
 
+use crate::tracker::inventory::Object;
 use crate::tracker::resource::Kind;
 
 /// The catalogue that rtrack brings with it.
@@ -145,6 +146,15 @@ pub struct Match<'a> {
     pub uid: Option<u32>,
 }
 
+/// The same, without the catalogue: what an object remembers.
+#[derive(Debug, Clone, Copy)]
+pub struct Found {
+    /// The number of the entry.
+    entry: usize,
+    pid: Option<i32>,
+    uid: Option<u32>,
+}
+
 impl PartialEq for Producer {
     fn eq(&self, other: &Self) -> bool {
         self.id == other.id
@@ -244,6 +254,21 @@ impl Catalogue {
     /// too.
     #[must_use]
     pub fn find(&self, kind: Kind, file: &[u8]) -> Option<Match<'_>> {
+        self.found(self.find_entry(kind, file)?)
+    }
+
+    /// The same of an object, which remembers it: as long as it is asked by one catalogue only.
+    #[must_use]
+    pub fn of(&self, object: &Object) -> Option<Match<'_>> {
+        let find = || self.find_entry(object.kind, &object.catalogue_name());
+        self.found((*object.entry.get_or_init(find))?)
+    }
+
+    fn found(&self, Found { entry, pid, uid }: Found) -> Option<Match<'_>> {
+        Some(Match { producer: self.producers.get(entry)?, pid, uid })
+    }
+
+    fn find_entry(&self, kind: Kind, file: &[u8]) -> Option<Found> {
         let matcher = match kind {
             Kind::Shm => self.files.get_or_init(|| self.matcher(&["shm", "sem"])),
             Kind::Sem => self.semaphores.get_or_init(|| self.matcher(&["sem"])),
@@ -254,8 +279,9 @@ impl Catalogue {
             Kind::Other | Kind::SysvMsg => return None,
         };
         let first = matcher.set.matches(file).into_iter().next()?;
-        let producer = self.producers.get(*matcher.indices.get(first)?)?;
-        Some(Match::new(producer, file))
+        let entry = *matcher.indices.get(first)?;
+        let Match { pid, uid, .. } = Match::new(self.producers.get(entry)?, file);
+        Some(Found { entry, pid, uid })
     }
 
     /// For each kind of object that `name` could be the name of, the first entry that it matches:

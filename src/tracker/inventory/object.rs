@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::sync::OnceLock;
 
 use super::mqueue::Queue;
 use super::posix::classify;
 use super::sysv::Entry;
+use crate::tracker::evidence::producers::Found;
 use crate::tracker::evidence::unlinked::Unlinked;
 use crate::tracker::resource::{Identity, Kind, Name};
 use crate::tracker::sys::{Nanoseconds, Stat};
@@ -38,6 +40,8 @@ pub struct Object {
     pub deleted: bool,
     /// Of a System V object: what only such have.
     pub sysv: Option<Box<Entry>>,
+    /// What the catalogue says of its name, once it was asked.
+    pub entry: OnceLock<Option<Found>>,
 }
 
 /// By what an object is known among all objects: where it is and its name there.
@@ -99,6 +103,7 @@ impl Object {
             sysv: None,
             deleted: false,
             place: 0,
+            entry: OnceLock::new(),
         }
     }
 

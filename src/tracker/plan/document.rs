@@ -17,7 +17,7 @@ use crate::tracker::inventory::{Object, Tree};
 use crate::tracker::reap::{Outcome, is_quarantine_name};
 use crate::tracker::resource::{Kind, Name, escape};
 use crate::tracker::sys::{Nanoseconds, Stat};
-use crate::tracker::verdict::{Code, Evidence, Judgement, Verdict};
+use crate::tracker::verdict::{Code, Evidence, Fields, Judgement, Verdict};
 use crate::tracker::world::World;
 
 /// The schema of a plan.
@@ -434,7 +434,8 @@ fn judgement(at: &At<'_>) -> Result<Judgement, PlanError> {
         let code = piece.get("code")?.word(&Code::ALL, Code::as_str)?;
         let says = piece.get("says")?.text()?.to_owned();
         let fields = piece.value.as_object().cloned().unwrap_or_default().into_iter();
-        let fields = fields.filter(|(key, _)| key != "code" && key != "says").collect();
+        let fields = fields.filter(|(key, _)| key != "code" && key != "says");
+        let fields = Fields(fields.map(|(key, value)| (key.into(), value)).collect());
         evidence.push(Evidence { code, says, fields });
     }
     if evidence.iter().all(|piece| piece.code != reason) {

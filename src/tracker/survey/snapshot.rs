@@ -108,7 +108,7 @@ impl Matter<'_> {
     fn asks_for_family(&self, catalogue: &Catalogue) -> bool {
         let mut all = self.objects.iter().zip(self.leases);
         all.any(|(object, lease)| {
-            let found = catalogue.find(object.kind, &object.catalogue_name());
+            let found = catalogue.of(object);
             *lease != Lease::Refused && found.is_some_and(|found| found.producer.family.is_some())
         })
     }
@@ -526,7 +526,7 @@ fn find_guardians(
     let mut owners = HashSet::from([0]);
     let mut anybody = false;
     for object in objects {
-        let found = catalogue.find(object.kind, &object.catalogue_name());
+        let found = catalogue.of(object);
         if let Some(name) = found.and_then(|found| found.producer.guardian.as_ref()) {
             names.insert(name.as_str());
             owners.extend(owners_of(object));

@@ -1,7 +1,9 @@
 //! The codes of evidence, and evidence itself.
 
-use serde::Serialize;
-use serde_json::{Map, Value};
+use std::borrow::Cow;
+
+use serde::{Serialize, Serializer};
+use serde_json::Value;
 
 /// The codes of evidence: a closed list, part of the JSON interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -116,5 +118,15 @@ pub struct Evidence {
     pub says: String,
     /// What the sentence is made of.
     #[serde(flatten)]
-    pub fields: Map<String, Value>,
+    pub fields: Fields,
+}
+
+/// A few keys and values, in their order.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Fields(pub Vec<(Cow<'static, str>, Value)>);
+
+impl Serialize for Fields {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+    }
 }
