@@ -105,7 +105,7 @@ impl Survey {
             catalogue,
             owners: Owners::default(),
         };
-        parallel::map(&survey.objects, |object| drop(survey.catalogue.of(object)));
+        parallel::map(&survey.objects, |object| survey.catalogue.of(object).is_some());
         survey.probe_all(world, wanted.instead);
         survey.snapshot = survey.look_at_processes(world, named.as_ref());
         if let Some(unlinked) = wanted.unlinked {
@@ -366,6 +366,7 @@ impl Survey {
             objects: &self.objects,
             leases: &self.leases,
             assume_complete: self.judging.assume_complete,
+            thorough: self.judging.thorough,
             threads: self.judging.thorough || self.lease_works.contains(&false),
             hung: &self.snapshot.processes.hung,
             named,

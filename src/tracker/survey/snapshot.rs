@@ -57,8 +57,8 @@ pub struct Snapshot {
     foreign: Vec<i32>,
     /// What was found out about the kin of owners: there are far fewer than objects.
     kin: Mutex<HashMap<(u32, bool), KinState>>,
-    /// Who has what locked, unless that could not be found out.
-    locks: Option<Locks>,
+    /// Who has what locked, if that matters; nothing inside that could not be found out.
+    locks: Option<Option<Locks>>,
     /// What of the objects is mounted.
     mounted: Mounted,
     /// What is registered with live daemons.
@@ -88,6 +88,8 @@ pub(super) struct Matter<'a> {
     pub(super) objects: &'a [Object],
     pub(super) leases: &'a [Lease],
     pub(super) assume_complete: bool,
+    /// Whether everything is looked at, whether a verdict depends on it or not.
+    pub(super) thorough: bool,
     /// Whether to look into every thread from the start.
     pub(super) threads: bool,
     /// Processes that did not answer an earlier look.
@@ -97,6 +99,21 @@ pub(super) struct Matter<'a> {
 }
 
 impl Matter<'_> {
+    /// Whether the verdict on any object depends on who has it, or a file beside it, locked. Whoever has a lock on
+    /// the object itself has it open, too, and to list all locks the kernel stops everybody who takes one.
+    fn asks_for_locks(&self, catalogue: &Catalogue) -> bool {
+        let mut all = self.objects.iter().zip(self.leases);
+        self.thorough
+            || all.any(|(object, lease)| match lease {
+                Lease::Refused => false,
+                Lease::Granted => {
+                    let found = catalogue.of(object);
+                    found.is_some_and(|found| !found.producer.lock_suffixes.is_empty())
+                }
+                _ => object.sysv.is_none(),
+            })
+    }
+
     /// Whether it is told of any object whether a process of its owner's lives.
     fn asks_for_kin(&self) -> bool {
         let may_be = |object: &Object| owners_of(object).any(|uid| !is_system_uid(uid));
@@ -175,7 +192,7 @@ impl Snapshot {
             families_asked: search.names.is_some(),
             families,
             ancestors: ancestors(&processes),
-            locks: Locks::read(host),
+            locks: matter.asks_for_locks(catalogue).then(|| Locks::read(host)),
             mounted: Mounted::new(world, matter.objects, &targets, &scan),
             waiters: if queues { Waiters::read(host) } else { Waiters::default() },
             by_any_pid: HashMap::new(),
@@ -335,7 +352,8 @@ impl Snapshot {
             0 => format!("somebody has a lock on {what}"),
             pid => format!("process {pid} has a lock on {what}"),
         };
-        let holder = |dev, ino| self.locks.as_ref().map(|locks| locks.holder(dev, ino));
+        let locks = self.locks.as_ref()?;
+        let holder = |dev, ino| locks.as_ref().map(|locks| locks.holder(dev, ino));
         // Whoever has a lock on the object itself has it open: the lease says so, too.
         if let Some(Some(pid)) = holder(object.stat.dev, object.stat.ino) {
             return Some(says(pid, "it"));
