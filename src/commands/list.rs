@@ -15,6 +15,7 @@ use crate::tracker::host::Host;
 use crate::tracker::limits::{self, Unit};
 use crate::tracker::resource::escape;
 use crate::tracker::service::client::asking;
+use crate::tracker::survey::{Judging, Sought};
 use crate::tracker::verdict::Verdict;
 use crate::tracker::world::Scope;
 
@@ -27,6 +28,12 @@ pub struct ListArgs {
     /// Only objects of these verdicts
     #[arg(long, value_enum, value_delimiter = ',', value_name = "VERDICT")]
     verdict: Vec<Verdict>,
+
+    /// Whose mappings and descriptors to look at. With none, an object that is in use is known by the kernel's answer
+    /// alone, and what has lost its name is not found; that is usual for -0, and for -o without a column that
+    /// needs more
+    #[arg(long, value_enum, value_name = "WHOSE")]
+    holders: Option<Sought>,
 
     /// Only what is registered with this rtrack daemon, which was started with --control
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
@@ -83,6 +90,15 @@ enum GroupKey {
     Verdict,
 }
 
+impl ListArgs {
+    /// Whose mappings and descriptors are looked at.
+    fn sought(&self) -> Sought {
+        let needs = |key: &String| ["holders", "evidence", "deleted"].contains(&key.as_str());
+        let none = self.null || !self.output.is_empty() && !self.output.iter().any(needs);
+        self.holders.unwrap_or(if none { Sought::None } else { Sought::All })
+    }
+}
+
 fn columns_help() -> String {
     columns::help(columns::COLUMNS, "id,uid,size")
 }
@@ -103,10 +119,13 @@ fn registered_with(pid: i32) -> Result<Registrations, CommandError> {
 pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
     args.select.check(&[])?;
     let wide = args.select.scope() != Scope::Own;
-    let usual: &[&str] = if wide { &columns::DEFAULT_OF_ALL } else { &columns::DEFAULT };
-    let chosen = columns::chosen(columns::COLUMNS, &args.output, usual)?;
+    let mut usual: Vec<&str> =
+        if wide { columns::DEFAULT_OF_ALL.into() } else { columns::DEFAULT.into() };
+    usual.retain(|key| *key != "holders" || args.sought() != Sought::None);
+    let chosen = columns::chosen(columns::COLUMNS, &args.output, &usual)?;
     let registered = args.tracker.map(registered_with).transpose()?;
-    let (found, missing) = Look::of_selected(&args.select, args.select.judging())?;
+    let judging = Judging { sought: args.sought(), ..args.select.judging() };
+    let (found, missing) = Look::of_selected(&args.select, judging)?;
     let terminal = ui.stdout_is_terminal();
     let judged = args.json || args.check || args.group_by == Some(GroupKey::Verdict) || terminal;
     let mut rows = found.lines(&args.select, &args.verdict, judged);

@@ -10,7 +10,7 @@ use crate::tracker::evidence::producers::Catalogue;
 use crate::tracker::inventory::Object;
 use crate::tracker::resource::Kind;
 use crate::tracker::select::{self, Filter, Found, Names, SelectError};
-use crate::tracker::survey::Judging;
+use crate::tracker::survey::{Judging, Sought};
 use crate::tracker::world::Scope;
 
 /// Which objects, and how they are judged.
@@ -105,7 +105,12 @@ impl SelectArgs {
     /// How objects are judged.
     #[must_use]
     pub fn judging(&self) -> Judging {
-        Judging { grace: self.grace, assume_complete: self.assume_complete, thorough: false }
+        Judging {
+            grace: self.grace,
+            assume_complete: self.assume_complete,
+            thorough: false,
+            sought: Sought::All,
+        }
     }
 
     /// Whether anything is said about which objects, so that not all of them are selected.

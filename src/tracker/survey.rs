@@ -35,6 +35,18 @@ use super::world::World;
 /// How long another rtrack may keep this one from probing.
 const COURTESY: Duration = Duration::from_millis(250);
 
+/// Whose mappings and descriptors are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Sought {
+    /// Every process that has an object open or mapped
+    #[default]
+    All,
+    /// One process for each object
+    Some,
+    /// Nobody's, where the kernel itself says whether an object is in use
+    None,
+}
+
 /// What the operator said about judging.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Judging {
@@ -44,6 +56,8 @@ pub struct Judging {
     pub assume_complete: bool,
     /// Ask the kernel also about what would be claimed anyway, and look into every thread.
     pub thorough: bool,
+    /// Whose mappings and descriptors are looked at.
+    pub sought: Sought,
 }
 
 /// What belongs to what was selected although it is not in the inventory.
@@ -53,6 +67,15 @@ pub struct Wanted<'a> {
     pub instead: &'a dyn Fn(&Object, &Object) -> bool,
     /// Whether an object without a name does, that somebody still holds; nothing if none does.
     pub unlinked: Option<&'a dyn Fn(&Object) -> bool>,
+}
+
+impl Sought {
+    /// Whether holders of such an object are looked for: a directory, and what the kernel does not answer about,
+    /// have nothing else to be judged by.
+    fn seeks(self, object: &Object, lease: Lease) -> bool {
+        let undecided = matches!(lease, Lease::NoPermission | Lease::Unsupported);
+        self != Self::None || object.sysv.is_none() && (undecided || object.kind == Kind::Dir)
+    }
 }
 
 /// Everything that one look found.
@@ -124,6 +147,15 @@ impl Survey {
         self.snapshot = snapshot;
     }
 
+    /// Looks at the processes again, and at every holder, where that was not done.
+    pub fn look_closer(&mut self, world: &World) {
+        if self.judging.sought != Sought::All {
+            self.judging.sought = Sought::All;
+            self.refresh(world);
+            self.probe_unexplained_again(world);
+        }
+    }
+
     /// The same while this process itself has the object at `index` open, to save it: that makes it no
     /// holder.
     pub fn refresh_beside(&mut self, world: &World, index: usize) {
@@ -192,6 +224,13 @@ impl Survey {
     #[must_use]
     pub fn holders(&self, index: usize) -> &[Holder] {
         self.snapshot.scan.holders.get(&index).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether it was looked who holds the object at `index`.
+    #[must_use]
+    pub fn sought(&self, index: usize) -> bool {
+        let object = self.objects.get(index).zip(self.leases.get(index));
+        object.is_some_and(|(object, lease)| self.judging.sought.seeks(object, *lease))
     }
 
     fn probe_all(&mut self, world: &World, wanted: &dyn Fn(&Object, &Object) -> bool) {
@@ -367,6 +406,7 @@ impl Survey {
             leases: &self.leases,
             assume_complete: self.judging.assume_complete,
             thorough: self.judging.thorough,
+            sought: self.judging.sought,
             threads: self.judging.thorough || self.lease_works.contains(&false),
             hung: &self.snapshot.processes.hung,
             named,
@@ -377,6 +417,9 @@ impl Survey {
     /// An object that the kernel calls held and nobody was found for may have been opened for a
     /// moment only, by another rtrack perhaps: it is asked about once more.
     fn probe_unexplained_again(&mut self, world: &World) {
+        if self.judging.sought == Sought::None {
+            return;
+        }
         let unexplained = |index: usize| {
             self.leases.get(index) == Some(&Lease::Refused) && self.holders(index).is_empty()
         };
@@ -454,6 +497,7 @@ impl Survey {
             known_kind: object.kind != Kind::Other,
             directory,
             lease: *self.leases.get(index)?,
+            holders_sought: self.sought(index),
             holders: self
                 .holders(index)
                 .iter()

@@ -194,6 +194,8 @@ pub struct Facts {
     pub directory: bool,
     /// The kernel's answer; about a directory, that some file in it is held, or nothing.
     pub lease: Lease,
+    /// Whether it was looked who holds it.
+    pub holders_sought: bool,
     /// Who was found, and how they hold it.
     pub holders: Vec<(Who, std::collections::BTreeSet<How>)>,
     /// Mounts that it is part of.
@@ -305,7 +307,7 @@ fn holding(facts: &Facts, found: &mut Vec<Evidence>) {
     let what = if facts.directory { "a file in it" } else { "it" };
     match facts.lease {
         _ if facts.counts.is_some() => {}
-        Lease::Refused if facts.holders.is_empty() => found.push(evidence(
+        Lease::Refused if facts.holders.is_empty() && facts.holders_sought => found.push(evidence(
             Code::LeaseRefused,
             format!("the kernel says that {what} is open or mapped, by a process not visible here"),
             &[],

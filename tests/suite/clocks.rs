@@ -13,7 +13,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use nix::time::{ClockId, clock_gettime};
 use rtrack::tracker::host::{Clock, Host};
 use rtrack::tracker::inventory;
-use rtrack::tracker::survey::{Judging, Survey, Wanted};
+use rtrack::tracker::survey::{Judging, Sought, Survey, Wanted};
 use rtrack::tracker::verdict::Judgement;
 use rtrack::tracker::world::World;
 
@@ -77,8 +77,12 @@ fn world() -> World {
 }
 
 fn survey(world: &World, grace: u64) -> Survey {
-    let judging =
-        Judging { grace: Duration::from_secs(grace), assume_complete: true, thorough: false };
+    let judging = Judging {
+        grace: Duration::from_secs(grace),
+        assume_complete: true,
+        thorough: false,
+        sought: Sought::All,
+    };
     let wanted = Wanted { instead: &|_, _| true, unlinked: None };
     Survey::take(world, judging, inventory::read(world).unwrap(), wanted)
 }

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use self::planning::Choice;
 use super::Status;
 use super::error::{CommandError, Kind as ErrorKind};
-use super::render::{self, Row};
+use super::render::{self, Lines, Row};
 use super::selecting::SelectArgs;
 use super::surveying::Look;
 use super::ui::Ui;
@@ -124,6 +124,12 @@ pub fn run(args: &ReapArgs, ui: &Ui) -> Result<Status, CommandError> {
             choice.select(args, world, objects.into_iter().filter(of_journal).collect())
         }
     })?;
+    // Who uses what is looked for only if anything may go.
+    let lines = Lines::new(&found.world, &found.survey, true);
+    let any = lines.iter().any(|row| args.wanted().contains(&row.verdict()));
+    if any {
+        found.survey.look_closer(&found.world);
+    }
     // What a plan does not name, or was not saved, goes back instead.
     let finish = plan.is_none() && archive.is_none();
     let how = reap::How { assume_complete: found.survey.judging().assume_complete, finish };

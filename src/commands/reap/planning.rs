@@ -17,7 +17,7 @@ use crate::tracker::plan::{self, Step};
 use crate::tracker::reap::{self, Outcome, Report};
 use crate::tracker::resource::{Kind, Name};
 use crate::tracker::select;
-use crate::tracker::survey::Judging;
+use crate::tracker::survey::{Judging, Sought};
 use crate::tracker::sys::ipc;
 use crate::tracker::verdict::Verdict;
 use crate::tracker::world::World;
@@ -98,8 +98,11 @@ impl Choice {
         all: Vec<Object>,
     ) -> Result<Chosen, CommandError> {
         let chosen = |objects, forced: &HashSet<Key>| {
-            let (forced, judging) = (forced.clone(), args.select.judging());
-            Chosen { objects, forced, judging, by_plan: false }
+            // What the kernel says is in use stays, whoever uses it. Of what is named, it is told who does.
+            let named = !forced.is_empty() || args.select.narrows();
+            let sought = if named { Sought::All } else { Sought::None };
+            let judging = Judging { sought, ..args.select.judging() };
+            Chosen { objects, forced: forced.clone(), judging, by_plan: false }
         };
         let mut objects = Vec::new();
         if !args.force.is_empty() {

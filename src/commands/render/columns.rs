@@ -478,6 +478,10 @@ pub(super) fn namespace_value(namespace: &Namespace) -> Value {
 /// The first holder, and how many more.
 fn holders_text(row: &Row<'_>) -> String {
     match row.holders {
+        [] if !row.sought() => "?".to_owned(),
+        [one] if row.may_have_more_holders() => {
+            format!("{}[{}] +?", escape(&one.comm), one.pid)
+        }
         [] => String::new(),
         [one] => format!("{}[{}]", escape(&one.comm), one.pid),
         [first, rest @ ..] => format!("{}[{}] +{}", escape(&first.comm), first.pid, rest.len()),

@@ -38,7 +38,13 @@ impl Serialize for Cells<'_> {
         for column in *columns {
             // The two that hold most are not made into values first.
             match column.key {
-                "holders" => map.serialize_entry(column.key, &Holders(row.holders))?,
+                "holders" if !row.sought() => map.serialize_entry(column.key, &Value::Null)?,
+                "holders" => {
+                    map.serialize_entry(column.key, &Holders(row.holders))?;
+                    if row.may_have_more_holders() {
+                        map.serialize_entry("holders_complete", &false)?;
+                    }
+                }
                 "evidence" => map.serialize_entry(column.key, &row.judgement().evidence)?,
                 _ => {}
             }

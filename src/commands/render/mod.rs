@@ -17,7 +17,7 @@ use crate::tracker::evidence::holders::Holder;
 use crate::tracker::inventory::Object;
 use crate::tracker::parallel;
 use crate::tracker::reap::Report;
-use crate::tracker::survey::Survey;
+use crate::tracker::survey::{Sought, Survey};
 use crate::tracker::verdict::{CreatorState, Judgement, Verdict};
 use crate::tracker::world::{Namespace, World};
 
@@ -92,6 +92,16 @@ impl<'a> Row<'a> {
     /// Its verdict.
     pub fn verdict(&self) -> Verdict {
         self.verdict.unwrap_or_else(|| self.judgement().verdict)
+    }
+
+    /// Whether it was looked who holds it.
+    pub fn sought(&self) -> bool {
+        self.survey.sought(self.index)
+    }
+
+    /// Whether nobody looked for more holders than one.
+    pub fn may_have_more_holders(&self) -> bool {
+        self.survey.judging().sought == Sought::Some && !self.holders.is_empty()
     }
 
     /// The pid in its name, or that the kernel records.

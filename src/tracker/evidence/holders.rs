@@ -124,6 +124,12 @@ impl Targets {
         self.devices.insert(dev);
     }
 
+    /// Whether there is anything to look for in mappings and descriptors.
+    #[must_use]
+    pub fn is_any(&self) -> bool {
+        !(self.by_inode.is_empty() && self.segments.is_empty() && self.unlinked.is_empty())
+    }
+
     /// Adds a name that a target has.
     pub fn add_name(&mut self, name: &[u8]) {
         self.names.insert(name.to_vec());

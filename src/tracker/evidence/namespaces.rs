@@ -143,9 +143,7 @@ impl Namespaces {
         }
         task.link(c"root", &mut link)?;
         let root = open_root(task)?;
-        let mut text = Vec::new();
-        task.read(c"mountinfo", &mut text)?;
-        let mounts = Mounts::parse(&text);
+        let mounts = Mounts::parse(task.read(c"mountinfo", &mut Vec::new())?);
         // A root that is mounted nowhere shows nothing.
         let jailed = link != b"/" || !mounts.seen_from(from.root.0);
         let kept: Vec<OsString> = mounts.namespaces().map(OsString::from_vec).collect();

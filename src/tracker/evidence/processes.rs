@@ -299,11 +299,11 @@ fn pids(proc: &Path) -> io::Result<Vec<i32>> {
 
 fn read_one(proc: &Path, pid: i32) -> io::Result<Process> {
     let task = Task::open(proc.join(pid.to_string()))?;
-    let mut text = Vec::new();
-    task.read_piece(c"stat", &mut text)?;
-    let stat = procfs::process::Stat::from_read(text.as_slice()).map_err(io_error)?;
-    task.read_piece(c"status", &mut text)?;
-    let Status { uids, ns_pids, ns_leaders, comm } = parse_status(&text)
+    let mut room = Vec::new();
+    let stat = task.read_piece(c"stat", &mut room)?;
+    let stat = procfs::process::Stat::from_read(stat).map_err(io_error)?;
+    let status = task.read_piece(c"status", &mut room)?;
+    let Status { uids, ns_pids, ns_leaders, comm } = parse_status(status)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "status is not of its form"))?;
     let kernel = stat.flags & PF_KTHREAD != 0;
     let zombie = matches!(stat.state, 'Z' | 'X' | 'x');

@@ -57,42 +57,49 @@ impl Task {
         Ok(File::from(openat(&self.dir, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?))
     }
 
-    /// Reads one of its files into `text`, in place of what was there.
+    /// Reads one of its files. `room` is read into, and grows as it has to.
     ///
     /// # Errors
     /// The errno of openat(2) or read(2).
-    pub fn read(&self, name: &CStr, text: &mut Vec<u8>) -> io::Result<()> {
-        text.clear();
-        // Not read_to_end of std, which first asks for the size: that is always 0.
-        let mut file = self.file(name)?;
-        loop {
-            let length = text.len();
-            text.resize(length + ROOM.max(length), 0);
-            let read = file.read(text.get_mut(length..).unwrap_or_default());
-            text.truncate(length + *read.as_ref().unwrap_or(&0));
-            match read {
-                Ok(0) => return Ok(()),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+    pub fn read<'a>(&self, name: &CStr, room: &'a mut Vec<u8>) -> io::Result<&'a [u8]> {
+        self.read_until(name, room, |read, _| read == 0)
     }
 
     /// The same of a file that the kernel writes in one piece: a short read is the whole.
     ///
     /// # Errors
     /// As [`Task::read`].
-    pub fn read_piece(&self, name: &CStr, text: &mut Vec<u8>) -> io::Result<()> {
+    pub fn read_piece<'a>(&self, name: &CStr, room: &'a mut Vec<u8>) -> io::Result<&'a [u8]> {
+        self.read_until(name, room, |read, asked| read < asked)
+    }
+
+    /// Reads until `is_last` says so, which is told how much was read and how much could have been.
+    fn read_until<'a>(
+        &self,
+        name: &CStr,
+        room: &'a mut Vec<u8>,
+        is_last: impl Fn(usize, usize) -> bool,
+    ) -> io::Result<&'a [u8]> {
+        // Not read_to_end of std, which first asks for the size: that is always 0.
         let mut file = self.file(name)?;
-        text.clear();
-        text.resize(ROOM, 0);
-        match file.read(text) {
-            Ok(length) if length < ROOM => {
-                text.truncate(length);
-                Ok(())
+        let mut length = 0;
+        loop {
+            if room.len() - length < ROOM {
+                // What is there is not zeroed again, the next time.
+                room.resize(2 * room.len() + ROOM, 0);
             }
-            _ => self.read(name, text),
+            let rest = room.get_mut(length..).unwrap_or_default();
+            let asked = rest.len();
+            match file.read(rest) {
+                Ok(read) => {
+                    length += read;
+                    if is_last(read, asked) {
+                        return Ok(room.get(..length).unwrap_or_default());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -105,5 +112,5 @@ impl Task {
     }
 }
 
-/// Bytes that a file has room for at first: as much as most of them have.
+/// Bytes that there is room for at least: as much as most files have.
 const ROOM: usize = 4096;

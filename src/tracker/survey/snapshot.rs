@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::Sought;
 use super::mounted::Mounted;
 use super::owners::{Owners, is_system_uid};
 use crate::tracker::evidence::clock::Clocks;
@@ -90,6 +91,8 @@ pub(super) struct Matter<'a> {
     pub(super) assume_complete: bool,
     /// Whether everything is looked at, whether a verdict depends on it or not.
     pub(super) thorough: bool,
+    /// Whose mappings and descriptors are looked at.
+    pub(super) sought: Sought,
     /// Whether to look into every thread from the start.
     pub(super) threads: bool,
     /// Processes that did not answer an earlier look.
@@ -142,13 +145,20 @@ impl Snapshot {
             Arc::new(move |name| catalogue.families().iter().any(|f| f.has_mapping(name)))
         };
         let names = matter.asks_for_family(catalogue).then_some(names);
-        let search = Search { holders: true, enough: None, deep: matter.threads, names };
+        let held = || matter.leases.iter().filter(|lease| **lease != Lease::Granted).count();
+        let search = Search {
+            holders: targets.is_any(),
+            enough: (matter.sought == Sought::Some).then(held),
+            deep: matter.threads,
+            names,
+        };
         let mut processes = Processes::read(&host.proc, matter.hung);
         let mut scan = holders::scan(host, &mut processes, &targets, &search);
         // A directory that nobody holds has only this look to show it.
         let mut asked = matter.objects.iter().zip(matter.leases).enumerate();
         let unexplained = asked.any(|(index, (object, lease))| {
             (*lease == Lease::Refused && object.sysv.is_none() || object.directory.is_some())
+                && matter.sought.seeks(object, *lease)
                 && !scan.holders.contains_key(&index)
         });
         if unexplained && !matter.threads {
@@ -499,7 +509,7 @@ fn targets(world: &World, matter: &Matter<'_>) -> Targets {
     let mut targets = Targets::default();
     let places = (0..world.places.len()).filter_map(|place| world.device_of(place).ok());
     targets.places.extend(places);
-    if let Some(named) = matter.named {
+    if let Some(named) = matter.named.filter(|_| matter.sought != Sought::None) {
         targets.named = Arc::clone(named);
         targets.unlinked.extend(world.wanted_shm().filter_map(|(_, host)| host.shm_dev().ok()));
         // A memfd belongs to no mount.
@@ -509,7 +519,9 @@ fn targets(world: &World, matter: &Matter<'_>) -> Targets {
         .filter_map(|place| Some((place, world.ipc(place)?.number(&world.host))))
         .collect();
     let devices = OnceCell::new();
-    for (index, object) in matter.objects.iter().enumerate() {
+    let sought = matter.objects.iter().zip(matter.leases).enumerate();
+    let sought = sought.filter(|(_, (object, lease))| matter.sought.seeks(object, **lease));
+    for (index, (object, _)) in sought {
         if object.kind == Kind::SysvShm {
             let namespace = namespaces.get(&object.place).copied().flatten();
             for dev in devices.get_or_init(sys::ipc::memory_devices) {

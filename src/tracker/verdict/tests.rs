@@ -29,6 +29,7 @@ fn free() -> Facts {
     Facts {
         known_kind: true,
         directory: false,
+        holders_sought: true,
         lease: Lease::Granted,
         holders: Vec::new(),
         mounted: Vec::new(),

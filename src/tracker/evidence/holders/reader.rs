@@ -234,10 +234,10 @@ impl Reader<'_> {
 
     /// All mappings, and the names of what is mapped.
     fn all_maps(&self, task: &Task, buffers: &mut Buffers, found: &mut Found) -> io::Result<()> {
-        task.read(c"maps", &mut buffers.text)?;
+        let text = task.read(c"maps", &mut buffers.text)?;
         let mut own: Option<Number> = None;
         let mut last: &[u8] = b"";
-        for line in buffers.text.split(|b| *b == b'\n') {
+        for line in text.split(|b| *b == b'\n') {
             let Some(map) = parse_map(line) else { continue };
             if self.search.holders {
                 self.mapping(task, &map, &mut own, found);
@@ -372,7 +372,7 @@ impl Reader<'_> {
             let path = [directory.as_bytes(), fd.as_bytes()].concat();
             CString::new(path).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
         };
-        task.read(&of("fdinfo/")?, info)?;
+        let info = task.read_piece(&of("fdinfo/")?, info)?;
         let field = |key: &[u8]| {
             info.split(|b| *b == b'\n')
                 .find_map(|line| number(words(line.strip_prefix(key)?).next()?))
