@@ -253,10 +253,12 @@ impl Survey {
                 }
             }
         }
-        let all =
-            std::mem::take(&mut self.objects).into_iter().zip(std::mem::take(&mut self.leases));
-        let here = all.enumerate().filter(|(index, _)| !gone.contains(index));
-        (self.objects, self.leases) = here.map(|(_, object)| object).unzip();
+        if !gone.is_empty() {
+            let mut here = (0..).map(|index: usize| !gone.contains(&index));
+            self.objects.retain(|_| here.next().unwrap_or(true));
+            let mut here = (0..).map(|index: usize| !gone.contains(&index));
+            self.leases.retain(|_| here.next().unwrap_or(true));
+        }
     }
 
     /// What the kernel says of one object, if it is one to be asked about.

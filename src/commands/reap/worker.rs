@@ -250,7 +250,7 @@ impl Worker<'_> {
             identity: object.identity(),
             manner,
             may_go_directly: planned == Verdict::Orphaned,
-            tree: object.directory.as_ref(),
+            tree: object.directory.as_deref(),
             messages: object.queue.map(|queue| queue.messages),
             force,
         };

@@ -194,7 +194,7 @@ impl Rank<'_> {
 }
 
 /// So many objects are rendered at once: memory does not grow with how many there are.
-const PIECE: usize = 1024;
+const PIECE: usize = 512;
 
 /// Objects that are listed: of each no more than what their order depends on.
 #[derive(Debug)]

@@ -8,7 +8,9 @@
 
 mod reader;
 
+use std::collections::hash_map::{Entry, RandomState};
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::BuildHasher as _;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -87,12 +89,15 @@ impl Holder {
 /// What to look for.
 #[derive(Debug, Default)]
 pub struct Targets {
-    /// The objects by device and inode: an inode can have several names, hard links.
-    by_inode: HashMap<(u64, u64), Vec<usize>>,
+    /// The first object of each device and inode,
+    by_inode: HashMap<(u64, u64), usize>,
+    /// and all of them where it has several names, hard links.
+    several: HashMap<(u64, u64), Vec<usize>>,
     /// The inode numbers alone.
     numbers: HashSet<u64>,
-    /// The names of the objects, and of what is in directories.
-    names: HashSet<Vec<u8>>,
+    /// Hashes of the names of the objects, and of what is in directories.
+    names: HashSet<u64>,
+    hasher: RandomState,
     /// There are directories among them.
     pub directories: bool,
     /// The devices that any of them is on.
@@ -119,7 +124,15 @@ pub struct Segment {
 impl Targets {
     /// Adds an inode of the object `index`. A directory is there with every inode below it.
     pub fn add(&mut self, (dev, ino): (u64, u64), index: usize) {
-        self.by_inode.entry((dev, ino)).or_default().push(index);
+        match self.by_inode.entry((dev, ino)) {
+            Entry::Vacant(place) => {
+                place.insert(index);
+            }
+            Entry::Occupied(first) => {
+                let all = self.several.entry((dev, ino)).or_insert_with(|| vec![*first.get()]);
+                all.push(index);
+            }
+        }
         self.numbers.insert(ino);
         self.devices.insert(dev);
     }
@@ -132,13 +145,13 @@ impl Targets {
 
     /// Adds a name that a target has.
     pub fn add_name(&mut self, name: &[u8]) {
-        self.names.insert(name.to_vec());
+        self.names.insert(self.hasher.hash_one(name));
     }
 
-    /// Whether a target has that name.
+    /// Whether a target may have that name.
     #[must_use]
-    pub fn has_name(&self, name: &[u8]) -> bool {
-        self.names.contains(name)
+    pub fn may_have_name(&self, name: &[u8]) -> bool {
+        self.names.contains(&self.hasher.hash_one(name))
     }
 
     /// Adds System V memory, which is mapped from this device under its id.
@@ -179,7 +192,8 @@ impl Targets {
     /// The objects that this inode belongs to.
     #[must_use]
     pub fn at(&self, inode: (u64, u64)) -> &[usize] {
-        self.by_inode.get(&inode).map_or(&[], Vec::as_slice)
+        let one = || self.by_inode.get(&inode).map_or(&[][..], std::slice::from_ref);
+        self.several.get(&inode).map_or_else(one, Vec::as_slice)
     }
 }
 
@@ -246,7 +260,8 @@ struct Enough {
 
 impl Enough {
     fn new(targets: &Targets, expected: usize) -> Self {
-        let objects = targets.by_inode.values().flatten().copied();
+        let several = targets.several.values().flatten();
+        let objects = targets.by_inode.values().chain(several).copied();
         let segments = targets.segments.values().flatten().map(|segment| segment.index);
         let count = objects.chain(segments).max().map_or(0, |last| last + 1);
         let found = std::iter::repeat_with(AtomicBool::default).take(count).collect();
@@ -378,7 +393,7 @@ impl Scan {
         for (target, details) in found.holds {
             let how = details.iter().map(|detail| detail.how).collect();
             let holder = Holder { how, details, ..nothing() };
-            self.holders.entry(target).or_default().push(holder);
+            self.holders.entry(target).or_insert_with(|| Vec::with_capacity(1)).push(holder);
         }
     }
 }

@@ -29,7 +29,7 @@ pub struct Object {
     /// For [`Kind::Other`]: symlink, fifo, socket, device.
     pub file_type: Option<&'static str>,
     /// For a directory: what is in it.
-    pub directory: Option<Tree>,
+    pub directory: Option<Box<Tree>>,
     /// For a semaphore, once it was looked at.
     pub semaphore: Option<Semaphore>,
     /// For a message queue that could be opened: what is in it.

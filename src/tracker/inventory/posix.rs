@@ -31,6 +31,7 @@ const MOST_LEVELS: usize = 64;
 pub fn read(host: &Host, place: usize, inventory: &mut Inventory) -> io::Result<()> {
     let (names, dev) = (entries(host.shm())?, host.shm_dev()?);
     let read = parallel::map(&names, |name| read_on(host, place, name, dev));
+    inventory.objects.reserve_exact(read.len());
     for (name, read) in names.iter().zip(read) {
         match read {
             Ok(object) => inventory.objects.push(object),
@@ -65,7 +66,7 @@ fn read_on(host: &Host, place: usize, file: &Name, dev: u64) -> io::Result<Objec
     let stat = sys::stat(&path, c"")?;
     let mut object = Object { place, ..Object::of(file, stat) };
     object.directory =
-        (object.kind == Kind::Dir).then(|| count(path.as_fd(), &stat, &mut |_, _, _| {}));
+        (object.kind == Kind::Dir).then(|| count(path.as_fd(), &stat, &mut |_, _, _| {}).into());
     Ok(object)
 }
 

@@ -64,7 +64,7 @@ impl Item {
         }
         let messages = |object: &Object| object.queue.map(|queue| queue.messages);
         let content = |tree: &Tree| (tree.entries, tree.size, tree.allocated, tree.changed);
-        let inside = |object: &Object| object.directory.as_ref().map(content);
+        let inside = |object: &Object| object.directory.as_deref().map(content);
         if (now.size(), stat.changed) != (self.object.size(), then.changed)
             || inside(now) != inside(&self.object)
             || messages(now) != messages(&self.object)
@@ -378,7 +378,16 @@ fn object(at: &At<'_>, places: &Places) -> Result<Object, PlanError> {
     let queue = queue(at, kind)?;
     let sysv = sysv.map(Box::new);
     let object = Object::of(&file, stat);
-    let object = Object { kind, name, file_type, directory, queue, sysv, place, ..object };
+    let object = Object {
+        kind,
+        name,
+        file_type,
+        directory: directory.map(Box::new),
+        queue,
+        sysv,
+        place,
+        ..object
+    };
     at.get("id")?.is(&object.id(), "is not what kind and name say")?;
     Ok(object)
 }

@@ -34,7 +34,8 @@ pub(super) struct Found {
 
 impl Found {
     fn note(&mut self, target: usize, detail: Detail) {
-        let details = self.holds.entry(target).or_default();
+        // Most objects are held once by most who hold them.
+        let details = self.holds.entry(target).or_insert_with(|| Vec::with_capacity(1));
         // One of each way is always noted: the holder's `how` is made of them.
         let known = details.iter().any(|other| other.how == detail.how);
         if !details.contains(&detail) && (details.len() < MOST_DETAILS || !known) {
@@ -353,7 +354,10 @@ impl Reader<'_> {
             || path == b"/"
             || path.ends_with(b" (deleted)")
             || self.own_points.iter().chain(&view.points).any(below)
-            || path.rsplit(|b| *b == b'/').next().is_some_and(|name| self.targets.has_name(name))
+            || path
+                .rsplit(|b| *b == b'/')
+                .next()
+                .is_some_and(|name| self.targets.may_have_name(name))
     }
 
     /// The inode that a descriptor refers to, if it may be one that is asked for. A mount that the process's namespace does not list
