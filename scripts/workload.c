@@ -1,8 +1,8 @@
 /* A machine full of processes and shared memory, for benchmarks.
  *
- *     workload DIRECTORY PROCESSES MAPPINGS FDS OBJECTS HELD HOLDERS
+ *     workload DIRECTORY PROCESSES MAPPINGS FDS OBJECTS HELD HOLDERS [PREFIX]
  *
- * Makes OBJECTS files psm_00000000, psm_00000001, ... of a page each in DIRECTORY, and PROCESSES
+ * Makes OBJECTS files PREFIX00000000, PREFIX00000001, ... of a page each in DIRECTORY, and PROCESSES
  * processes. Each of those has MAPPINGS private mappings of a file and FDS descriptors beside what every
  * process has: of files and of pipes, in turn. The first HELD objects are held: object N by
  * HOLDERS processes from number N on (modulo PROCESSES), by a mapping, a descriptor, or both, in turn.
@@ -22,9 +22,11 @@
 
 enum { PAGE = 4096 };
 
+static const char *prefix = "bench-";
+
 static int object(long number, int flags) {
-    char name[32];
-    snprintf(name, sizeof name, "%s_%08lx", prefix, number);
+    char name[256];
+    snprintf(name, sizeof name, "%s%08lx", prefix, number);
     int fd = open(name, flags, 0600);
     if (fd < 0)
         err(1, "%s", name);
@@ -67,8 +69,10 @@ static void fill(long self, long processes, long mappings, long fds, long held, 
 }
 
 int main(int count, char **words) {
-    if (count != 8)
-        errx(2, "DIRECTORY PROCESSES MAPPINGS FDS OBJECTS HELD HOLDERS");
+    if (count != 8 && count != 9)
+        errx(2, "DIRECTORY PROCESSES MAPPINGS FDS OBJECTS HELD HOLDERS [PREFIX]");
+    if (count == 9)
+        prefix = words[8];
     long processes = atol(words[2]), mappings = atol(words[3]), fds = atol(words[4]);
     long objects = atol(words[5]), held = atol(words[6]), holders = atol(words[7]);
     if (chdir(words[1]))

@@ -15,6 +15,9 @@ use super::task::Task;
 use crate::tracker::deadline::{self, Unanswered};
 use crate::tracker::parallel;
 
+/// What the kernel calls a tracker of rtrack's.
+pub(super) const COMM: &[u8] = b"rtrack";
+
 /// The kernel's flag for its own threads (`PF_KTHREAD`, linux/sched.h).
 const PF_KTHREAD: u32 = 0x0020_0000;
 
@@ -90,6 +93,18 @@ pub struct Process {
     pub dead: bool,
     /// The first thread has exited while others go on: its own `maps` and `fd` are empty.
     pub leaderless: bool,
+    /// Whether its uids, its executable and its pids in other namespaces were read, too.
+    pub whole: bool,
+}
+
+/// How much is read of each process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Depth {
+    /// Everything but what its user namespace maps.
+    #[default]
+    Whole,
+    /// What `stat` says; everything of those that are called like a tracker of rtrack's.
+    Stat,
 }
 
 impl Process {
@@ -103,7 +118,9 @@ impl Process {
     /// The same without a look at what its user namespace maps.
     #[must_use]
     pub fn seems_of(&self, uid: u32, overflow: Option<u32>) -> bool {
-        overflow == Some(uid) || self.all_uids().any(|own| own == uid || overflow == Some(own))
+        !self.whole
+            || overflow == Some(uid)
+            || self.all_uids().any(|own| own == uid || overflow == Some(own))
     }
 
     /// The uids of all its threads, some of them more than once.
@@ -141,6 +158,7 @@ pub struct Processes {
     pub missing: Option<String>,
     /// The uid that stands for those from outside this user namespace; `None` in the first one.
     pub overflow: Option<u32>,
+    depth: Depth,
     /// Maps of uids that were met, by their text: few user namespaces hold many processes.
     uid_maps: UidMaps,
 }
@@ -149,8 +167,14 @@ impl Processes {
     /// Reads the procfs at `proc`; of whom it is known that they are `hung` is not asked any more.
     #[must_use]
     pub fn read(proc: &Path, hung: &HashSet<Hung>) -> Self {
+        Self::read_to(Depth::Whole, proc, hung)
+    }
+
+    /// The same, so much of each process.
+    #[must_use]
+    pub fn read_to(depth: Depth, proc: &Path, hung: &HashSet<Hung>) -> Self {
         let (overflow, hung) = (overflow_uid(proc), hung.clone());
-        let mut list = Self { overflow, hung, ..Self::default() };
+        let mut list = Self { overflow, hung, depth, ..Self::default() };
         let own = std::fs::read(proc.join("self/uid_map")).unwrap_or_default();
         list.uid_maps.insert(own, MappedUids::Own);
         list.read_more(proc);
@@ -175,7 +199,9 @@ impl Processes {
         };
         let pids: Vec<i32> = pids.into_iter().filter(|pid| !self.seen.contains_key(pid)).collect();
         let mut new = Vec::new();
-        for (pid, read) in pids.iter().zip(parallel::map(&pids, |pid| read_one(proc, *pid))) {
+        let depth = self.depth;
+        for (pid, read) in pids.iter().zip(parallel::map(&pids, |pid| read_one(proc, *pid, depth)))
+        {
             match read {
                 Ok(process) => {
                     new.push(*pid);
@@ -297,20 +323,22 @@ fn pids(proc: &Path) -> io::Result<Vec<i32>> {
     Ok(pids)
 }
 
-fn read_one(proc: &Path, pid: i32) -> io::Result<Process> {
+fn read_one(proc: &Path, pid: i32, depth: Depth) -> io::Result<Process> {
     let task = Task::open(proc.join(pid.to_string()))?;
     let mut room = Vec::new();
     let stat = task.read_piece(c"stat", &mut room)?;
     let stat = procfs::process::Stat::from_read(stat).map_err(io_error)?;
+    if depth == Depth::Stat && stat.comm.as_bytes() != COMM {
+        return Ok(by_stat(&stat));
+    }
     let status = task.read_piece(c"status", &mut room)?;
     let Status { uids, ns_pids, ns_leaders, comm } = parse_status(status)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "status is not of its form"))?;
-    let kernel = stat.flags & PF_KTHREAD != 0;
-    let zombie = matches!(stat.state, 'Z' | 'X' | 'x');
-    let leaderless = zombie && stat.num_threads > 1;
+    let known = by_stat(&stat);
+    let Process { kernel, dead, leaderless, .. } = known;
     let exe = match executable(&task, leaderless) {
         Ok(path) => Executable::Path(path),
-        Err(_) if kernel || (zombie && !leaderless) => Executable::None,
+        Err(_) if kernel || dead => Executable::None,
         // A process on its way out has no executable any more; one that started meanwhile under
         // its pid would be a new line in the next list.
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Err(error),
@@ -321,23 +349,32 @@ fn read_one(proc: &Path, pid: i32) -> io::Result<Process> {
     } else {
         Vec::new()
     };
-    Ok(Process {
-        thread_uids,
-        mapped_uids: if kernel { MappedUids::Own } else { MappedUids::NotAsked },
+    Ok(Process { comm, uids, thread_uids, ns_pids, ns_leaders, exe, whole: true, ..known })
+}
+
+/// What `stat` says of a process.
+fn by_stat(stat: &procfs::process::Stat) -> Process {
+    let kernel = stat.flags & PF_KTHREAD != 0;
+    let zombie = matches!(stat.state, 'Z' | 'X' | 'x');
+    let leaderless = zombie && stat.num_threads > 1;
+    Process {
         pid: stat.pid,
         ppid: stat.ppid,
         group: stat.pgrp,
         session: stat.session,
         start_ticks: stat.starttime,
-        comm,
-        uids,
-        ns_pids,
-        ns_leaders,
-        exe,
+        comm: stat.comm.clone().into_bytes(),
+        uids: [u32::MAX; 4],
+        thread_uids: Vec::new(),
+        mapped_uids: if kernel { MappedUids::Own } else { MappedUids::NotAsked },
+        ns_pids: Vec::new(),
+        ns_leaders: Vec::new(),
+        exe: Executable::Unreadable,
         kernel,
         dead: zombie && !leaderless,
         leaderless,
-    })
+        whole: false,
+    }
 }
 
 fn io_error(error: procfs::ProcError) -> io::Error {
@@ -485,6 +522,7 @@ mod tests {
             kernel: false,
             dead: false,
             leaderless: false,
+            whole: true,
         };
         assert!(process.may_be_of(1000, Some(65534)));
         assert!(!process.may_be_of(1000, None));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::processes::Processes;
+use super::processes::{COMM, Processes};
 use crate::tracker::deadline;
 use crate::tracker::inventory::Object;
 use crate::tracker::resource::{Identity, Kind};
@@ -12,9 +12,6 @@ use crate::tracker::service::client::asking::{self, AskError, Budget, ask, contr
 use crate::tracker::service::dialect::Rtype;
 use crate::tracker::service::ledger::Heir;
 use crate::tracker::service::state::{Registered, TrackerState};
-
-/// What the program is called by the kernel.
-const COMM: &[u8] = b"rtrack";
 
 /// By what an object is found among what is registered.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

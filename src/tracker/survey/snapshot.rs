@@ -13,8 +13,10 @@ use crate::tracker::evidence::clock::Clocks;
 use crate::tracker::evidence::holders::{self, NameFilter, Scan, Search, Segment, Targets};
 use crate::tracker::evidence::lease::Lease;
 use crate::tracker::evidence::locks::Locks;
-use crate::tracker::evidence::processes::{Executable, Hung, MappedUids, Process, Processes};
-use crate::tracker::evidence::producers::{Catalogue, Family, Producer};
+use crate::tracker::evidence::processes::{
+    Depth, Executable, Hung, MappedUids, Process, Processes,
+};
+use crate::tracker::evidence::producers::{Catalogue, Family, Match, Producer};
 use crate::tracker::evidence::registrations::Registrations;
 use crate::tracker::evidence::sight::{Blind, Sight};
 use crate::tracker::evidence::unlinked::memfd_device;
@@ -102,6 +104,21 @@ pub(super) struct Matter<'a> {
 }
 
 impl Matter<'_> {
+    /// Whether it matters of anybody who it is: to tell of a holder, or of who may come back for an object.
+    fn asks_for_people(&self, catalogue: &Catalogue) -> bool {
+        let mut all = self.objects.iter().zip(self.leases);
+        self.sought != Sought::None
+            || self.asks_for_kin()
+            || all.any(|(object, lease)| {
+                let named = |found: Match<'_>| {
+                    let producer = found.producer;
+                    found.pid.is_some() || producer.guardian.is_some() || producer.family.is_some()
+                };
+                let decided = matches!(lease, Lease::Granted | Lease::Refused);
+                !decided || catalogue.of(object).is_some_and(named)
+            })
+    }
+
     /// Whether the verdict on any object depends on who has it, or a file beside it, locked. Whoever has a lock on
     /// the object itself has it open, too, and to list all locks the kernel stops everybody who takes one.
     fn asks_for_locks(&self, catalogue: &Catalogue) -> bool {
@@ -152,7 +169,8 @@ impl Snapshot {
             deep: matter.threads,
             names,
         };
-        let mut processes = Processes::read(&host.proc, matter.hung);
+        let depth = if matter.asks_for_people(catalogue) { Depth::Whole } else { Depth::Stat };
+        let mut processes = Processes::read_to(depth, &host.proc, matter.hung);
         let mut scan = holders::scan(host, &mut processes, &targets, &search);
         // A directory that nobody holds has only this look to show it.
         let mut asked = matter.objects.iter().zip(matter.leases).enumerate();
