@@ -16,6 +16,7 @@ use crate::tracker::limits::{self, Unit};
 use crate::tracker::resource::escape;
 use crate::tracker::service::client::asking;
 use crate::tracker::survey::{Judging, Sought};
+use crate::tracker::sys;
 use crate::tracker::verdict::Verdict;
 use crate::tracker::world::Scope;
 
@@ -118,6 +119,7 @@ fn registered_with(pid: i32) -> Result<Registrations, CommandError> {
 /// The command line is wrong, /dev/shm cannot be read, or stdout cannot be written.
 pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
     args.select.check(&[])?;
+    sys::one_heap();
     let wide = args.select.scope() != Scope::Own;
     let mut usual: Vec<&str> =
         if wide { columns::DEFAULT_OF_ALL.into() } else { columns::DEFAULT.into() };

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -87,14 +88,15 @@ impl fmt::Display for Kind {
 }
 
 /// A name as the kernel knows it: any bytes but NUL and slash. Its `Display` is safe on a
-/// terminal: control and bidirectional characters and bytes that are not UTF-8 are escaped.
+/// terminal: control and bidirectional characters and bytes that are not UTF-8 are escaped. To clone one copies
+/// nothing.
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Name(Vec<u8>);
+pub struct Name(Arc<[u8]>);
 
 impl Name {
     /// The name made of `bytes`.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
-        Self(bytes.into())
+        Self(bytes.into().into())
     }
 
     /// The exact bytes.
@@ -124,7 +126,7 @@ impl Name {
 
 impl From<OsString> for Name {
     fn from(name: OsString) -> Self {
-        Self(name.into_vec())
+        Self::new(name.into_vec())
     }
 }
 

@@ -397,6 +397,16 @@ pub fn mqueue_root() -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, READ_ONLY) })
 }
 
+/// Has all threads allocate from one heap. glibc gives each its own, of which none has what the others need
+/// no longer: for who allocates little beside system calls, that is memory for nothing.
+pub fn one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call sets a number, before there is another thread. It cannot fail with this one.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Bytes of a page of memory.
 #[must_use]
 pub fn page_size() -> u64 {
