@@ -18,6 +18,7 @@ mod containers;
 mod daemon;
 mod deleted;
 mod directories;
+mod economy;
 mod exhausted;
 mod harness;
 mod hostile;
@@ -75,6 +76,7 @@ const MODULES: &[Module] = &[
     ("daemon", daemon::tests),
     ("deleted", deleted::tests),
     ("directories", directories::tests),
+    ("economy", economy::tests),
     ("exhausted", exhausted::tests),
     ("harness", harness::tests),
     ("hostile", hostile::tests),

@@ -186,7 +186,9 @@ impl Snapshot {
             scan = holders::scan(host, &mut processes, &targets, &deep);
         }
         let guardians = find_guardians(host, catalogue, matter.objects, &mut processes);
-        let of_family = |family: &Family| (family.name.clone(), members(family, &processes, &scan));
+        let asked = search.names.is_some();
+        let of_family =
+            |family: &Family| (family.name.clone(), members(family, &processes, &scan, asked));
         let families: HashMap<String, Members> =
             catalogue.families().iter().map(of_family).collect();
         let all = matter.asks_for_kin();
@@ -217,7 +219,7 @@ impl Snapshot {
             sight: Sight { unseen, ..sight },
             clocks: Some(Clocks::read(host, &scan.own_mounts)),
             guardians,
-            families_asked: search.names.is_some(),
+            families_asked: asked,
             families,
             ancestors: ancestors(&processes),
             locks: matter.asks_for_locks(catalogue).then(|| Locks::read(host)),
@@ -614,7 +616,7 @@ fn find_guardians(
 }
 
 /// The members of a family among the running processes.
-fn members(family: &Family, processes: &Processes, scan: &Scan) -> Members {
+fn members(family: &Family, processes: &Processes, scan: &Scan, asked: bool) -> Members {
     let mut members = Members::default();
     // Many processes have few names.
     let mut known: HashMap<&[u8], bool> = HashMap::new();
@@ -625,6 +627,8 @@ fn members(family: &Family, processes: &Processes, scan: &Scan) -> Members {
         let maps = scan.mapped_names.get(&process.pid);
         if named || maps.is_some_and(|names| names.iter().any(|name| family.has_mapping(name))) {
             members.alive.push(process.pid);
+        } else if !asked {
+            // By what else it may be known was not looked at.
         } else if process.exe == Executable::Unreadable || !scan.maps_read.contains(&process.pid) {
             members.unseen.push(process.pid);
         }
