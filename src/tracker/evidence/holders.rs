@@ -86,6 +86,11 @@ impl Holder {
     }
 }
 
+/// Device and inode of each mapping of a file, by the text of `/proc/PID/maps` (proc_pid_maps(5)).
+pub fn mapped_files(maps: &[u8]) -> impl Iterator<Item = (u64, u64)> {
+    maps.split(|b| *b == b'\n').filter_map(reader::parse_map).map(|map| (map.dev, map.ino))
+}
+
 /// What to look for.
 #[derive(Debug, Default)]
 pub struct Targets {

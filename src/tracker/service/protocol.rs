@@ -172,9 +172,10 @@ fn fields_of_ascii(line: &[u8]) -> Result<Fields<&[u8]>, LineError<'_>> {
 
 /// What lies before and after the byte at `place`.
 fn split(text: &[u8], place: Option<usize>) -> Result<(&[u8], &[u8]), LineError<'_>> {
-    place
-        .and_then(|place| Some((text.get(..place)?, text.get(place + 1..)?)))
-        .ok_or_else(|| LineError::MissingColon)
+    match place.and_then(|place| Some((text.get(..place)?, text.get(place + 1..)?))) {
+        Some(both) => Ok(both),
+        None => Err(LineError::MissingColon),
+    }
 }
 
 /// `bytes.strip()`: without white space at both ends. The separators 0x1c to 0x1f are white space

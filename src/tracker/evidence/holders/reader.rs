@@ -496,12 +496,12 @@ fn inode_on(task: &Task, link: &CStr, devices: &HashSet<u64>) -> io::Result<Opti
 
 /// One line of `maps`.
 #[derive(Debug, PartialEq, Eq)]
-struct Map<'a> {
+pub(super) struct Map<'a> {
     range: &'a [u8],
     bytes: u64,
     permissions: &'a [u8],
-    dev: u64,
-    ino: u64,
+    pub(super) dev: u64,
+    pub(super) ino: u64,
     path: &'a [u8],
 }
 
@@ -522,7 +522,7 @@ impl Map<'_> {
 }
 
 /// `start-end perms offset major:minor inode path`, numbers in hexadecimal but for the inode.
-fn parse_map(line: &[u8]) -> Option<Map<'_>> {
+pub(super) fn parse_map(line: &[u8]) -> Option<Map<'_>> {
     let mut rest = line;
     let mut field = || {
         let start = rest.iter().position(|b| *b != b' ')?;
