@@ -3,6 +3,7 @@
 //! The order matters. Objects first, then the kernel's answer about each, then the processes; and
 //! what a lease holds up is never kept waiting for any of it.
 
+mod matter;
 mod mounted;
 mod owners;
 mod snapshot;
@@ -16,8 +17,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::matter::Matter;
 use self::owners::Owners;
-use self::snapshot::Matter;
 use super::evidence::holders::{Holder, KEEPS_UNSEEN};
 use super::evidence::lease::{self, Lease, Look};
 use super::evidence::producers::{Broken, Catalogue, Match, operator_directories};

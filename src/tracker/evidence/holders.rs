@@ -6,6 +6,7 @@
 //! and mount id, since Linux 5.14) and never followed: a hung network mount behind it would hang
 //! the scan.
 
+mod maps;
 mod reader;
 
 use std::collections::hash_map::{Entry, RandomState};
@@ -88,7 +89,7 @@ impl Holder {
 
 /// Device and inode of each mapping of a file, by the text of `/proc/PID/maps` (proc_pid_maps(5)).
 pub fn mapped_files(maps: &[u8]) -> impl Iterator<Item = (u64, u64)> {
-    maps.split(|b| *b == b'\n').filter_map(reader::parse_map).map(|map| (map.dev, map.ino))
+    maps.split(|b| *b == b'\n').filter_map(maps::parse_map).map(|map| (map.dev, map.ino))
 }
 
 /// What to look for.

@@ -1,31 +1,28 @@
 //! What is known of the processes at one moment, and what that says of an object.
 
-use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::Sought;
+use super::matter::Matter;
 use super::mounted::Mounted;
 use super::owners::{Owners, is_system_uid};
 use crate::tracker::evidence::clock::Clocks;
-use crate::tracker::evidence::holders::{self, NameFilter, Scan, Search, Segment, Targets};
+use crate::tracker::evidence::holders::{self, NameFilter, Scan, Search};
 use crate::tracker::evidence::lease::Lease;
 use crate::tracker::evidence::locks::Locks;
-use crate::tracker::evidence::processes::{
-    Depth, Executable, Hung, MappedUids, Process, Processes,
-};
-use crate::tracker::evidence::producers::{Catalogue, Family, Match, Producer};
+use crate::tracker::evidence::processes::{Depth, Executable, MappedUids, Process, Processes};
+use crate::tracker::evidence::producers::{Catalogue, Family, Producer};
 use crate::tracker::evidence::registrations::Registrations;
 use crate::tracker::evidence::sight::{Blind, Sight};
-use crate::tracker::evidence::unlinked::memfd_device;
 use crate::tracker::evidence::waiters::Waiters;
 use crate::tracker::host::Host;
 use crate::tracker::inventory::Object;
 use crate::tracker::inventory::posix::stat_here;
 use crate::tracker::resource::{Kind, Name};
-use crate::tracker::sys::{self, Nanoseconds};
+use crate::tracker::sys::Nanoseconds;
 use crate::tracker::verdict::{CreatorState, FamilyState, KinState, Who};
 use crate::tracker::world::World;
 
@@ -85,78 +82,12 @@ struct Members {
     unseen: Vec<i32>,
 }
 
-/// The objects of a survey, as far as the processes are concerned.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Matter<'a> {
-    pub(super) objects: &'a [Object],
-    pub(super) leases: &'a [Lease],
-    pub(super) assume_complete: bool,
-    /// Whether everything is looked at, whether a verdict depends on it or not.
-    pub(super) thorough: bool,
-    /// Whose mappings and descriptors are looked at.
-    pub(super) sought: Sought,
-    /// Whether to look into every thread from the start.
-    pub(super) threads: bool,
-    /// Processes that did not answer an earlier look.
-    pub(super) hung: &'a HashSet<Hung>,
-    /// The inodes that have a name, if what has none is looked for.
-    pub(super) named: Option<&'a Arc<HashSet<(u64, u64)>>>,
-}
-
-impl Matter<'_> {
-    /// Whether it matters of anybody who it is: to tell of a holder, or of who may come back for an object.
-    fn asks_for_people(&self, catalogue: &Catalogue) -> bool {
-        let mut all = self.objects.iter().zip(self.leases);
-        self.sought != Sought::None
-            || self.asks_for_kin()
-            || all.any(|(object, lease)| {
-                let named = |found: Match<'_>| {
-                    let producer = found.producer;
-                    found.pid.is_some() || producer.guardian.is_some() || producer.family.is_some()
-                };
-                let decided = matches!(lease, Lease::Granted | Lease::Refused);
-                !decided || catalogue.of(object).is_some_and(named)
-            })
-    }
-
-    /// Whether the verdict on any object depends on who has it, or a file beside it, locked. Whoever has a lock on
-    /// the object itself has it open, too, and to list all locks the kernel stops everybody who takes one.
-    fn asks_for_locks(&self, catalogue: &Catalogue) -> bool {
-        let mut all = self.objects.iter().zip(self.leases);
-        self.thorough
-            || all.any(|(object, lease)| match lease {
-                Lease::Refused => false,
-                Lease::Granted => {
-                    let found = catalogue.of(object);
-                    found.is_some_and(|found| !found.producer.lock_suffixes.is_empty())
-                }
-                _ => object.sysv.is_none(),
-            })
-    }
-
-    /// Whether it is told of any object whether a process of its owner's lives.
-    fn asks_for_kin(&self) -> bool {
-        let may_be = |object: &Object| owners_of(object).any(|uid| !is_system_uid(uid));
-        self.objects.iter().any(|object| !super::is_shared(object.stat.mode) && may_be(object))
-    }
-
-    /// Whether the verdict on any object depends on who maps what of a family's: nothing else would come back
-    /// for one that the kernel says nobody holds.
-    fn asks_for_family(&self, catalogue: &Catalogue) -> bool {
-        let mut all = self.objects.iter().zip(self.leases);
-        all.any(|(object, lease)| {
-            let found = catalogue.of(object);
-            *lease != Lease::Refused && found.is_some_and(|found| found.producer.family.is_some())
-        })
-    }
-}
-
 impl Snapshot {
     /// Looks at every process.
     pub(super) fn take(world: &World, catalogue: &Arc<Catalogue>, matter: Matter<'_>) -> Self {
         let began = Some(Instant::now());
         let host = &world.host;
-        let targets = Arc::new(targets(world, &matter));
+        let targets = Arc::new(matter.targets(world));
         let names: NameFilter = {
             let catalogue = Arc::clone(catalogue);
             Arc::new(move |name| catalogue.families().iter().any(|f| f.has_mapping(name)))
@@ -512,7 +443,7 @@ impl Snapshot {
 }
 
 /// Who may use the object as its owner: of a System V object also who made it, if that is another one.
-fn owners_of(object: &Object) -> impl Iterator<Item = u32> {
+pub(super) fn owners_of(object: &Object) -> impl Iterator<Item = u32> {
     let own = object.stat.uid;
     let creator = object.sysv.as_ref().and_then(|entry| entry.creator_uid);
     std::iter::once(own).chain(creator.filter(|uid| *uid != own))
@@ -523,46 +454,6 @@ fn bears_roots_group(object: &Object, owners: &Owners) -> bool {
     let creators = object.sysv.as_ref().and_then(|entry| entry.creator_gid);
     let roots = object.stat.gid == 0 || creators == Some(0);
     object.stat.uid != 0 && roots && owners.primary_group(object.stat.uid) != Some(0)
-}
-
-fn targets(world: &World, matter: &Matter<'_>) -> Targets {
-    let mut targets = Targets::default();
-    let places = (0..world.places.len()).filter_map(|place| world.device_of(place).ok());
-    targets.places.extend(places);
-    if let Some(named) = matter.named.filter(|_| matter.sought != Sought::None) {
-        targets.named = Arc::clone(named);
-        targets.unlinked.extend(world.wanted_shm().filter_map(|(_, host)| host.shm_dev().ok()));
-        // A memfd belongs to no mount.
-        targets.unlinked.extend(memfd_device().ok().filter(|_| world.whole));
-    }
-    let namespaces: HashMap<usize, Option<u64>> = (0..world.places.len())
-        .filter_map(|place| Some((place, world.ipc(place)?.number(&world.host))))
-        .collect();
-    let devices = OnceCell::new();
-    let sought = matter.objects.iter().zip(matter.leases).enumerate();
-    let sought = sought.filter(|(_, (object, lease))| matter.sought.seeks(object, **lease));
-    for (index, (object, _)) in sought {
-        if object.kind == Kind::SysvShm {
-            let namespace = namespaces.get(&object.place).copied().flatten();
-            for dev in devices.get_or_init(sys::ipc::memory_devices) {
-                targets.add_segment((*dev, object.stat.ino), Segment { index, namespace });
-            }
-        }
-        if object.sysv.is_some() {
-            continue;
-        }
-        let own = (object.stat.dev, object.stat.ino);
-        targets.add(own, index);
-        targets.add_name(object.file.as_bytes());
-        if let Some(tree) = &object.directory {
-            targets.directories = true;
-            tree.names.iter().for_each(|name| targets.add_name(name.as_bytes()));
-            for inode in tree.inodes.iter().filter(|inode| **inode != own) {
-                targets.add(*inode, index);
-            }
-        }
-    }
-    targets
 }
 
 /// Who may be a guardian of any of `objects`. Command lines are read last, and only of processes that could matter.

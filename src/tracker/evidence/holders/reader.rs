@@ -11,13 +11,14 @@ use std::sync::Arc;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
+use super::maps::{Map, parse_map};
 use super::{Detail, Enough, How, MOST_DETAILS, NameFilter, Search, Targets};
 use crate::tracker::evidence::mounts::{Mounts, number};
 use crate::tracker::evidence::namespaces::{Namespace, Namespaces};
 use crate::tracker::evidence::processes::{task_gone as gone, words};
 use crate::tracker::evidence::task::Task;
 use crate::tracker::evidence::unlinked::{self, Trace};
-use crate::tracker::sys::{self, maps};
+use crate::tracker::sys::{self, maps::next_of_file};
 
 /// What one process showed.
 #[derive(Default)]
@@ -176,7 +177,7 @@ impl Reader<'_> {
         let shared = self.search.names.is_none();
         let (mut address, mut changes) = (0, 0);
         let mut look = |maps: &File| {
-            while let Some(map) = maps::next_of_file(maps, address, shared, None)? {
+            while let Some(map) = next_of_file(maps, address, shared, None)? {
                 address = map.end;
                 let inode = (map.dev, map.ino);
                 let wanted = map.shared && self.search.holders && self.targets.may_be(inode);
@@ -187,8 +188,7 @@ impl Reader<'_> {
                 }
                 buffers.name.clear();
                 if named || !self.targets.is_known(inode) {
-                    let again =
-                        maps::next_of_file(maps, map.start, shared, Some(&mut buffers.name))?;
+                    let again = next_of_file(maps, map.start, shared, Some(&mut buffers.name))?;
                     // Another one may be there now.
                     if again != Some(map) {
                         changes += 1;
@@ -492,99 +492,4 @@ fn inode_on(task: &Task, link: &CStr, devices: &HashSet<u64>) -> io::Result<Opti
     }
     let stat = sys::stat(&directory, c"")?;
     Ok(Some((stat.dev, stat.ino)))
-}
-
-/// One line of `maps`.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Map<'a> {
-    range: &'a [u8],
-    bytes: u64,
-    permissions: &'a [u8],
-    pub(super) dev: u64,
-    pub(super) ino: u64,
-    path: &'a [u8],
-}
-
-impl Map<'_> {
-    fn is_shared(&self) -> bool {
-        self.permissions.get(3) == Some(&b's')
-    }
-
-    fn detail(&self) -> Detail {
-        Detail {
-            how: How::Map,
-            access: String::from_utf8_lossy(self.permissions.get(..3).unwrap_or_default()).into(),
-            shared: Some(self.is_shared()),
-            bytes: Some(self.bytes),
-            fd: None,
-        }
-    }
-}
-
-/// `start-end perms offset major:minor inode path`, numbers in hexadecimal but for the inode.
-pub(super) fn parse_map(line: &[u8]) -> Option<Map<'_>> {
-    let mut rest = line;
-    let mut field = || {
-        let start = rest.iter().position(|b| *b != b' ')?;
-        let text = rest.get(start..)?;
-        let end = text.iter().position(|b| *b == b' ').unwrap_or(text.len());
-        let (field, tail) = text.split_at(end);
-        rest = tail;
-        Some(field)
-    };
-    let (range, permissions, _offset) = (field()?, field()?, field()?);
-    let (dev, ino) = (field()?, number(field()?)?);
-    let mut dev = dev.split(|b| *b == b':').map(|part| {
-        std::str::from_utf8(part).ok().and_then(|part| u32::from_str_radix(part, 16).ok())
-    });
-    let (major, minor) = (dev.next()??, dev.next()??);
-    let path = rest.iter().position(|b| *b != b' ').and_then(|at| rest.get(at..));
-    let path = path.unwrap_or_default();
-    // System V memory has the id 0 as well; else there is no file.
-    if ino == 0 && !path.starts_with(b"/SYSV") {
-        return None;
-    }
-    let mut ends = range.split(|b| *b == b'-').map(|part| {
-        std::str::from_utf8(part).ok().and_then(|part| u64::from_str_radix(part, 16).ok())
-    });
-    let (start, end) = (ends.next()??, ends.next()??);
-    Some(Map {
-        range,
-        bytes: end.saturating_sub(start),
-        permissions,
-        dev: libc::makedev(major, minor),
-        ino,
-        path,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn maps_lines_as_bytes() {
-        let line =
-            b"7f00-7f01 rw-s 00001000 00:1b 4242                       /dev/shm/a b\xff (deleted)";
-        assert_eq!(
-            parse_map(line),
-            Some(Map {
-                range: b"7f00-7f01",
-                bytes: 1,
-                permissions: b"rw-s",
-                dev: libc::makedev(0, 0x1b),
-                ino: 4242,
-                path: b"/dev/shm/a b\xff (deleted)"
-            })
-        );
-        assert_eq!(parse_map(b"7f00-7f01 rw-p 00000000 00:00 0 [heap]"), None);
-        assert_eq!(parse_map(b"7f00-7f01 rw-p 00000000 103:02 7").map(|m| m.ino), Some(7));
-        let first = b"7f00-7f01 rw-s 00000000 00:01 0                 /SYSV00000000 (deleted)";
-        assert_eq!(parse_map(first).map(|m| (m.dev, m.ino)), Some((libc::makedev(0, 1), 0)));
-        for rubbish in
-            [&b""[..], b"x", b"a b c d e", b"a b c 1:2:3 9 /x", b"1-2 b", b"a b c zz:1 9"]
-        {
-            let _ignored: Option<Map<'_>> = parse_map(rubbish);
-        }
-    }
 }
