@@ -88,15 +88,24 @@ pub struct Ending<'a> {
     pub archived: Option<&'a str>,
 }
 
-/// One object of a run: what both its lines say.
+/// One object of a run: what both its lines say, as the members of a JSON object.
 #[derive(Debug, Clone)]
-pub struct Entry(Map<String, Value>);
+pub struct Entry(String);
+
+/// The members of a JSON object without its braces.
+fn members(map: Map<String, Value>) -> String {
+    let mut text = harmless(&Value::Object(map).to_string()).into_owned();
+    text.pop();
+    text.remove(0);
+    text
+}
 
 /// One run of a program that removes: who, where and when.
 #[derive(Debug)]
 pub struct Run {
     id: String,
-    head: Map<String, Value>,
+    /// What all lines say, as the members of a JSON object.
+    head: String,
     objects: u64,
     wall: fn() -> Nanoseconds,
 }
@@ -116,7 +125,7 @@ impl Run {
         head.insert("who".into(), who(proc, std::env::args_os()));
         head.insert("plan".into(), json!(plan));
         let wall = Clock::default().wall;
-        Self { id: format!("{random:016x}"), head, objects: 0, wall }
+        Self { id: format!("{random:016x}"), head: members(head), objects: 0, wall }
     }
 
     /// The next object, as [`object`] or [`registered`] describe it.
@@ -127,7 +136,8 @@ impl Run {
         map.insert("run".into(), json!(self.id));
         map.insert("seq".into(), json!(self.objects));
         map.insert("action".into(), json!(action.as_str()));
-        map.extend(self.head.clone());
+        let which = members(map);
+        let mut map = Map::new();
         map.insert("object".into(), object);
         map.insert("directory".into(), json!(why.directory));
         map.insert("verdict".into(), json!(why.judgement.map(|judgement| judgement.verdict)));
@@ -136,36 +146,33 @@ impl Run {
         map.insert("evidence".into(), json!(evidence.unwrap_or_default()));
         map.insert("forced".into(), json!(why.forced));
         map.insert("assumed_complete".into(), json!(why.assumed_complete));
-        Entry(map)
+        Entry(format!("{which},{},{}", self.head, members(map)))
     }
 
     /// The line to be written before the object is touched.
     #[must_use]
     pub fn intent(&self, entry: &Entry) -> Vec<u8> {
-        self.line("intent", entry)
+        self.line("intent", entry, "")
     }
 
     /// The line to be written when it is known what became of it.
     #[must_use]
     pub fn outcome(&self, entry: &Entry, ending: Ending<'_>) -> Vec<u8> {
-        let mut entry = entry.clone();
-        entry.0.insert("outcome".into(), json!(ending.outcome));
-        entry.0.insert("says".into(), json!(ending.says));
-        entry.0.insert("errno".into(), json!(ending.errno));
-        entry.0.insert("freed".into(), json!(ending.freed));
-        entry.0.extend(ending.archived.map(|entry| ("archived".to_owned(), json!(entry))));
-        self.line("outcome", &entry)
+        let mut map = Map::new();
+        map.insert("outcome".into(), json!(ending.outcome));
+        map.insert("says".into(), json!(ending.says));
+        map.insert("errno".into(), json!(ending.errno));
+        map.insert("freed".into(), json!(ending.freed));
+        map.extend(ending.archived.map(|entry| ("archived".to_owned(), json!(entry))));
+        self.line("outcome", entry, &format!(",{}", members(map)))
     }
 
-    fn line(&self, event: &str, Entry(map): &Entry) -> Vec<u8> {
+    fn line(&self, event: &str, Entry(entry): &Entry, ending: &str) -> Vec<u8> {
         let mut line = Map::new();
         line.insert("schema".into(), json!(SCHEMA));
         line.insert("event".into(), json!(event));
         line.insert("time".into(), json!(show_time((self.wall)())));
-        line.extend(map.clone());
-        let mut text = harmless(&Value::Object(line).to_string()).into_owned().into_bytes();
-        text.push(b'\n');
-        text
+        format!("{{{},{entry}{ending}}}\n", members(line)).into_bytes()
     }
 }
 
