@@ -6,6 +6,7 @@ mod plain;
 mod record;
 mod report;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -106,6 +107,11 @@ pub struct DaemonArgs {
     /// Write a newline to this descriptor, and close it, as soon as messages are read
     #[arg(long, value_name = "M", value_parser = clap::value_parser!(i32).range(0..))]
     ready_fd: Option<i32>,
+
+    /// What was to be started instead. Nothing comes of it, but it stands in the command line, by which
+    /// some programs tell a tracker from workers that they count or kill
+    #[arg(long, value_name = "COMMAND", conflicts_with = "listen")]
+    in_place_of: Option<OsString>,
 }
 
 /// Runs the tracker to its end.

@@ -24,6 +24,7 @@ pub fn parse(arguments: &[OsString]) -> Option<DaemonArgs> {
     let mut protocol = None;
     let mut audit = None;
     let mut ready_fd = None;
+    let mut in_place_of = None;
     let (mut verbose, mut no_warnings, mut missing_files_ok) = (false, false, false);
     let mut words = options.iter();
     while let Some(option) = words.next() {
@@ -38,6 +39,12 @@ pub fn parse(arguments: &[OsString]) -> Option<DaemonArgs> {
             "--audit" => {
                 let file = words.next()?;
                 !file.is_empty() && !is_option(file) && audit.replace(file.into()).is_none()
+            }
+            "--in-place-of" => {
+                let command = words.next()?;
+                !command.is_empty()
+                    && !is_option(command)
+                    && in_place_of.replace(command.clone()).is_none()
             }
             "--verbose" => !std::mem::replace(&mut verbose, true),
             "--no-warnings" => !std::mem::replace(&mut no_warnings, true),
@@ -60,6 +67,7 @@ pub fn parse(arguments: &[OsString]) -> Option<DaemonArgs> {
         assume_complete: false,
         report: None,
         ready_fd,
+        in_place_of,
         control: None,
         journal: None,
     })
@@ -104,6 +112,7 @@ mod tests {
             &["rtrack", "daemon", "--fd", "5", "--protocol", "rtrack"],
             &["rtrack", "daemon", "--fd", "5", "--protocol", "loky", "--missing-files-ok"],
             &["rtrack", "daemon", "--audit", "removed.jsonl", "--fd", "2147483647"],
+            &["rtrack", "daemon", "--fd", "5", "--in-place-of", "from a import main;main(5)"],
         ] {
             let plain = by_itself(words);
             assert!(plain.is_some(), "{words:?}");
@@ -117,7 +126,7 @@ mod tests {
             words in prop::collection::vec(
                 prop::sample::select(vec![
                     "--fd", "--ready-fd", "--protocol", "--audit", "--verbose", "--no-warnings",
-                    "--missing-files-ok", "5", "05", "+5", "-5", "2147483648", "", "--", "-", "loky", "any", "Any",
+                    "--missing-files-ok", "--in-place-of", "5", "05", "+5", "-5", "2147483648", "", "--", "-", "loky", "any", "Any",
                     "rtrack", "cpython", "file", "--fd=5", "--quiet", "-q", "--help", "--color", "daemon",
                 ]),
                 0..7,
