@@ -96,6 +96,8 @@ impl ListArgs {
     fn sought(&self) -> Sought {
         let needs = |key: &String| ["holders", "evidence", "deleted"].contains(&key.as_str());
         let none = self.null || !self.output.is_empty() && !self.output.iter().any(needs);
+        // A script that only looks at the status sees nothing of what that does not tell.
+        let none = none && !self.check;
         self.holders.unwrap_or(if none { Sought::None } else { Sought::All })
     }
 }

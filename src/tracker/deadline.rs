@@ -248,6 +248,10 @@ where
                 threads.extend(more);
             }
         }
+        // Nobody is left, and nobody can be made.
+        if threads.is_empty() {
+            break;
+        }
     }
     // What a thread is still at has no answer here: it was given up.
     let states = shared.jobs.iter().map(|job| {

@@ -247,8 +247,13 @@ impl Survey {
             if lock.is_none() && matches!(world.shm(place).map(at_work), Some(Ok(Some(_)))) {
                 self.reapers_at_work.insert(place);
             }
-            let looked = parallel::map(&indices, |index| self.look(world, *index));
-            for (index, looked) in indices.into_iter().zip(looked) {
+            // Two leases on one file, by two of its names, would refuse each other.
+            let several =
+                |index: &usize| self.objects.get(*index).is_some_and(|o| o.stat.nlink > 1);
+            let (linked, single): (Vec<usize>, Vec<usize>) = indices.into_iter().partition(several);
+            let mut looked = parallel::map(&single, |index| self.look(world, *index));
+            looked.extend(linked.iter().map(|index| self.look(world, *index)));
+            for (index, looked) in single.into_iter().chain(linked).zip(looked) {
                 if !self.probe(world, index, wanted, looked) {
                     gone.insert(index);
                 }

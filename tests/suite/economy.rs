@@ -190,7 +190,8 @@ fn calls_for_each_process() {
     drop(sleepers);
 }
 
-/// One `readlink`; only where that may lead to an object is more asked.
+/// One `readlink`, and whether it can be read or written at all, since no lease tells of one that cannot; only
+/// where it may lead to an object is more asked.
 fn calls_for_each_descriptor() {
     make(0, 10);
     let open = |count: usize| -> Vec<File> {
@@ -201,7 +202,7 @@ fn calls_for_each_descriptor() {
     let more = open(200);
     let many = Calls::of(&HOLDERS);
     let each = (many.all() - few.all()) as f64 / 200.0;
-    assert!((1.0..1.2).contains(&each), "{each} for each: {:?} {:?}", few.count, many.count);
+    assert!((2.0..2.2).contains(&each), "{each} for each: {:?} {:?}", few.count, many.count);
     drop((before, more));
 }
 

@@ -240,8 +240,8 @@ pub type NameFilter = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 pub struct Search {
     /// Mappings and descriptors are looked at; else mount namespaces only.
     pub holders: bool,
-    /// One holder of each target is enough: how many targets are expected to have any.
-    pub enough: Option<usize>,
+    /// One holder of each target is enough.
+    pub enough: bool,
     /// Every thread is looked at, which can have a table of descriptors and a working directory of its own;
     /// private mappings too; and every descriptor is asked what it is of, whatever its path says.
     pub deep: bool,
@@ -265,13 +265,16 @@ struct Enough {
 }
 
 impl Enough {
-    fn new(targets: &Targets, expected: usize) -> Self {
+    fn new(targets: &Targets) -> Self {
         let several = targets.several.values().flatten();
         let objects = targets.by_inode.values().chain(several).copied();
         let segments = targets.segments.values().flatten().map(|segment| segment.index);
-        let count = objects.chain(segments).max().map_or(0, |last| last + 1);
+        let all: HashSet<usize> = objects.chain(segments).collect();
+        let count = all.iter().max().map_or(0, |last| last + 1);
         let found = std::iter::repeat_with(AtomicBool::default).take(count).collect();
-        Self { found, left: AtomicUsize::new(expected) }
+        // Of what has no name nobody knows how much there is.
+        let left = if targets.unlinked.is_empty() { all.len() } else { usize::MAX };
+        Self { found, left: AtomicUsize::new(left) }
     }
 
     /// Whether nobody was found for this target before. It is noted.
@@ -279,9 +282,7 @@ impl Enough {
         let first =
             self.found.get(target).is_some_and(|found| !found.swap(true, Ordering::Relaxed));
         if first {
-            // More may be held than was expected.
-            let less = |left: usize| left.checked_sub(1);
-            self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).unwrap_or(0);
+            self.left.fetch_sub(1, Ordering::Relaxed);
         }
         first
     }
@@ -301,7 +302,7 @@ pub fn scan(
 ) -> Scan {
     let namespaces: Arc<Namespaces> = Arc::default();
     let own_mounts = Mounts::parse(&host.read_proc("self/mountinfo").unwrap_or_default());
-    let enough = search.enough.map(|expected| Arc::new(Enough::new(targets, expected)));
+    let enough = search.enough.then(|| Arc::new(Enough::new(targets)));
     let own = own_mounts.0.iter().filter(|mount| targets.places.contains(&mount.dev));
     let own_points: Arc<[Vec<u8>]> = own.map(|mount| mount.point.clone()).collect();
     let mut scan = Scan { own_mounts, ..Scan::default() };

@@ -232,12 +232,14 @@ impl Processes {
                         process.mapped_uids = mapped;
                     }
                 }
-                // It has ended meanwhile.
+                // It has ended meanwhile, and may have a child that was not there when processes were listed: it
+                // still counts by its uids.
                 Err(error) if gone(&error) => {
-                    self.seen.remove(pid);
+                    if let Some(process) = self.seen.get_mut(pid) {
+                        process.mapped_uids = MappedUids::Own;
+                    }
                 }
                 Err(_) => {
-                    self.seen.remove(pid);
                     self.unreadable.insert(*pid);
                 }
             }

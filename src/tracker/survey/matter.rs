@@ -57,8 +57,8 @@ impl Matter<'_> {
         let mut all = self.objects.iter().zip(self.leases);
         self.thorough
             || all.any(|(object, lease)| match lease {
-                Lease::Refused => false,
-                Lease::Granted => {
+                // What is refused may be granted when it is asked about once more.
+                Lease::Refused | Lease::Granted => {
                     let found = catalogue.of(object);
                     found.is_some_and(|found| !found.producer.lock_suffixes.is_empty())
                 }

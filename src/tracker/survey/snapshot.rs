@@ -93,10 +93,9 @@ impl Snapshot {
             Arc::new(move |name| catalogue.families().iter().any(|f| f.has_mapping(name)))
         };
         let names = matter.asks_for_family(catalogue).then_some(names);
-        let held = || matter.leases.iter().filter(|lease| **lease != Lease::Granted).count();
         let search = Search {
             holders: targets.is_any(),
-            enough: (matter.sought == Sought::Some).then(held),
+            enough: matter.sought == Sought::Some,
             deep: matter.threads,
             names,
         };

@@ -4,12 +4,13 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{Mode, fstatat};
 
 use super::maps::{Map, parse_map};
 use super::{Detail, Enough, How, MOST_DETAILS, NameFilter, Search, Targets};
@@ -165,7 +166,7 @@ impl Reader<'_> {
     }
 
     /// The shared mappings of files, one by one, as the kernel finds them, and all others where names are asked
-    /// for; nothing if it is too old for that.
+    /// for; nothing if it does not answer, which one before Linux 6.11 does not.
     fn maps_of_files(
         &self,
         task: &Task,
@@ -200,6 +201,10 @@ impl Reader<'_> {
                     }
                 }
                 if named {
+                    if buffers.name.is_empty() {
+                        // Too long to be told like that.
+                        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+                    }
                     self.name(&buffers.name, found);
                 }
                 if wanted {
@@ -219,7 +224,7 @@ impl Reader<'_> {
             Ok(())
         };
         match task.file(c"maps").and_then(|maps| look(&maps)) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => None,
+            Err(error) if !task.is_gone(&error) => None,
             read => Some(read),
         }
     }
@@ -298,12 +303,18 @@ impl Reader<'_> {
         };
         let Buffers { entries, name, text } = buffers;
         let listed = sys::list(&directory, entries, |fd| {
-            if let Err(error) = sys::read_link(&directory, fd, name) {
-                found.incomplete |= !task.is_gone(&error);
-            } else if !name.starts_with(b"/") {
+            match sys::read_link(&directory, fd, name) {
+                // A path that is too long to be told is one.
+                Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => name.clear(),
+                Err(error) => {
+                    found.incomplete |= !task.is_gone(&error);
+                    return;
+                }
                 // Sockets, pipes and their like name no path; a file does, whatever its mount.
-                namespaces.note_kept(name);
-            } else if self.may_be_wanted(name, seen) {
+                Ok(()) if !name.starts_with(b"/") => return namespaces.note_kept(name),
+                Ok(()) => {}
+            }
+            if self.may_be_wanted(name, seen) || is_without_access(&directory, fd) {
                 self.file(task, fd, name, seen.map(|(view, _)| view), text, found);
             }
         });
@@ -342,15 +353,17 @@ impl Reader<'_> {
     /// The path is that of the mount by which it was opened and, below that, of the name by which it was, as both
     /// are called now. So it begins where a file system of the objects is mounted, in the process's
     /// namespace or in ours; or the mount is in neither, and it ends in the name of an object, or says that this
-    /// name is gone; or it is the root of such a mount, and nothing else.
+    /// name is gone; or it is the root of such a mount, and nothing else. Where that is not all, the kernel's answer
+    /// tells that somebody has the object open, unless the descriptor is one [without access](is_without_access).
     fn may_be_wanted(&self, path: &[u8], seen: Option<(&Namespace, bool)>) -> bool {
         // A jail's mounts have other paths for us than for who is in it.
         let Some((view, false)) = seen else { return true };
         let below = |point: &Vec<u8>| {
-            let rest = path.strip_prefix(point.as_slice());
+            let rest = path.strip_prefix(point.strip_suffix(b"/").unwrap_or(point));
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
         };
         self.search.deep
+            || path.is_empty()
             || path == b"/"
             || path.ends_with(b" (deleted)")
             || self.own_points.iter().chain(&view.points).any(below)
@@ -459,6 +472,13 @@ struct Buffers {
     entries: Vec<u8>,
     text: Vec<u8>,
     name: Vec<u8>,
+}
+
+/// Whether what is open under a number can neither be read nor written: an `O_PATH` descriptor, or one of access
+/// mode 3. No lease tells of those. The link in /proc has the permissions of the descriptor (proc_pid_fd(5)).
+fn is_without_access(directory: &OwnedFd, fd: &CStr) -> bool {
+    let stat = fstatat(directory, fd, AtFlags::AT_SYMLINK_NOFOLLOW);
+    stat.is_ok_and(|stat| stat.st_mode & 0o700 == 0)
 }
 
 /// A range of `maps` as `map_files` has it: `00400000-00401000` there is `400000-401000` here.
