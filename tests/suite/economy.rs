@@ -20,6 +20,8 @@ pub(crate) fn tests() -> Vec<Case> {
         case("calls_for_each_descriptor", calls_for_each_descriptor).needs(ALONE),
         case("one_look_at_many_mappings", one_look_at_many_mappings).needs(ALONE),
         case("holders_as_asked_for", holders_as_asked_for),
+        case("one_holder_is_enough", one_holder_is_enough).needs(ALONE),
+        case("hard_links_by_several_threads", hard_links_by_several_threads),
         case("a_tracker_costs_little", a_tracker_costs_little),
     ]
 }
@@ -248,6 +250,56 @@ fn holders_as_asked_for() {
         assert!(!one["evidence"].to_string().contains("not visible here"), "{whose}: {one:#}");
     }
     drop(holders);
+}
+
+/// That one holder is enough hides none of another object, nor of what has no name.
+fn one_holder_is_enough() {
+    make(0, 3);
+    object().size(1).make("economy-deleted");
+    let holders = [
+        hold("fd-o-path", path("economy-0")),
+        hold("map-shared", path("economy-1")),
+        hold("map-private", path("economy-2")),
+        hold("map-shared-and-deleted", path("economy-deleted")),
+    ];
+    let list = |whose: &str| -> serde_json::Value {
+        let run = rtrack(["list", "--json", "--grace", "0s", "--holders", whose]).output().unwrap();
+        serde_json::from_slice(&run.stdout).unwrap()
+    };
+    let (all, some) = (list("all"), list("some"));
+    for name in ["economy-0", "economy-1", "economy-2"] {
+        let (all, some) = (listed(&all, name), listed(&some, name));
+        assert_eq!(
+            (&some["verdict"], &some["reason"]),
+            (&all["verdict"], &all["reason"]),
+            "{some:#}"
+        );
+        assert_eq!(some["holders"].as_array().map(Vec::len), Some(1), "{some:#}");
+    }
+    let deleted = |document: &serde_json::Value| {
+        let objects = document["objects"].as_array().unwrap().iter();
+        objects.filter(|object| object["deleted"] == true).count()
+    };
+    assert_eq!((deleted(&all), deleted(&some)), (1, 1));
+    drop(holders);
+}
+
+/// Two names of one file are not asked about at once: each lease would refuse the other.
+fn hard_links_by_several_threads() {
+    // Two threads take a piece each, one with the files and one with their links.
+    for block in 0..40 {
+        make(64 * block, 64 * (block + 1));
+        for number in 64 * block..64 * (block + 1) {
+            let name = format!("economy-{number}");
+            fs::hard_link(path(&name), path(format!("link-{name}"))).unwrap();
+        }
+    }
+    for _ in 0..10 {
+        let run = rtrack(VERDICTS).output().unwrap();
+        let text = String::from_utf8(run.stdout).unwrap();
+        assert_eq!(text.lines().count(), 2 * 64 * 40);
+        assert!(!text.contains(r#""verdict":"held""#));
+    }
 }
 
 /// A tracker that has nothing to do for a moment lets go of what only its start needed, and keeps less than 150 bytes

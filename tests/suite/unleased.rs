@@ -47,7 +47,14 @@ const ALWAYS_HELD: &str = "mpich_shar_tmpTrapA1";
 const DIRECTORY: &str = "joblib_memmapping_folder_4194399_0123456789abcdef_0123456789abcdef";
 
 fn descriptor_without_access() {
-    for kind in ["fd-without-access", "fd-o-path", "own-mounts:fd-o-path", "own-pids:fd-o-path"] {
+    let kinds = [
+        "fd-without-access",
+        "fd-o-path",
+        "own-mounts:fd-o-path",
+        "own-pids:fd-o-path",
+        "fd-o-path-by-another-name",
+    ];
+    for kind in kinds {
         object().make(ALWAYS_HELD);
         let holder = hold(kind, path(ALWAYS_HELD));
         let document = judged(ALWAYS_HELD, "held", "open-by");

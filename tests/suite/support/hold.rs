@@ -151,6 +151,21 @@ const KINDS: &[(&str, Take)] = &[
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
         Box::new(nix::fcntl::openat(&shm, below, flags, Mode::empty()).unwrap())
     }),
+    // The path of the descriptor, `/foo`, says nothing of what it is of.
+    ("fd-o-path-by-another-name", |path| {
+        // SAFETY: this process has a single thread.
+        check(unsafe { libc::unshare(libc::CLONE_NEWNS) }).unwrap();
+        let directory = scratch().join("tree-with-another-name");
+        fs::create_dir_all(&directory).unwrap();
+        let foo = directory.join("foo");
+        fs::write(&foo, "").unwrap();
+        let (source, target) = (path.to_str().unwrap(), foo.to_str().unwrap());
+        sandbox::mount(source, target, "", libc::MS_BIND, "").unwrap();
+        let tree = open_tree_with(&directory, libc::AT_RECURSIVE.unsigned_abs());
+        nix::mount::umount2(&foo, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        Box::new((nix::fcntl::openat(&tree, "foo", flags, Mode::empty()).unwrap(), tree))
+    }),
     ("idmapped-mount", |path| {
         let target = scratch().join("idmapped-in-a-fixture");
         idmapped_mount(path, &target).unwrap();
@@ -333,8 +348,12 @@ fn c_path(path: &Path) -> CString {
 
 /// A mount of the file that is attached nowhere, behind a descriptor.
 fn open_tree(path: &Path) -> OwnedFd {
+    open_tree_with(path, 0)
+}
+
+fn open_tree_with(path: &Path, more: u32) -> OwnedFd {
     let path = c_path(path);
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | more;
     // SAFETY: the path is NUL-terminated and outlives the call; the descriptor is new.
     unsafe {
         let fd = libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags);
