@@ -6,6 +6,7 @@
 mod matter;
 mod mounted;
 mod owners;
+mod probing;
 mod snapshot;
 mod sysv;
 
@@ -20,21 +21,17 @@ use std::time::Duration;
 use self::matter::Matter;
 use self::owners::Owners;
 use super::evidence::holders::{Holder, KEEPS_UNSEEN};
-use super::evidence::lease::{self, Lease, Look};
+use super::evidence::lease::{self, Lease};
 use super::evidence::producers::{Broken, Catalogue, Match, operator_directories};
 use super::host::Host;
-use super::inventory::{self, Inventory, Object, SEMAPHORE_SIZE, Semaphore, posix};
+use super::inventory::{Inventory, Object, SEMAPHORE_SIZE};
 use super::parallel;
-use super::reap::{at_work, is_quarantine_name};
-use super::resource::{Identity, Kind};
+use super::resource::Kind;
 use super::sys::Nanoseconds;
 use super::verdict::{
     CreatorState, Facts, FamilyState, Guardian, Judgement, ProducerFacts, QueueFacts, Who, judge,
 };
 use super::world::World;
-
-/// How long another rtrack may keep this one from probing.
-const COURTESY: Duration = Duration::from_millis(250);
 
 /// Whose mappings and descriptors are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -234,141 +231,6 @@ impl Survey {
         object.is_some_and(|(object, lease)| self.judging.sought.seeks(object, *lease))
     }
 
-    fn probe_all(&mut self, world: &World, wanted: &dyn Fn(&Object, &Object) -> bool) {
-        let mut gone = HashSet::new();
-        let mut patience = lease::Patience::new(COURTESY);
-        for (place, indices) in self.by_place(|_| true) {
-            if let Some(ipc) = world.ipc(place) {
-                gone.extend(self.count_users(ipc, &indices));
-                continue;
-            }
-            let lock = patience.lock(world.directory_of(place));
-            // What cannot be found out here is found out again by whoever relies on it.
-            if lock.is_none() && matches!(world.shm(place).map(at_work), Some(Ok(Some(_)))) {
-                self.reapers_at_work.insert(place);
-            }
-            // Two leases on one file, by two of its names, would refuse each other.
-            let several =
-                |index: &usize| self.objects.get(*index).is_some_and(|o| o.stat.nlink > 1);
-            let (linked, single): (Vec<usize>, Vec<usize>) = indices.into_iter().partition(several);
-            let mut looked = parallel::map(&single, |index| self.look(world, *index));
-            looked.extend(linked.iter().map(|index| self.look(world, *index)));
-            for (index, looked) in single.into_iter().chain(linked).zip(looked) {
-                if !self.probe(world, index, wanted, looked) {
-                    gone.insert(index);
-                }
-            }
-        }
-        if !gone.is_empty() {
-            let mut here = (0..).map(|index: usize| !gone.contains(&index));
-            self.objects.retain(|_| here.next().unwrap_or(true));
-            let mut here = (0..).map(|index: usize| !gone.contains(&index));
-            self.leases.retain(|_| here.next().unwrap_or(true));
-        }
-    }
-
-    /// What the kernel says of one object, if it is one to be asked about.
-    fn look(&self, world: &World, index: usize) -> Option<io::Result<Look>> {
-        let object = self.objects.get(index)?;
-        if object.kind == Kind::Other {
-            return None;
-        }
-        let (host, dir) = (world.host_of(object.place), world.directory_of(object.place));
-        let unread = object.queue.is_some_and(|queue| queue.messages > 0);
-        // What would be claimed anyway is left in peace: a lease is felt by who opens.
-        let young = self.quiet(host, object) < nanoseconds(self.judging.grace);
-        let persistent = || self.producer(object).is_some_and(|m| m.producer.persistent_by_design);
-        let lease_works = self.lease_works(object.place);
-        let ask = lease_works
-            && !self.reapers_at_work.contains(&object.place)
-            && (self.judging.thorough || !young && !unread && !persistent());
-        let (file, identity) = (&object.file, object.identity());
-        let head = object.may_be_semaphore();
-        let told = |lease| Some(Ok(Look::Seen { lease, head: None }));
-        match object.kind {
-            Kind::Dir if ask => told(lease_inside(host, object)),
-            Kind::Dir => told(Lease::NotAsked),
-            _ if !ask && !head => {
-                told(if lease_works { Lease::NotAsked } else { Lease::Unsupported })
-            }
-            Kind::Mqueue => Some(lease::look_tested(host, dir, file, &identity)),
-            _ => Some(lease::look(host, dir, file, &identity, ask, head)),
-        }
-    }
-
-    /// Notes what the kernel said of one object; `false` when it is no longer there. One that was replaced
-    /// is read and asked about anew, a few times, if it is still `wanted`.
-    fn probe(
-        &mut self,
-        world: &World,
-        index: usize,
-        wanted: &dyn Fn(&Object, &Object) -> bool,
-        mut looked: Option<io::Result<Look>>,
-    ) -> bool {
-        for _attempt in 0..3 {
-            let Some(object) = self.objects.get(index) else { return false };
-            let Some(look) = looked.take() else { return true };
-            let (file, place) = (object.file.clone(), object.place);
-            let lease_works = self.lease_works(place);
-            match look {
-                Ok(Look::Seen { lease, head }) => {
-                    let lease = match lease {
-                        Lease::NotAsked if !lease_works && object.kind != Kind::Dir => {
-                            Lease::Unsupported
-                        }
-                        other => other,
-                    };
-                    if object.kind == Kind::Mqueue && lease == Lease::Unsupported {
-                        self.distrust_leases(place);
-                    }
-                    self.set(index, lease, head.as_deref().and_then(Semaphore::parse));
-                    return true;
-                }
-                Ok(Look::Gone) => return false,
-                Ok(Look::Changed) => match inventory::read_one(world, place, &file) {
-                    Ok(now) if !wanted(object, &now) => {
-                        if now.kind != object.kind {
-                            let error = io::Error::other("it was replaced while it was looked at");
-                            self.troubles.push((object.shown_id(), error));
-                        }
-                        return false;
-                    }
-                    Ok(object) => {
-                        if let Some(slot) = self.objects.get_mut(index) {
-                            *slot = object;
-                        }
-                        looked = self.look(world, index);
-                    }
-                    Err(_) => return false,
-                },
-                Err(error) => {
-                    self.troubles.push((object.shown_id(), error));
-                    self.set(index, Lease::Unsupported, None);
-                    return true;
-                }
-            }
-        }
-        // Replaced faster than it can be looked at: somebody uses the name.
-        self.set(index, Lease::Refused, None);
-        true
-    }
-
-    /// Leases do not tell the truth in a place, as one object there has shown.
-    fn distrust_leases(&mut self, place: usize) {
-        if let Some(works) = self.lease_works.get_mut(place) {
-            *works = false;
-        }
-    }
-
-    fn set(&mut self, index: usize, lease: Lease, semaphore: Option<Semaphore>) {
-        if let Some(slot) = self.leases.get_mut(index) {
-            *slot = lease;
-        }
-        if let Some(object) = self.objects.get_mut(index) {
-            object.semaphore = semaphore;
-        }
-    }
-
     /// Adds what has no name and is still held.
     fn add_unlinked(&mut self, world: &World, wanted: &dyn Fn(&Object) -> bool) {
         let places: HashMap<u64, usize> = world
@@ -420,46 +282,6 @@ impl Survey {
             named,
         };
         Snapshot::take(world, &self.catalogue, matter)
-    }
-
-    /// An object that the kernel calls held and nobody was found for may have been opened for a
-    /// moment only, by another rtrack perhaps: it is asked about once more.
-    fn probe_unexplained_again(&mut self, world: &World) {
-        if self.judging.sought == Sought::None {
-            return;
-        }
-        let unexplained = |index: usize| {
-            self.leases.get(index) == Some(&Lease::Refused) && self.holders(index).is_empty()
-        };
-        let mut patience = lease::Patience::new(COURTESY);
-        for (place, indices) in self.by_place(unexplained) {
-            // Of these the kernel keeps count.
-            if world.ipc(place).is_some() {
-                continue;
-            }
-            let (host, dir) = (world.host_of(place), world.directory_of(place));
-            let _lock = patience.lock(dir);
-            for index in indices {
-                let Some(object) = self.objects.get(index) else { continue };
-                let again = if object.kind == Kind::Dir {
-                    lease_inside(host, object)
-                } else {
-                    let (file, identity) = (&object.file, object.identity());
-                    let looked = if object.kind == Kind::Mqueue {
-                        lease::look_tested(host, dir, file, &identity)
-                    } else {
-                        lease::look(host, dir, file, &identity, true, false)
-                    };
-                    match looked {
-                        Ok(Look::Seen { lease: Lease::Granted, .. }) => Lease::Granted,
-                        _ => Lease::Refused,
-                    }
-                };
-                if let Some(slot) = self.leases.get_mut(index) {
-                    *slot = again;
-                }
-            }
-        }
     }
 
     /// For how long it had been left in peace when this survey was taken: what was too young then to
@@ -551,28 +373,6 @@ impl Survey {
             counts: self.counts(world, object),
         })
     }
-}
-
-/// A directory has no lease. What is in it has, and what the kernel says of one file there is true of
-/// the directory; that no file is held says nothing of the directory itself.
-fn lease_inside(host: &Host, object: &Object) -> Lease {
-    let mut answer = Lease::NotAsked;
-    // What a reaper has moved away is under a lease of its own, which asking would break.
-    if is_quarantine_name(&object.file) {
-        return answer;
-    }
-    posix::files_in(host, object, &mut |directory, name, stat| {
-        let identity = Identity::of(stat);
-        if answer != Lease::Refused
-            && let Ok(Look::Seen { lease: Lease::Refused, .. }) =
-                lease::look(host, directory, name, &identity, true, false)
-        {
-            answer = Lease::Refused;
-        }
-    })
-    // Holder sight decides about what cannot be looked into, as it does about the directory.
-    .unwrap_or(());
-    answer
 }
 
 /// What a message queue itself says of those who want it.
