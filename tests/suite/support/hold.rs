@@ -157,12 +157,12 @@ const KINDS: &[(&str, Take)] = &[
         check(unsafe { libc::unshare(libc::CLONE_NEWNS) }).unwrap();
         let directory = scratch().join("tree-with-another-name");
         fs::create_dir_all(&directory).unwrap();
-        let foo = directory.join("foo");
-        fs::write(&foo, "").unwrap();
-        let (source, target) = (path.to_str().unwrap(), foo.to_str().unwrap());
+        let place = directory.join("foo");
+        fs::write(&place, "").unwrap();
+        let (source, target) = (path.to_str().unwrap(), place.to_str().unwrap());
         sandbox::mount(source, target, "", libc::MS_BIND, "").unwrap();
         let tree = open_tree_with(&directory, libc::AT_RECURSIVE.unsigned_abs());
-        nix::mount::umount2(&foo, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        nix::mount::umount2(&place, nix::mount::MntFlags::MNT_DETACH).unwrap();
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
         Box::new((nix::fcntl::openat(&tree, "foo", flags, Mode::empty()).unwrap(), tree))
     }),
