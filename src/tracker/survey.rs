@@ -71,9 +71,15 @@ impl Sought {
     /// Whether holders of such an object are looked for: a directory, and what the kernel does not answer about,
     /// have nothing else to be judged by.
     fn seeks(self, object: &Object, lease: Lease) -> bool {
-        let undecided = matches!(lease, Lease::NoPermission | Lease::Unsupported);
-        self != Self::None || object.sysv.is_none() && (undecided || object.kind == Kind::Dir)
+        let needs_sight = is_undecided(&lease) || object.kind == Kind::Dir;
+        self != Self::None || object.sysv.is_none() && needs_sight
     }
+}
+
+/// Whether the kernel could not be asked: then whoever is not found does not hold the object, so that nothing may be
+/// left out.
+fn is_undecided(lease: &Lease) -> bool {
+    matches!(lease, Lease::NoPermission | Lease::Unsupported)
 }
 
 /// Everything that one look found.
@@ -277,7 +283,9 @@ impl Survey {
             assume_complete: self.judging.assume_complete,
             thorough: self.judging.thorough,
             sought: self.judging.sought,
-            threads: self.judging.thorough || self.lease_works.contains(&false),
+            threads: self.judging.thorough
+                || self.lease_works.contains(&false)
+                || self.leases.iter().any(is_undecided),
             hung: &self.snapshot.processes.hung,
             named,
         };

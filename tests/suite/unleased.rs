@@ -10,8 +10,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 
 use crate::support::{
-    Case, Need, case, goes, hold, identity, judged, known, list, mount, named, object, path,
-    rtrack, scratch, skip, stays, verdict,
+    Case, Need, case, goes, hold, identity, inside, judged, known, list, mount, named, object,
+    path, rtrack, scratch, skip, stays, verdict,
 };
 use crate::traps::fresh_shm;
 
@@ -37,6 +37,8 @@ pub(crate) fn tests() -> Vec<Case> {
         case("directory_under_a_loop_device", directory_under_a_loop_device).needs(USERS),
         case("directory_with_odd_names_as_layer", directory_with_odd_names_as_layer).needs(ALONE),
         case("directory_as_layer_through_a_link", directory_as_layer_through_a_link).needs(ALONE),
+        case("neither_leases_nor_the_owners_uid", neither_leases_nor_the_owners_uid)
+            .needs(&[Need::PidNamespace, Need::RealRoot]),
         case("directory_that_a_jail_works_in", directory_that_a_jail_works_in).needs(ALONE),
     ]
 }
@@ -63,6 +65,28 @@ fn descriptor_without_access() {
         stays(ALWAYS_HELD);
         drop(holder);
         goes(ALWAYS_HELD, "always-held-producer");
+    }
+}
+
+/// Root whom the kernel does not answer, of somebody else's objects, judges by what is seen: nothing is left out of that.
+fn neither_leases_nor_the_owners_uid() {
+    for kind in ["map-private", "map-shared", "fd-read", "fd-o-path", "thread-table"] {
+        object().owner(61001).mode(0o600).make(ALWAYS_HELD);
+        let holder = hold(kind, path(ALWAYS_HELD));
+        for whose in ["all", "some", "none"] {
+            let words =
+                ["list", "--json", "--grace", "0s", "--assume-complete", "--holders", whose];
+            let run = inside("no-leases", &rtrack(words)).output().unwrap();
+            let document: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
+            let (verdict, reason) = verdict(&document, ALWAYS_HELD);
+            assert_eq!(verdict, "held", "{kind} {whose}: {reason} {document:#}");
+            assert!(reason == "mapped-by" || reason == "open-by", "{kind} {whose}: {reason}");
+        }
+        let words = ["reap", "--yes", "--grace", "0s", "--assume-complete"];
+        inside("no-leases", &rtrack(words)).output().unwrap();
+        assert!(identity(ALWAYS_HELD).is_some(), "{kind}");
+        drop(holder);
+        fs::remove_file(path(ALWAYS_HELD)).unwrap();
     }
 }
 

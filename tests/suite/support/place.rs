@@ -120,7 +120,9 @@ pub(super) fn enter(places: &str, path: Option<&Path>) {
             }
             ("own-users", _) => become_root_of_a_namespace(),
             ("new-users", _) => unshare(libc::CLONE_NEWUSER),
-            ("usual-capabilities", _) => keep_usual_capabilities(),
+            ("usual-capabilities", _) => drop_capabilities(|number| !USUAL.contains(&number)),
+            // Neither `CAP_LEASE` nor `CAP_SETUID`, by which the owner's name could be borrowed.
+            ("no-leases", _) => drop_capabilities(|number| [7, 28].contains(&number)),
             ("user", uid) => become_user(uid.parse().unwrap()),
             ("subordinate-uid", uid) => become_root_over(uid.parse().unwrap()),
             ("thread-uid", uid) => have_a_thread_of(uid.parse().unwrap(), libc::SYS_setresuid),
@@ -246,9 +248,9 @@ pub(super) fn leave_shm() {
 /// SYS_CHROOT, MKNOD, AUDIT_WRITE, SETFCAP.
 const USUAL: &[libc::c_ulong] = &[0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31];
 
-/// The next program has no other capabilities.
-fn keep_usual_capabilities() {
-    for capability in (0..64).filter(|number| !USUAL.contains(number)) {
+/// The next program does not have those capabilities.
+fn drop_capabilities(test: impl Fn(libc::c_ulong) -> bool) {
+    for capability in (0..64).filter(|number| test(*number)) {
         // SAFETY: this changes an attribute of this process only; there are fewer than 64.
         if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } == -1 {
             assert!(capability > 31, "{}", std::io::Error::last_os_error());
