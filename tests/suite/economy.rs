@@ -241,6 +241,7 @@ fn holders_as_asked_for() {
     {
         let found = list(whose);
         validate(&found);
+        assert_eq!(found["sight"]["holders"] == "not-sought", whose == "none");
         let one = listed(&found, "economy-1");
         assert_eq!(one["verdict"], "held", "{whose}");
         assert_eq!(one["holders"].as_array().map(Vec::len), count, "{whose}: {one:#}");

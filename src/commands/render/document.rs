@@ -17,7 +17,7 @@ use crate::tracker::evidence::sight::{Blind, Sight};
 use crate::tracker::host::Host;
 use crate::tracker::reap::Outcome;
 use crate::tracker::resource::harmless;
-use crate::tracker::survey::Survey;
+use crate::tracker::survey::{Sought, Survey};
 use crate::tracker::verdict::Verdict;
 use crate::tracker::world::World;
 
@@ -142,7 +142,11 @@ pub fn head(schema: &str, host: &Host, survey: &Survey, mounts: Vec<Value>) -> M
     map.insert("host".into(), json!(host.name()));
     map.insert("boot_id".into(), json!(Some(host.boot_id()).filter(|id| !id.is_empty())));
     map.insert("taken_at".into(), json!(show_time(survey.taken_at)));
-    map.insert("sight".into(), sight(&survey.snapshot.sight, !survey.lease_works.contains(&false)));
+    let mut sight = sight(&survey.snapshot.sight, !survey.lease_works.contains(&false));
+    if survey.judging().sought == Sought::None {
+        sight["holders"] = json!("not-sought");
+    }
+    map.insert("sight".into(), sight);
     map.insert("mounts".into(), json!(mounts));
     map
 }
