@@ -19,6 +19,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("calls_for_each_process", calls_for_each_process).needs(ALONE),
         case("calls_for_each_descriptor", calls_for_each_descriptor).needs(ALONE),
         case("one_look_at_many_mappings", one_look_at_many_mappings).needs(ALONE),
+        case("memory_for_processes", memory_for_processes).needs(ALONE),
         case("holders_as_asked_for", holders_as_asked_for),
         case("one_holder_is_enough", one_holder_is_enough).needs(ALONE),
         case("hard_links_by_several_threads", hard_links_by_several_threads),
@@ -81,6 +82,16 @@ impl Calls {
 
     fn named(&self, name: &str) -> i64 {
         self.count.get(name).copied().unwrap_or(0)
+    }
+
+    /// Bytes that the heap has at the end beyond what it had first (brk(2)): the whole heap is there.
+    fn heap(&self) -> i64 {
+        let end = |line: &String| {
+            let result = line.strip_prefix("brk(")?.rsplit_once("= 0x")?.1;
+            i64::from_str_radix(result.trim(), 16).ok()
+        };
+        let ends: Vec<i64> = self.lines.iter().filter_map(end).collect();
+        ends.iter().max().unwrap() - ends.iter().min().unwrap()
     }
 
     fn with(&self, text: &str) -> usize {
@@ -226,6 +237,26 @@ fn one_look_at_many_mappings() {
     }
     let more = Calls::of(&HOLDERS).all() - few.all();
     assert!(more < 20, "{more} more calls");
+}
+
+/// A process costs what is known of it, and nothing for what it has open and mapped.
+fn memory_for_processes() {
+    make(0, 10);
+    let open = |count: usize| -> Vec<File> {
+        (0..count).map(|_| File::open("/proc/self/exe").unwrap()).collect()
+    };
+    for arguments in [&VERDICTS[..], &HOLDERS] {
+        let first = Calls::of(arguments).heap();
+        let files = open(400);
+        let with_files = Calls::of(arguments).heap();
+        drop(files);
+        let sleepers = Sleepers::new(100);
+        let with_processes = Calls::of(arguments).heap();
+        drop(sleepers);
+        let (files, processes) = (with_files - first, with_processes - first);
+        assert!(files < 160 << 10, "{arguments:?}: {files} bytes for 400 descriptors");
+        assert!(processes < 400 << 10, "{arguments:?}: {processes} bytes for 100 processes");
+    }
 }
 
 /// `--holders` says what it does: a `null`, one, or all.
