@@ -215,27 +215,25 @@ impl Stat {
     }
 }
 
+/// `statx(2)` of `name` in `dir`, or of `dir` itself for an empty name, as far as the kernel has it at hand: neither is
+/// anything mounted for it, nor a file system asked (`AT_STATX_DONT_SYNC`).
+fn statx(dir: impl AsFd, name: &CStr, flags: libc::c_int, mask: u32) -> io::Result<libc::statx> {
+    let mut raw = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    let at_hand = libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC;
+    let (fd, name) = (dir.as_fd().as_raw_fd(), name.as_ptr());
+    // SAFETY: the name is NUL-terminated, and the kernel writes at most one statx to the buffer.
+    check(unsafe { libc::statx(fd, name, at_hand | flags, mask, raw.as_mut_ptr()) })?;
+    // SAFETY: a statx is integers only, for which zeroes are valid, and the call succeeded.
+    Ok(unsafe { raw.assume_init() })
+}
+
 /// `statx(2)` of `name` in `dir`, not following a symlink; an empty name is `dir` itself.
 ///
 /// # Errors
 /// The errno of the call: `ENOENT` when there is no such name.
 pub fn stat(dir: impl AsFd, name: &CStr) -> io::Result<Stat> {
-    let mut raw = std::mem::MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: the name is NUL-terminated, and the kernel writes at most one statx to the buffer.
-    check(unsafe {
-        libc::statx(
-            dir.as_fd().as_raw_fd(),
-            name.as_ptr(),
-            libc::AT_EMPTY_PATH
-                | libc::AT_SYMLINK_NOFOLLOW
-                | libc::AT_NO_AUTOMOUNT
-                | libc::AT_STATX_DONT_SYNC,
-            libc::STATX_BASIC_STATS | libc::STATX_BTIME,
-            raw.as_mut_ptr(),
-        )
-    })?;
-    // SAFETY: a statx is integers only, for which zeroes are valid, and the call succeeded.
-    let raw = unsafe { raw.assume_init() };
+    let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
+    let raw = statx(dir, name, libc::AT_SYMLINK_NOFOLLOW, mask)?;
     let time =
         |t: libc::statx_timestamp| i128::from(t.tv_sec) * 1_000_000_000 + i128::from(t.tv_nsec);
     Ok(Stat {
@@ -259,13 +257,7 @@ pub fn stat(dir: impl AsFd, name: &CStr) -> io::Result<Stat> {
 /// # Errors
 /// The errno of the call.
 pub fn device(fd: impl AsFd) -> io::Result<u64> {
-    let mut raw = std::mem::MaybeUninit::<libc::statx>::zeroed();
-    let flags = libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC;
-    let name = c"".as_ptr();
-    // SAFETY: the name is NUL-terminated, and the kernel writes at most one statx to the buffer.
-    check(unsafe { libc::statx(fd.as_fd().as_raw_fd(), name, flags, 0, raw.as_mut_ptr()) })?;
-    // SAFETY: a statx is integers only, for which zeroes are valid, and the call succeeded.
-    let raw = unsafe { raw.assume_init() };
+    let raw = statx(fd, c"", 0, 0)?;
     Ok(libc::makedev(raw.stx_dev_major, raw.stx_dev_minor))
 }
 
@@ -291,10 +283,10 @@ pub fn read_link(dir: impl AsFd, name: &CStr, target: &mut Vec<u8>) -> io::Resul
 }
 
 /// Reads a directory from where its descriptor stands to its end, and calls `each` with every name but `.` and
-/// `..`, until that answers with an error. `room` is read into.
+/// `..`. `room` is read into.
 ///
 /// # Errors
-/// The errno of getdents64(2), or what `each` answered.
+/// The errno of getdents64(2).
 pub fn list(dir: impl AsFd, room: &mut Vec<u8>, mut each: impl FnMut(&CStr)) -> io::Result<()> {
     // `struct linux_dirent64`: inode, offset, length of the entry, type, and the name with its NUL.
     const LENGTH: usize = 16;
@@ -324,20 +316,13 @@ pub fn list(dir: impl AsFd, room: &mut Vec<u8>, mut each: impl FnMut(&CStr)) -> 
     }
 }
 
-/// The mount and the inode number of what `name` in `dir` leads to, links followed, as the kernel has them at
-/// hand: no file system is asked (`AT_STATX_DONT_SYNC`).
+/// The mount and the inode number of what `name` in `dir` leads to, links followed.
 ///
 /// # Errors
 /// The errno of statx(2); `EOPNOTSUPP` before Linux 5.8.
 pub fn mount_and_inode(dir: impl AsFd, name: &CStr) -> io::Result<(u64, u64)> {
     let mask = libc::STATX_MNT_ID | libc::STATX_INO;
-    let mut raw = std::mem::MaybeUninit::<libc::statx>::zeroed();
-    let flags = libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC;
-    let (fd, name) = (dir.as_fd().as_raw_fd(), name.as_ptr());
-    // SAFETY: the name is NUL-terminated, and the kernel writes at most one statx to the buffer.
-    check(unsafe { libc::statx(fd, name, flags, mask, raw.as_mut_ptr()) })?;
-    // SAFETY: a statx is integers only, for which zeroes are valid, and the call succeeded.
-    let raw = unsafe { raw.assume_init() };
+    let raw = statx(dir, name, 0, mask)?;
     if raw.stx_mask & mask != mask {
         return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
     }
@@ -350,13 +335,7 @@ pub fn mount_and_inode(dir: impl AsFd, name: &CStr) -> io::Result<(u64, u64)> {
 /// # Errors
 /// The errno of the call; `EOPNOTSUPP` before Linux 5.8.
 pub fn mount_id(fd: impl AsFd) -> io::Result<u64> {
-    let mut raw = std::mem::MaybeUninit::<libc::statx>::zeroed();
-    let flags = libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC;
-    let (name, mask) = (c"".as_ptr(), libc::STATX_MNT_ID);
-    // SAFETY: the name is NUL-terminated, and the kernel writes at most one statx to the buffer.
-    check(unsafe { libc::statx(fd.as_fd().as_raw_fd(), name, flags, mask, raw.as_mut_ptr()) })?;
-    // SAFETY: a statx is integers only, for which zeroes are valid, and the call succeeded.
-    let raw = unsafe { raw.assume_init() };
+    let raw = statx(fd, c"", 0, libc::STATX_MNT_ID)?;
     if raw.stx_mask & libc::STATX_MNT_ID == 0 {
         return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
     }
