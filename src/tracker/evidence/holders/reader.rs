@@ -14,7 +14,7 @@ use nix::sys::stat::{Mode, fstatat};
 
 use super::maps::{Map, parse_map};
 use super::{Detail, Enough, How, MOST_DETAILS, NameFilter, Search, Targets};
-use crate::tracker::evidence::mounts::{Mounts, number};
+use crate::tracker::evidence::mounts::number;
 use crate::tracker::evidence::namespaces::{Namespace, Namespaces};
 use crate::tracker::evidence::processes::{task_gone as gone, words};
 use crate::tracker::evidence::task::Task;
@@ -48,6 +48,16 @@ impl Found {
 
 /// How often another mapping may have come between two questions about one.
 const MOST_CHANGES: usize = 64;
+
+/// Where one looks: at a task, and from what its process sees.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    task: &'a Task,
+    /// Its mount namespace, and whether the process sees a part of that only.
+    seen: Option<(&'a Namespace, bool)>,
+    /// All that were met.
+    namespaces: &'a Namespaces,
+}
 
 pub(super) struct Reader<'a> {
     pub(super) root: &'a Path,
@@ -119,32 +129,24 @@ impl Reader<'_> {
         let seen = namespace.as_ref().map(|(namespace, jailed)| (&**namespace, *jailed));
         let mut buffers = Buffers::default();
         for task in std::iter::once(&own).chain(&others) {
-            self.look_at(task, seen, namespaces, &mut buffers, &mut found);
+            self.look(At { task, seen, namespaces }, &mut buffers, &mut found);
         }
         found
     }
 
     /// What one task has mapped and open.
-    fn look_at(
-        &self,
-        task: &Task,
-        seen: Option<(&Namespace, bool)>,
-        namespaces: &Namespaces,
-        buffers: &mut Buffers,
-        found: &mut Found,
-    ) {
+    fn look(&self, at: At<'_>, buffers: &mut Buffers, found: &mut Found) {
         let wanted = self.search.holders && !self.enough.is_some_and(Enough::is_reached);
         if wanted || self.search.names.is_some() {
-            self.maps(task, buffers, found);
+            self.maps(at.task, buffers, found);
         }
         if !wanted || self.targets.by_inode.is_empty() && self.targets.unlinked.is_empty() {
             return;
         }
-        self.descriptors(task, seen, namespaces, buffers, found);
+        self.descriptors(at, buffers, found);
         // Nothing else can be a working directory.
         if self.search.deep || self.targets.directories {
-            let jailed = seen.is_none_or(|(_, jailed)| jailed);
-            self.directories(task, seen.map(|(view, _)| &view.mounts), jailed, found);
+            self.directories(at, found);
         }
     }
 
@@ -285,14 +287,8 @@ impl Reader<'_> {
         }
     }
 
-    fn descriptors(
-        &self,
-        task: &Task,
-        seen: Option<(&Namespace, bool)>,
-        namespaces: &Namespaces,
-        buffers: &mut Buffers,
-        found: &mut Found,
-    ) {
+    fn descriptors(&self, at: At<'_>, buffers: &mut Buffers, found: &mut Found) {
+        let At { task, seen, namespaces } = at;
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = match openat(task, c"fd", flags, Mode::empty()) {
             Ok(directory) => directory,
@@ -315,24 +311,16 @@ impl Reader<'_> {
                 Ok(()) => {}
             }
             if self.may_be_wanted(name, seen) || is_without_access(&directory, fd) {
-                self.file(task, fd, name, seen.map(|(view, _)| view), text, found);
+                self.file(at, fd, name, text, found);
             }
         });
         found.incomplete |= listed.is_err_and(|error| !task.is_gone(&error));
     }
 
     /// What one descriptor of a file says.
-    fn file(
-        &self,
-        task: &Task,
-        fd: &CStr,
-        link: &[u8],
-        seen: Option<&Namespace>,
-        text: &mut Vec<u8>,
-        found: &mut Found,
-    ) {
-        let fd = OsStr::from_bytes(fd.to_bytes());
-        match self.descriptor(task, fd, link, seen, text) {
+    fn file(&self, at: At<'_>, fd: &CStr, link: &[u8], text: &mut Vec<u8>, found: &mut Found) {
+        let (task, fd) = (at.task, OsStr::from_bytes(fd.to_bytes()));
+        match self.descriptor(at, fd, link, text) {
             Ok((inode, detail)) => {
                 let Some(inode) = inode else { return };
                 for target in self.targets.at(inode) {
@@ -379,12 +367,12 @@ impl Reader<'_> {
     /// inode number is one of ours.
     fn descriptor(
         &self,
-        task: &Task,
+        at: At<'_>,
         fd: &OsStr,
         link: &[u8],
-        seen: Option<&Namespace>,
         info: &mut Vec<u8>,
     ) -> io::Result<(Option<(u64, u64)>, Detail)> {
+        let At { task, seen, .. } = at;
         let of = |directory: &str| {
             let path = [directory.as_bytes(), fd.as_bytes()].concat();
             CString::new(path).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
@@ -397,7 +385,7 @@ impl Reader<'_> {
         let Some(ino) = field(b"ino:") else {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "fdinfo has no inode number"));
         };
-        let device = field(b"mnt_id:").and_then(|id| seen?.devices.get(&id).copied());
+        let device = field(b"mnt_id:").and_then(|id| seen?.0.devices.get(&id).copied());
         let inode = match device {
             Some(dev) => Some((dev, ino)),
             None if self.targets.has_number(ino) => {
@@ -441,13 +429,15 @@ impl Reader<'_> {
     /// The root and the working directory of a process, which are asked themselves: their paths say
     /// nothing where the process is in a jail, another mount came over them, or theirs was taken
     /// away. Only on a network file system, which may never answer, is the path believed.
-    fn directories(&self, task: &Task, mounts: Option<&Mounts>, jailed: bool, found: &mut Found) {
+    fn directories(&self, at: At<'_>, found: &mut Found) {
+        let task = at.task;
+        let may_hang = |path: &[u8]| at.seen.is_some_and(|(view, _)| view.mounts.may_hang(path));
         for (how, name) in [(How::Root, c"root"), (How::Cwd, c"cwd")] {
-            let mut at = Vec::new();
-            let asked = task.link(name, &mut at).and_then(|()| {
-                if at != b"/" && mounts.is_some_and(|mounts| mounts.may_hang(&at)) {
+            let mut path = Vec::new();
+            let asked = task.link(name, &mut path).and_then(|()| {
+                if path != b"/" && may_hang(&path) {
                     // The path is ours, and a jail's mounts are told by other ones.
-                    found.incomplete |= jailed;
+                    found.incomplete |= at.seen.is_none_or(|(_, jailed)| jailed);
                     return Ok(None);
                 }
                 inode_on(task, name, &self.targets.devices)
@@ -475,10 +465,11 @@ struct Buffers {
 }
 
 /// Whether what is open under a number can neither be read nor written: an `O_PATH` descriptor, or one of access
-/// mode 3. No lease tells of those. The link in /proc has the permissions of the descriptor (proc_pid_fd(5)).
+/// mode 3. No lease tells of those. The link in /proc has the permissions of the descriptor (proc_pid_fd(5)); where
+/// they are not told, it may be one.
 fn is_without_access(directory: &OwnedFd, fd: &CStr) -> bool {
     let stat = fstatat(directory, fd, AtFlags::AT_SYMLINK_NOFOLLOW);
-    stat.is_ok_and(|stat| stat.st_mode & 0o700 == 0)
+    stat.map_or(true, |stat| stat.st_mode & 0o700 == 0)
 }
 
 /// A range of `maps` as `map_files` has it: `00400000-00401000` there is `400000-401000` here.
