@@ -169,7 +169,7 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
         } else if args.ndjson {
             rows.render(
                 |row| document::line(&Cells(row, &json_columns)),
-                |lines| lines.iter().try_for_each(|line| out.write_all(line.as_bytes())),
+                |line| out.write_all(line.as_bytes()),
             )
         } else if args.null {
             rows.iter().try_for_each(|row| {
@@ -283,11 +283,8 @@ fn footer(found: &Look, rows: &Lines<'_>) -> String {
     if let Some(more) = mounts.len().checked_sub(MOST_MOUNTS).filter(|more| *more > 0) {
         text.push_str(&format!("and {more} mounts that use less\n"));
     }
-    let of = |verdict| {
-        let of_verdict = rows.iter().filter(|row| row.verdict() == verdict);
-        of_verdict
-            .fold((0, 0), |(objects, bytes), row| (objects + 1, bytes + row.object.allocated()))
-    };
+    let totals = rows.totals();
+    let of = |verdict| totals.by_verdict.get(&verdict).copied().unwrap_or_default();
     let (orphaned, reclaimable) = of(Verdict::Orphaned);
     let (unclaimed, perhaps) = of(Verdict::Unclaimed);
     text.push_str(&format!("orphaned {orphaned} ({})", show_size(reclaimable)));

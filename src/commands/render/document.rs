@@ -18,7 +18,6 @@ use crate::tracker::host::Host;
 use crate::tracker::reap::Outcome;
 use crate::tracker::resource::harmless;
 use crate::tracker::survey::{Sought, Survey};
-use crate::tracker::verdict::Verdict;
 use crate::tracker::world::World;
 
 /// One object, with the given columns.
@@ -161,17 +160,6 @@ pub fn write_inventory(
     rows: &Lines<'_>,
     columns: &[&'static Column],
 ) -> io::Result<()> {
-    let mut by_verdict: BTreeMap<Verdict, (usize, u64)> = BTreeMap::new();
-    for row in rows.iter() {
-        let sum = by_verdict.entry(row.verdict()).or_default();
-        *sum = (sum.0 + 1, sum.1 + row.object.allocated());
-    }
-    let sum = |(objects, bytes): (usize, u64)| json!({ "objects": objects, "bytes": bytes });
-    let total = by_verdict.values().fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
-    let named =
-        |verdict: &Verdict| by_verdict.get(verdict).map(|one| (verdict.as_str(), sum(*one)));
-    let mut totals = sum(total);
-    totals["by_verdict"] = Verdict::ALL.iter().filter_map(named).collect();
     // Strings hold no newlines.
     let inner = |text: &str, by: &str| text.replace('\n', &format!("\n{by}"));
     writeln!(out, "{{")?;
@@ -182,14 +170,10 @@ pub fn write_inventory(
     let mut between = "\n    ";
     rows.render(
         |row| inner(&pretty(&Cells(row, columns)), "    "),
-        |objects| {
-            objects.iter().try_for_each(|object| {
-                write!(out, "{}{object}", std::mem::replace(&mut between, ",\n    "))
-            })
-        },
+        |object| write!(out, "{}{object}", std::mem::replace(&mut between, ",\n    ")),
     )?;
     let end = if rows.is_empty() { "]" } else { "\n  ]" };
-    writeln!(out, "{end},\n  \"totals\": {}\n}}", inner(&pretty(&totals), "  "))
+    writeln!(out, "{end},\n  \"totals\": {}\n}}", inner(&pretty(&sums(&rows.totals())), "  "))
 }
 
 /// A value as text of several lines.
@@ -212,14 +196,25 @@ pub fn line(value: &impl Serialize) -> String {
 /// One group of `list --group-by`.
 #[must_use]
 pub fn group(key: &str, group: &Group) -> Value {
+    let mut map = Map::new();
+    map.insert(key.to_owned(), json!(group.name));
+    map.extend(sums(group));
+    Value::Object(map)
+}
+
+/// How many objects a group has, how much memory they use, and the same of each verdict.
+fn sums(group: &Group) -> Map<String, Value> {
+    let sum = |(objects, bytes)| json!({ "objects": objects, "bytes": bytes });
     let by_verdict: Map<String, Value> = group
         .by_verdict
         .iter()
-        .map(|(verdict, (objects, bytes))| {
-            (verdict.as_str().to_owned(), json!({ "objects": objects, "bytes": bytes }))
-        })
+        .map(|(verdict, one)| (verdict.as_str().to_owned(), sum(*one)))
         .collect();
-    json!({ key: group.name, "objects": group.objects, "bytes": group.bytes, "by_verdict": by_verdict })
+    let mut map = Map::new();
+    map.insert("objects".into(), json!(group.objects));
+    map.insert("bytes".into(), json!(group.bytes));
+    map.insert("by_verdict".into(), json!(by_verdict));
+    map
 }
 
 /// The document of `list --group-by KEY --json`.

@@ -4,18 +4,18 @@ pub mod columns;
 pub mod document;
 pub mod grid;
 pub mod limits;
+mod lines;
 pub mod records;
 mod sysv;
 pub mod table;
 pub mod trackers;
 
+pub use lines::{Lines, Rank};
+
 use std::cell::OnceCell;
-use std::cmp::Ordering;
-use std::io;
 
 use crate::tracker::evidence::holders::Holder;
 use crate::tracker::inventory::Object;
-use crate::tracker::parallel;
 use crate::tracker::reap::Report;
 use crate::tracker::survey::{Sought, Survey};
 use crate::tracker::verdict::{CreatorState, Judgement, Verdict};
@@ -169,137 +169,4 @@ pub fn row<'a>(world: &'a World, survey: &'a Survey, index: usize) -> Option<Row
         user: survey.owner(object.stat.uid),
         ..Row::of(world, survey, object, index)
     })
-}
-
-/// What the order of objects depends on.
-#[derive(Debug, Clone, Copy)]
-pub struct Rank<'a> {
-    /// The object.
-    pub object: &'a Object,
-    /// The owner's name.
-    pub user: &'a str,
-    /// Its verdict, if that was asked for.
-    pub verdict: Option<Verdict>,
-    /// When it was seen, in nanoseconds since 1970.
-    now: i128,
-}
-
-impl Rank<'_> {
-    /// Nanoseconds since birth, if that or the last change is known.
-    #[must_use]
-    pub fn age(&self) -> Option<i128> {
-        let known = !self.object.is_known_by_mapping_only();
-        known.then(|| self.now - self.object.stat.born.unwrap_or(self.object.stat.changed))
-    }
-}
-
-/// So many objects are rendered at once: memory does not grow with how many there are.
-const PIECE: usize = 512;
-
-/// Objects that are listed: of each no more than what their order depends on.
-#[derive(Debug)]
-pub struct Lines<'a> {
-    world: &'a World,
-    survey: &'a Survey,
-    lines: Vec<Line>,
-}
-
-/// One of them.
-#[derive(Debug, Clone, Copy)]
-struct Line {
-    index: usize,
-    verdict: Option<Verdict>,
-}
-
-impl<'a> Lines<'a> {
-    /// All objects of the survey, with their verdicts if those matter for more than to be shown.
-    #[must_use]
-    pub fn new(world: &'a World, survey: &'a Survey, judged: bool) -> Self {
-        let indices: Vec<usize> = (0..survey.objects.len()).collect();
-        let line = |index: &usize| {
-            let row = row(world, survey, *index)?;
-            Some(Line { index: *index, verdict: judged.then(|| row.verdict()) })
-        };
-        let lines = parallel::map(&indices, line).into_iter().flatten().collect();
-        Self { world, survey, lines }
-    }
-
-    /// How many.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.lines.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.lines.is_empty()
-    }
-
-    /// Keeps those that pass `test`.
-    pub fn retain(&mut self, test: impl Fn(&Row<'_>) -> bool) {
-        let (world, survey) = (self.world, self.survey);
-        self.lines.retain(|line| line.row(world, survey).is_some_and(|row| test(&row)));
-    }
-
-    /// Sorts them by `order`.
-    pub fn sort_by(&mut self, order: impl Fn(&Rank<'_>, &Rank<'_>) -> Ordering) {
-        let survey = self.survey;
-        let rank = |line: &Line| {
-            let object = survey.objects.get(line.index)?;
-            let user = survey.owner(object.stat.uid);
-            Some(Rank { object, user, now: survey.taken_at, verdict: line.verdict })
-        };
-        self.lines.sort_by(|a, b| match (rank(a), rank(b)) {
-            (Some(a), Some(b)) => order(&a, &b),
-            _ => Ordering::Equal,
-        });
-    }
-
-    /// Their rows, one by one.
-    pub fn iter(&self) -> impl Iterator<Item = Row<'a>> {
-        self.lines.iter().filter_map(|line| line.row(self.world, self.survey))
-    }
-
-    /// What `render` makes of each row, in order: `write` is given so many of them at once as are worth it.
-    ///
-    /// # Errors
-    /// Those of `write`.
-    pub fn render<R: Send>(
-        &self,
-        render: impl Fn(&Row<'_>) -> R + Sync,
-        mut write: impl FnMut(Vec<R>) -> io::Result<()>,
-    ) -> io::Result<()> {
-        self.lines.chunks(PIECE).try_for_each(|lines| {
-            let one = |line: &Line| line.row(self.world, self.survey).map(|row| render(&row));
-            write(parallel::map(lines, one).into_iter().flatten().collect())
-        })
-    }
-}
-
-impl Lines<'_> {
-    /// What `render` makes of some rows at once, in order.
-    ///
-    /// # Errors
-    /// Those of `write`.
-    pub fn render_pieces<R: Send>(
-        &self,
-        render: impl Fn(&[Row<'_>]) -> R + Sync,
-        mut write: impl FnMut(R) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let piece = |lines: &&[Line]| {
-            let rows = lines.iter().filter_map(|line| line.row(self.world, self.survey));
-            render(&rows.collect::<Vec<_>>())
-        };
-        self.lines.chunks(PIECE).try_for_each(|lines| {
-            let pieces: Vec<&[Line]> = lines.chunks(PIECE / 8).collect();
-            parallel::map_each(&pieces, piece).into_iter().try_for_each(&mut write)
-        })
-    }
-}
-
-impl Line {
-    fn row<'a>(&self, world: &'a World, survey: &'a Survey) -> Option<Row<'a>> {
-        Some(Row { verdict: self.verdict, ..row(world, survey, self.index)? })
-    }
 }

@@ -69,11 +69,9 @@ pub fn write_lines(
     };
     lines.render(
         |row| columns.iter().take(measured).map(|column| width(row, column)).collect::<Vec<_>>(),
-        |rows| {
-            for row in rows {
-                for ((width, cell), column) in widths.iter_mut().zip(row).zip(&columns) {
-                    *width = (*width).max(if cell <= most(column) { cell } else { 0 });
-                }
+        |row| {
+            for ((width, cell), column) in widths.iter_mut().zip(row).zip(&columns) {
+                *width = (*width).max(if cell <= most(column) { cell } else { 0 });
             }
             Ok(())
         },
