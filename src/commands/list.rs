@@ -94,7 +94,9 @@ enum GroupKey {
 impl ListArgs {
     /// Whose mappings and descriptors are looked at.
     fn sought(&self) -> Sought {
-        let needs = |key: &String| ["holders", "evidence", "deleted"].contains(&key.as_str());
+        let needs = |key: &String| {
+            ["holders", "holders_complete", "evidence", "deleted"].contains(&key.as_str())
+        };
         let none = self.null || !self.output.is_empty() && !self.output.iter().any(needs);
         // A script that only looks at the status sees nothing of what that does not tell.
         let none = none && !self.check;

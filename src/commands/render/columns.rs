@@ -2,7 +2,6 @@
 
 use serde_json::{Value, json};
 
-use super::document::Holders;
 use super::{Row, sysv};
 use crate::commands::error::CommandError;
 use crate::commands::values::{show_age, show_exact_time, show_size};
@@ -31,7 +30,19 @@ pub struct Field<T, V> {
 }
 
 /// A column of the objects.
-pub type Column = Field<fn(&Row<'_>) -> String, fn(&Row<'_>) -> Value>;
+pub type Column = Field<fn(&Row<'_>) -> String, Shown>;
+
+/// How a cell looks to programs. Lists, which hold most of a document, are written as they are, and not made into
+/// values first.
+#[derive(Debug, Clone, Copy)]
+pub enum Shown {
+    /// As this.
+    Value(fn(&Row<'_>) -> Value),
+    /// As who holds the object; null if nobody looked.
+    Holders,
+    /// As why it has its verdict.
+    Evidence,
+}
 
 /// The columns that the table shows unless `-o` says otherwise.
 pub const DEFAULT: [&str; 7] = ["id", "size", "user", "age_s", "verdict", "holders", "reason"];
@@ -59,120 +70,131 @@ pub const fn right<T: Copy, V: Copy>(column: Field<T, V>) -> Field<T, V> {
     Field { right: true, ..column }
 }
 
+/// One of the objects, with a value for programs.
+const fn plain(
+    key: &'static str,
+    heading: &'static str,
+    help: &'static str,
+    text: fn(&Row<'_>) -> String,
+    value: fn(&Row<'_>) -> Value,
+) -> Column {
+    column(key, heading, help, text, Shown::Value(value))
+}
+
 const fn optional(column: Column) -> Column {
     Column { optional: true, ..column }
 }
 
 /// Every column, in the order of the JSON document.
 pub static COLUMNS: &[Column] = &[
-    column("id", "NAME", "kind and name", |r| r.object.shown_id(), |r| json!(r.object.id())),
-    column(
+    plain("id", "NAME", "kind and name", |r| r.object.shown_id(), |r| json!(r.object.id())),
+    plain(
         "kind",
         "KIND",
         "shm, sem, dir, mqueue, sysv-shm, sysv-sem, sysv-msg or other",
         |r| r.object.kind.to_string(),
         |r| json!(r.object.kind),
     ),
-    column(
+    plain(
         "name",
         "BARE NAME",
         "the name as its users know it",
         |r| r.object.name.to_string(),
         |r| json!(r.object.name),
     ),
-    optional(column(
+    optional(plain(
         "name_base64",
         "NAME (BASE64)",
         "the exact name, where it is not UTF-8",
         |r| base64_name(r).unwrap_or_default(),
         |r| json!(base64_name(r)),
     )),
-    column(
+    plain(
         "file",
         "FILE",
         "the name in /dev/shm or of the queue, or the id",
         |r| r.object.file.to_string(),
         |r| json!(r.object.file),
     ),
-    optional(column(
+    optional(plain(
         "file_type",
         "FILE TYPE",
         "of kind other: symlink, fifo, socket, device or mount",
         |r| r.object.file_type.unwrap_or_default().to_owned(),
         |r| json!(r.object.file_type),
     )),
-    column(
+    plain(
         "dev",
         "DEV",
         "device number of the mount; 0:0 for System V objects",
         |r| show_dev(r.object.stat.dev),
         |r| json!(show_dev(r.object.stat.dev)),
     ),
-    right(column(
+    right(plain(
         "ino",
         "INODE",
         "inode number, or the id of a System V object",
         |r| r.object.stat.ino.to_string(),
         |r| json!(r.object.stat.ino),
     )),
-    column("mode", "MODE", "permissions, octal", mode, |r| owned(r, json!(mode(r)))),
-    right(column(
+    plain("mode", "MODE", "permissions, octal", mode, |r| owned(r, json!(mode(r)))),
+    right(plain(
         "uid",
         "UID",
         "owner, as a number",
         |r| shown_owned(r, r.object.stat.uid.to_string()),
         |r| owned(r, json!(r.object.stat.uid)),
     )),
-    column(
+    plain(
         "user",
         "USER",
         "owner",
         |r| shown_owned(r, r.user.to_owned()),
         |r| owned(r, json!(r.user)),
     ),
-    right(column(
+    right(plain(
         "gid",
         "GID",
         "group, as a number",
         |r| shown_owned(r, r.object.stat.gid.to_string()),
         |r| owned(r, json!(r.object.stat.gid)),
     )),
-    right(column(
+    right(plain(
         "size",
         "SIZE",
         "apparent size",
         |r| counted(r, show_size(r.object.size())),
         |r| known_size(r, r.object.size()),
     )),
-    right(column(
+    right(plain(
         "allocated",
         "USED",
         "memory in use",
         |r| counted(r, show_size(r.object.allocated())),
         |r| known_size(r, r.object.allocated()),
     )),
-    column(
+    plain(
         "born_at",
         "BORN",
         "when it was made",
         |r| time(r.object.stat.born).unwrap_or_default(),
         |r| json!(time(r.object.stat.born)),
     ),
-    column(
+    plain(
         "changed_at",
         "CHANGED",
         "when its inode changed last",
         |r| changed(r).unwrap_or_default(),
         |r| json!(changed(r)),
     ),
-    right(column(
+    right(plain(
         "age_s",
         "AGE",
         "time since it was made",
         |r| r.age().map_or_else(|| "?".to_owned(), show_age),
         |r| json!(r.age().map(seconds)),
     )),
-    optional(column(
+    optional(plain(
         "semaphore",
         "VALUE",
         "of a semaphore: value and waiters",
@@ -187,7 +209,7 @@ pub static COLUMNS: &[Column] = &[
                 .map_or(Value::Null, |s| json!({ "value": s.value, "waiters": s.waiters }))
         },
     )),
-    optional(column(
+    optional(plain(
         "queue",
         "MESSAGES",
         "of a message queue: messages waiting, and how many may",
@@ -197,35 +219,35 @@ pub static COLUMNS: &[Column] = &[
         },
         queue_value,
     )),
-    optional(column(
+    optional(plain(
         "entries",
         "ENTRIES",
         "of a directory: entries at all levels",
         |r| r.object.directory.as_ref().map_or_else(String::new, |t| t.entries.to_string()),
         |r| json!(r.object.directory.as_ref().map(|t| t.entries)),
     )),
-    optional(column(
+    optional(plain(
         "content_changed_at",
         "CONTENT CHANGED",
         "of a directory: when anything in it changed last",
         |r| time(content_changed(r)).unwrap_or_default(),
         |r| json!(time(content_changed(r))),
     )),
-    optional(column(
+    optional(plain(
         "truncated",
         "TRUNCATED",
         "of a directory: not everything in it was counted",
         |r| r.object.directory.as_ref().map_or_else(String::new, |t| t.truncated.to_string()),
         |r| json!(r.object.directory.as_ref().map(|t| t.truncated)),
     )),
-    optional(column(
+    optional(plain(
         "sysv",
         "SYSTEM V",
         "of a System V object: its key, and what the kernel counts",
         sysv::text,
         sysv::value,
     )),
-    column(
+    plain(
         "producer",
         "PRODUCER",
         "who makes objects of this name",
@@ -235,14 +257,14 @@ pub static COLUMNS: &[Column] = &[
                 .map_or(Value::Null, |(id, software)| json!({ "id": id, "software": software }))
         },
     ),
-    column(
+    plain(
         "creator",
         "CREATOR",
         "the pid in the name, or that the kernel records",
         creator_text,
         creator_value,
     ),
-    column(
+    plain(
         "namespace",
         "NAMESPACE",
         "where it is: a container, or a process inside; nothing (null) is here",
@@ -252,16 +274,23 @@ pub static COLUMNS: &[Column] = &[
         },
         |r| json!(r.namespace.map(namespace_value)),
     ),
-    column(
+    plain(
         "deleted",
         "DELETED",
         "whether its name is gone",
         |r| r.object.deleted.to_string(),
         |r| json!(r.object.deleted),
     ),
-    column("holders", "HOLDERS", "who has it open or mapped", holders_text, holders_value),
-    column("verdict", "VERDICT", "may it go?", |r| r.verdict().to_string(), |r| json!(r.verdict())),
-    column(
+    column("holders", "HOLDERS", "who has it open or mapped", holders_text, Shown::Holders),
+    optional(plain(
+        "holders_complete",
+        "ALL HOLDERS",
+        "false where one of them is enough",
+        |r| (!r.may_have_more_holders()).to_string(),
+        |r| json!(r.may_have_more_holders().then_some(false)),
+    )),
+    plain("verdict", "VERDICT", "may it go?", |r| r.verdict().to_string(), |r| json!(r.verdict())),
+    plain(
         "reason",
         "REASON",
         "what decided the verdict",
@@ -273,48 +302,48 @@ pub static COLUMNS: &[Column] = &[
         "EVIDENCE",
         "everything that is known",
         |r| r.judgement().evidence.iter().map(|e| e.code.as_str()).collect::<Vec<_>>().join(","),
-        |r| json!(r.judgement().evidence),
+        Shown::Evidence,
     ),
 ];
 
 /// The columns of `reap` beyond those of `list`.
 pub static OUTCOME: &[Column] = &[
-    column(
+    plain(
         "outcome",
         "OUTCOME",
         "what became of it",
         |r| r.report.as_ref().map_or_else(String::new, |report| report.outcome.as_str().to_owned()),
         |r| json!(r.report.as_ref().map(|report| report.outcome)),
     ),
-    column(
+    plain(
         "says",
         "WHY",
         "why",
         |r| r.report.as_ref().map_or_else(String::new, |report| report.says.clone()),
         |r| json!(r.report.as_ref().map(|report| &report.says)),
     ),
-    optional(column(
+    optional(plain(
         "forced",
         "FORCED",
         "whether the operator forced it",
         |_| String::new(),
         |r| json!(r.forced.then_some(true)),
     )),
-    optional(column(
+    optional(plain(
         "archived",
         "ARCHIVED",
         "its entry in the archive",
         |r| r.report.as_ref().and_then(|report| report.archived.clone()).unwrap_or_default(),
         |r| json!(r.report.as_ref().and_then(|report| report.archived.as_ref())),
     )),
-    optional(column(
+    optional(plain(
         "errno",
         "ERRNO",
         "of a failure",
         |_| String::new(),
         |r| json!(r.report.as_ref().and_then(|report| report.errno)),
     )),
-    optional(column(
+    optional(plain(
         "error",
         "ERROR",
         "of a failure",
@@ -486,8 +515,4 @@ fn holders_text(row: &Row<'_>) -> String {
         [one] => format!("{}[{}]", escape(&one.comm), one.pid),
         [first, rest @ ..] => format!("{}[{}] +{}", escape(&first.comm), first.pid, rest.len()),
     }
-}
-
-fn holders_value(row: &Row<'_>) -> Value {
-    serde_json::to_value(Holders(row.holders)).unwrap_or_default()
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::ser::{SerializeMap as _, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::columns::{self, COLUMNS, Column, OUTCOME};
+use super::columns::{self, COLUMNS, Column, OUTCOME, Shown};
 use super::{Group, Lines, Row};
 use crate::commands::surveying::Filled;
 use crate::commands::values::show_time;
@@ -35,24 +35,18 @@ impl Serialize for Cells<'_> {
         let Self(row, columns) = self;
         let mut map = serializer.serialize_map(None)?;
         for column in *columns {
-            // The two that hold most are not made into values first.
-            match column.key {
-                "holders" if !row.sought() => map.serialize_entry(column.key, &Value::Null)?,
-                "holders" => {
+            match column.value {
+                Shown::Holders if row.sought() => {
                     map.serialize_entry(column.key, &Holders(row.holders))?;
-                    if row.may_have_more_holders() {
-                        map.serialize_entry("holders_complete", &false)?;
+                }
+                Shown::Holders => map.serialize_entry(column.key, &())?,
+                Shown::Evidence => map.serialize_entry(column.key, &row.judgement().evidence)?,
+                Shown::Value(of) => {
+                    let value = of(row);
+                    if !(column.optional && value.is_null()) {
+                        map.serialize_entry(column.key, &value)?;
                     }
                 }
-                "evidence" => map.serialize_entry(column.key, &row.judgement().evidence)?,
-                _ => {}
-            }
-            if matches!(column.key, "holders" | "evidence") {
-                continue;
-            }
-            let value = (column.value)(row);
-            if !(column.optional && value.is_null()) {
-                map.serialize_entry(column.key, &value)?;
             }
         }
         map.end()
@@ -60,8 +54,7 @@ impl Serialize for Cells<'_> {
 }
 
 /// Who holds an object.
-#[derive(Debug)]
-pub struct Holders<'a>(pub &'a [Holder]);
+struct Holders<'a>(&'a [Holder]);
 
 #[derive(Serialize)]
 struct OneHolder<'a> {
