@@ -116,19 +116,19 @@ impl Snapshot {
             scan = holders::scan(host, &mut processes, &targets, &deep);
         }
         let guardians = find_guardians(host, catalogue, matter.objects, &mut processes);
-        let asked = search.names.is_some();
-        let of_family =
-            |family: &Family| (family.name.clone(), members(family, &processes, &scan, asked));
+        let families_asked = search.names.is_some();
+        let of_family = |family: &Family| {
+            (family.name.clone(), members(family, &processes, &scan, families_asked))
+        };
         let families: HashMap<String, Members> =
             catalogue.families().iter().map(of_family).collect();
-        let all = matter.asks_for_kin();
-        let some: HashSet<i32> = (guardians.known.values().flatten().chain(&guardians.silent))
-            .chain(
-                families.values().flat_map(|members| members.alive.iter().chain(&members.unseen)),
-            )
-            .copied()
-            .collect();
-        processes.learn_uid_maps(&host.proc, |process| all || some.contains(&process.pid));
+        // Of whom it may matter whose objects they may open.
+        let anybody = matter.asks_for_kin();
+        let of_guardians = guardians.known.values().flatten().chain(&guardians.silent);
+        let of_families =
+            families.values().flat_map(|members| members.alive.iter().chain(&members.unseen));
+        let openers: HashSet<i32> = of_guardians.chain(of_families).copied().collect();
+        processes.learn_uid_maps(&host.proc, |process| anybody || openers.contains(&process.pid));
         let sight = Sight::new(
             &host.proc,
             &scan.own_mounts,
@@ -149,7 +149,7 @@ impl Snapshot {
             sight: Sight { unseen, ..sight },
             clocks: Some(Clocks::read(host, &scan.own_mounts)),
             guardians,
-            families_asked: asked,
+            families_asked,
             families,
             ancestors: ancestors(&processes),
             locks: matter.asks_for_locks(catalogue).then(|| Locks::read(host)),
