@@ -1,7 +1,7 @@
 //! What `list` costs, by system calls and not by time: how many for each object, process and descriptor,
 //! and that nothing is read that nobody asks about.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::process::{Child, Command, Stdio};
 
@@ -47,10 +47,21 @@ impl Calls {
         let text = String::from_utf8_lossy(&text);
         let mut count: BTreeMap<String, i64> = BTreeMap::new();
         let mut lines = Vec::new();
+        // How often threads are looked after is a matter of time: what that asks of one, up to its close, counts not.
+        let mut looks_after = BTreeSet::new();
         for line in text.lines() {
             // `PID name(arguments) = result`, or its second half: `PID <... name resumed>`.
-            let Some((_, call)) = line.split_once(' ') else { continue };
+            let Some((pid, call)) = line.split_once(' ') else { continue };
             let call = call.trim_start();
+            if call.starts_with("openat(") && call.contains("\"/proc/self/task/") {
+                looks_after.insert(pid);
+            }
+            if looks_after.contains(pid) {
+                if call.starts_with("close(") {
+                    looks_after.remove(pid);
+                }
+                continue;
+            }
             if let Some((name, _)) = call.split_once('(').filter(|_| !call.starts_with('<')) {
                 *count.entry(name.to_owned()).or_default() += 1;
                 lines.push(call.to_owned());
@@ -59,25 +70,23 @@ impl Calls {
         Self { count, lines }
     }
 
-    /// How many calls, but for those by which threads wait for each other and memory is had.
+    /// How many calls ask for something: those by which threads start and wait and memory is had differ from run to run.
     fn all(&self) -> i64 {
-        const UNSTEADY: [&str; 10] = [
-            "futex",
-            "brk",
-            "mmap",
-            "munmap",
-            "mremap",
-            "mprotect",
-            "madvise",
-            "sched_yield",
-            "clone3",
-            "write",
+        const ASKING: [&str; 12] = [
+            "openat",
+            "close",
+            "read",
+            "pread64",
+            "readlink",
+            "readlinkat",
+            "statx",
+            "newfstatat",
+            "getdents64",
+            "ioctl",
+            "fcntl",
+            "lseek",
         ];
-        self.count
-            .iter()
-            .filter(|(name, _)| !UNSTEADY.contains(&name.as_str()))
-            .map(|(_, n)| n)
-            .sum()
+        ASKING.iter().map(|name| self.named(name)).sum()
     }
 
     fn named(&self, name: &str) -> i64 {
@@ -215,7 +224,8 @@ fn calls_for_each_descriptor() {
     let more = open(200);
     let many = Calls::of(&HOLDERS);
     let each = (many.all() - few.all()) as f64 / 200.0;
-    assert!((2.0..2.2).contains(&each), "{each} for each: {:?} {:?}", few.count, many.count);
+    // What two threads both find out first, each for itself, makes a few more or less; a third call each would be 3.
+    assert!((1.7..2.3).contains(&each), "{each} for each: {:?} {:?}", few.count, many.count);
     drop((before, more));
 }
 
@@ -236,7 +246,8 @@ fn one_look_at_many_mappings() {
         unsafe { nix::sys::mman::mmap(None, length, read | more, flags, &file, 0) }.unwrap();
     }
     let more = Calls::of(&HOLDERS).all() - few.all();
-    assert!(more < 20, "{more} more calls");
+    // A call for each mapping would be 500 more.
+    assert!(more < 100, "{more} more calls");
 }
 
 /// A process costs what is known of it, and nothing for what it has open and mapped.
