@@ -310,7 +310,9 @@ impl Listening {
         command.args(["--protocol", "rtrack", "--listen"]).arg(socket());
         command.arg("--journal").arg(journal).stderr(Stdio::piped());
         let child = command.spawn().unwrap();
-        wait_for("the socket", || UnixStream::connect(socket()).ok());
+        // One can connect before the journal is read; who has an answer comes after.
+        let mut stream = wait_for("the socket", connect);
+        exchange(&mut stream, "").expect("an answer");
         Self(child)
     }
 
