@@ -4,7 +4,6 @@ use std::path::Path;
 
 use super::Status;
 use super::error::{CommandError, Kind as ErrorKind};
-use super::render::document::Cells;
 use super::render::{self, Lines, Row, columns, document, table};
 use super::selecting::SelectArgs;
 use super::surveying::{Filled, Look};
@@ -123,7 +122,7 @@ fn registered_with(pid: i32) -> Result<Registrations, CommandError> {
 /// The command line is wrong, /dev/shm cannot be read, or stdout cannot be written.
 pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
     args.select.check(&[])?;
-    sys::one_heap();
+    sys::two_heaps();
     let wide = args.select.scope() != Scope::Own;
     let mut usual: Vec<&str> =
         if wide { columns::DEFAULT_OF_ALL.into() } else { columns::DEFAULT.into() };
@@ -169,10 +168,7 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
             let head = found.head("rtrack.inventory/1");
             document::write_inventory(out, &head, &rows, &json_columns)
         } else if args.ndjson {
-            rows.render(
-                |row| document::line(&Cells(row, &json_columns)),
-                |line| out.write_all(line.as_bytes()),
-            )
+            document::write_objects(out, &rows, &json_columns)
         } else if args.null {
             rows.iter().try_for_each(|row| {
                 out.write_all(&row.object.id_bytes())?;
@@ -193,8 +189,8 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
     if troubled {
         return Ok(ErrorKind::Failed.status());
     }
-    let orphans = rows.iter().any(|row| row.verdict() == Verdict::Orphaned);
-    Ok(if !missing.is_empty() || args.check && orphans { ErrorKind::No.status() } else { 0 })
+    let orphans = || rows.iter().any(|row| row.verdict() == Verdict::Orphaned);
+    Ok(if !missing.is_empty() || args.check && orphans() { ErrorKind::No.status() } else { 0 })
 }
 
 impl GroupKey {

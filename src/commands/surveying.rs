@@ -57,7 +57,7 @@ impl Filled {
         let mut counted = HashSet::new();
         for object in objects {
             // One of several names of one file is as good as the others.
-            if counted.insert((object.stat.dev, object.stat.ino)) {
+            if object.stat.nlink == 1 || counted.insert((object.stat.dev, object.stat.ino)) {
                 *visible.entry(object.place).or_insert(0) += object.allocated();
             }
         }

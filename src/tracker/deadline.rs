@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long one process may keep a reader waiting, and how much time of a processor it may cost.
 pub const LIMIT: Duration = Duration::from_millis(500);
@@ -47,7 +47,9 @@ struct Shared<J, R> {
     /// The first job that nobody has taken.
     next: AtomicUsize,
     /// How many have an answer.
-    done: Mutex<usize>,
+    done: AtomicUsize,
+    /// Whether all of them have, which is told once.
+    all: Mutex<bool>,
     all_done: Condvar,
 }
 
@@ -66,8 +68,11 @@ impl<J, R> Shared<J, R> {
         begun
     }
 
-    fn finished(&self) -> MutexGuard<'_, usize> {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits until every job has an answer, but no longer than `time`.
+    fn wait(&self, time: Duration) {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.all_done.wait_timeout_while(all, time, |all| !*all);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Takes job after job. `at` is told of each: its number from 1 on, or 0.
@@ -84,9 +89,8 @@ impl<J, R> Shared<J, R> {
             if !self.settle(index, Job::Done(answer)) {
                 return;
             }
-            let mut done = self.finished();
-            *done += 1;
-            if *done == self.jobs.len() {
+            if self.done.fetch_add(1, Ordering::AcqRel) + 1 == self.jobs.len() {
+                *self.all.lock().unwrap_or_else(PoisonError::into_inner) = true;
                 self.all_done.notify_all();
             }
         }
@@ -187,7 +191,8 @@ where
     let shared = Arc::new(Shared {
         jobs: jobs.into_iter().map(|job| Mutex::new(Job::Waiting(job))).collect(),
         next: AtomicUsize::new(0),
-        done: Mutex::new(0),
+        done: AtomicUsize::new(0),
+        all: Mutex::new(false),
         all_done: Condvar::new(),
     });
     let work = Arc::new(work);
@@ -217,16 +222,11 @@ where
     let mut made = threads.len();
     let mut given_up = 0;
     while !threads.is_empty() || made < MOST_THREADS {
-        let mut done = shared.finished();
-        let ticked = Instant::now();
-        while *done + given_up < count && ticked.elapsed() < TICK {
-            let left = TICK.saturating_sub(ticked.elapsed());
-            done =
-                shared.all_done.wait_timeout(done, left).unwrap_or_else(PoisonError::into_inner).0;
+        let settled = || shared.done.load(Ordering::Acquire) + given_up >= count;
+        if !settled() {
+            shared.wait(TICK);
         }
-        let settled = *done + given_up >= count;
-        drop(done);
-        if settled || made == 0 {
+        if settled() || made == 0 {
             break;
         }
         // Between two looks this process may have been stopped: no more than one tick is counted.
@@ -267,6 +267,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]

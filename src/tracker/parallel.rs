@@ -2,7 +2,9 @@
 //!
 //! For what cannot hang: see [`super::deadline`] for what can.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// At most so many threads.
 const MOST_THREADS: usize = 8;
@@ -10,60 +12,145 @@ const MOST_THREADS: usize = 8;
 /// So many things are taken at once, and of fewer no thread is worth its start.
 const PIECE: usize = 64;
 
+/// So far ahead of what was taken last is worked: what waits to be taken does not grow with how much there is.
+const AHEAD: usize = 8;
+
 /// What `work` answers for each of `items`, in their order.
 pub fn map<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    by_pieces(items, PIECE, work)
+    let mut all = Vec::with_capacity(items.len());
+    let pieces: Vec<&[T]> = items.chunks(PIECE).collect();
+    let piece = |items: &&[T]| items.iter().map(&work).collect::<Vec<R>>();
+    let Ok(()) = in_order(&pieces, piece, |answers| {
+        all.extend(answers);
+        Ok::<(), Infallible>(())
+    });
+    all
 }
 
-/// The same where each of them is worth a thread.
-pub fn map_each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    by_pieces(items, 1, work)
-}
-
-fn by_pieces<T: Sync, R: Send>(items: &[T], size: usize, work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let pieces = items.len().div_ceil(size);
+/// Gives `take`, on this thread and in their order, what `work` answers for each of `items`, each of which has to be
+/// worth the hand-over to another thread.
+///
+/// # Errors
+/// That of `take`, after which nothing more is begun.
+pub fn in_order<T: Sync, R: Send, E>(
+    items: &[T],
+    work: impl Fn(&T) -> R + Sync,
+    mut take: impl FnMut(R) -> Result<(), E>,
+) -> Result<(), E> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = threads.min(MOST_THREADS).min(pieces);
-    let next = AtomicUsize::new(0);
-    let take = || {
-        let mut answers = Vec::new();
-        loop {
-            let piece = next.fetch_add(1, Ordering::Relaxed);
-            let Some(rest) = items.get(piece * size..).filter(|rest| !rest.is_empty()) else {
-                return answers;
-            };
-            let items = rest.get(..size).unwrap_or(rest);
-            answers.push((piece, items.iter().map(&work).collect::<Vec<R>>()));
+    let threads = threads.min(MOST_THREADS).min(items.len());
+    let queue = Queue { items, state: Mutex::new(State::default()), changed: Condvar::new() };
+    let help = || {
+        // Signals are for the thread that acts on them. It cannot fail.
+        nix::sys::signal::SigSet::all().thread_block().unwrap_or(());
+        let _ends = Ends { queue: &queue, takes: false };
+        while let Turn::Work(index, item) = queue.turn(false) {
+            queue.put(index, work(item));
         }
     };
-    let mut answers: Vec<(usize, Vec<R>)> = std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads)
-            .map_while(|_| {
-                let thread = std::thread::Builder::new().name("worker".into());
-                let take = &take;
-                // Signals are for the thread that acts on them. It cannot fail.
-                let own = move || {
-                    nix::sys::signal::SigSet::all().thread_block().unwrap_or(());
-                    take()
-                };
-                thread.stack_size(256 << 10).spawn_scoped(scope, own).ok()
-            })
-            .collect();
-        let mut answers = take();
-        for other in others {
-            match other.join() {
-                Ok(more) => answers.extend(more),
-                Err(panic) => std::panic::resume_unwind(panic),
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            let thread = std::thread::Builder::new().name("worker".into()).stack_size(256 << 10);
+            // Without another thread this one does it all.
+            if thread.spawn_scoped(scope, &help).is_err() {
+                break;
             }
         }
-        answers
-    });
-    answers.sort_unstable_by_key(|(piece, _)| *piece);
-    answers.into_iter().flat_map(|(_, answers)| answers).collect()
+        let _ends = Ends { queue: &queue, takes: true };
+        loop {
+            match queue.turn(true) {
+                Turn::Take(answer) => take(answer)?,
+                Turn::Work(index, item) => queue.put(index, work(item)),
+                Turn::Over => return Ok(()),
+            }
+        }
+    })
+}
+
+/// Things to be worked on, and answers to be taken.
+struct Queue<'a, T, R> {
+    items: &'a [T],
+    state: Mutex<State<R>>,
+    changed: Condvar,
+}
+
+struct State<R> {
+    /// The first item that nobody has begun.
+    next: usize,
+    /// The first whose answer was not taken.
+    taken: usize,
+    /// Answers, by the number of the item.
+    ready: BTreeMap<usize, R>,
+    /// Somebody has given up.
+    over: bool,
+}
+
+impl<R> Default for State<R> {
+    fn default() -> Self {
+        Self { next: 0, taken: 0, ready: BTreeMap::new(), over: false }
+    }
+}
+
+/// What a thread does next.
+enum Turn<'a, T, R> {
+    Take(R),
+    Work(usize, &'a T),
+    Over,
+}
+
+impl<'a, T, R> Queue<'a, T, R> {
+    fn state(&self) -> MutexGuard<'_, State<R>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What there is to do, waiting for it if there is nothing yet; only one thread takes.
+    fn turn(&self, takes: bool) -> Turn<'a, T, R> {
+        let mut state = self.state();
+        loop {
+            let at = state.taken;
+            if takes && let Some(answer) = state.ready.remove(&at) {
+                state.taken += 1;
+                self.changed.notify_all();
+                return Turn::Take(answer);
+            }
+            let index = state.next;
+            let last = if takes { state.taken } else { index };
+            if state.over || last >= self.items.len() {
+                return Turn::Over;
+            }
+            if let Some(item) = self.items.get(index).filter(|_| index < at + AHEAD) {
+                state.next += 1;
+                return Turn::Work(index, item);
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn put(&self, index: usize, answer: R) {
+        self.state().ready.insert(index, answer);
+        self.changed.notify_all();
+    }
+}
+
+/// Nobody waits for a thread that has panicked, nor for answers to be taken when nobody takes any more.
+struct Ends<'a, 'b, T, R> {
+    queue: &'a Queue<'b, T, R>,
+    takes: bool,
+}
+
+impl<T, R> Drop for Ends<'_, '_, T, R> {
+    fn drop(&mut self) {
+        if self.takes || std::thread::panicking() {
+            self.queue.state().over = true;
+            self.queue.changed.notify_all();
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -72,7 +159,63 @@ mod tests {
             let items: Vec<usize> = (0..count).collect();
             let twice: Vec<usize> = items.iter().map(|n| 2 * n).collect();
             assert_eq!(map(&items, |n| 2 * n), twice);
-            assert_eq!(map_each(&items, |n| 2 * n), twice);
+            let mut taken = Vec::new();
+            in_order(
+                &items,
+                |n| 2 * n,
+                |n| {
+                    taken.push(n);
+                    Ok::<_, ()>(())
+                },
+            )
+            .unwrap();
+            assert_eq!(taken, twice);
         }
+    }
+
+    #[test]
+    fn no_more_waits_than_is_allowed() {
+        let (begun, mut taken) = (AtomicUsize::new(0), 0);
+        let items: Vec<usize> = (0..20 * AHEAD).collect();
+        let work = |n: &usize| {
+            begun.fetch_max(*n + 1, Ordering::Relaxed);
+            *n
+        };
+        in_order(&items, work, |n| {
+            assert_eq!(n, taken);
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            taken += 1;
+            assert!(begun.load(Ordering::Relaxed) <= taken + AHEAD);
+            Ok::<_, ()>(())
+        })
+        .unwrap();
+        assert_eq!(taken, items.len());
+    }
+
+    #[test]
+    fn an_error_ends_it() {
+        let items: Vec<usize> = (0..20 * AHEAD).collect();
+        let mut taken = 0;
+        let ended = in_order(
+            &items,
+            |n| *n,
+            |n| {
+                taken += 1;
+                if n < 7 { Ok(()) } else { Err(n) }
+            },
+        );
+        assert_eq!((ended, taken), (Err(7), 8));
+    }
+
+    #[test]
+    fn a_panic_ends_it() {
+        let items: Vec<usize> = (0..20 * AHEAD).collect();
+        for at in [0, 5 * AHEAD, 20 * AHEAD - 1] {
+            let work = |n: &usize| assert!(*n != at, "asked for");
+            let ended = std::panic::catch_unwind(|| in_order(&items, work, |()| Ok::<_, ()>(())));
+            assert!(ended.is_err());
+        }
+        let take = |n| if n == 9 { panic!("asked for") } else { Ok::<_, ()>(()) };
+        assert!(std::panic::catch_unwind(|| in_order(&items, |n| *n, take)).is_err());
     }
 }

@@ -275,7 +275,7 @@ impl Survey {
     fn look_at_processes(
         &self,
         world: &World,
-        named: Option<&Arc<HashSet<(u64, u64)>>>,
+        named: Option<&Arc<[(u64, u64)]>>,
     ) -> Snapshot {
         let matter = Matter {
             objects: &self.objects,

@@ -376,13 +376,13 @@ pub fn mqueue_root() -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, READ_ONLY) })
 }
 
-/// Has all threads allocate from one heap. glibc gives each its own, of which none has what the others need
-/// no longer: for who allocates little beside system calls, that is memory for nothing.
-pub fn one_heap() {
+/// Has threads allocate from two heaps. glibc gives each its own, of which none has what the others need no
+/// longer: that is memory for nothing. But of one they would wait for each other.
+pub fn two_heaps() {
     #[cfg(target_env = "gnu")]
     // SAFETY: the call sets a number, before there is another thread. It cannot fail with this one.
     unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_ARENA_MAX, 2);
     }
 }
 

@@ -160,10 +160,17 @@ pub fn write_inventory(
         writeln!(out, "  {}: {},", json!(key), inner(&pretty(value), "  "))?;
     }
     write!(out, "  \"objects\": [")?;
-    let mut between = "\n    ";
+    let mut begun = false;
     rows.render(
-        |row| inner(&pretty(&Cells(row, columns)), "    "),
-        |object| write!(out, "{}{object}", std::mem::replace(&mut between, ",\n    ")),
+        |rows| {
+            let object = |row| format!(",\n    {}", inner(&pretty(&Cells(row, columns)), "    "));
+            rows.iter().map(object).collect::<String>()
+        },
+        |objects| {
+            // Before the first there is no comma.
+            let comma = usize::from(!std::mem::replace(&mut begun, true));
+            out.write_all(objects.as_bytes().get(comma..).unwrap_or_default())
+        },
     )?;
     let end = if rows.is_empty() { "]" } else { "\n  ]" };
     writeln!(out, "{end},\n  \"totals\": {}\n}}", inner(&pretty(&sums(&rows.totals())), "  "))
@@ -184,6 +191,21 @@ pub fn line(value: &impl Serialize) -> String {
     }
     text.push('\n');
     text
+}
+
+/// Writes each object on a line of its own.
+///
+/// # Errors
+/// Whatever writing failed with.
+pub fn write_objects(
+    out: &mut dyn Write,
+    rows: &Lines<'_>,
+    columns: &[&'static Column],
+) -> io::Result<()> {
+    rows.render(
+        |rows| rows.iter().map(|row| line(&Cells(row, columns))).collect::<String>(),
+        |lines| out.write_all(lines.as_bytes()),
+    )
 }
 
 /// One group of `list --group-by`.

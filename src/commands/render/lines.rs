@@ -32,11 +32,8 @@ impl Rank<'_> {
     }
 }
 
-/// So many objects are rendered by one thread,
-const PIECE: usize = 64;
-
-/// and so many times as many at once: memory does not grow with how many there are.
-const AT_ONCE: usize = 8;
+/// So many objects are rendered by one thread at once.
+const PIECE: usize = 16;
 
 /// Objects that are listed: of each no more than what their order depends on.
 #[derive(Debug)]
@@ -111,38 +108,22 @@ impl<'a> Lines<'a> {
         totals
     }
 
-    /// What `render` makes of each row, in order: `write` is given so many of them at once as are worth it.
+    /// Gives `write` what `render` makes of a few rows at once, in order, bit by bit: memory does not grow with how
+    /// many there are.
     ///
     /// # Errors
     /// Those of `write`.
     pub fn render<R: Send>(
         &self,
-        render: impl Fn(&Row<'_>) -> R + Sync,
-        mut write: impl FnMut(R) -> io::Result<()>,
-    ) -> io::Result<()> {
-        self.render_pieces(
-            |rows| rows.iter().map(&render).collect::<Vec<R>>(),
-            |made| made.into_iter().try_for_each(&mut write),
-        )
-    }
-
-    /// What `render` makes of some rows at once, in order.
-    ///
-    /// # Errors
-    /// Those of `write`.
-    pub fn render_pieces<R: Send>(
-        &self,
         render: impl Fn(&[Row<'_>]) -> R + Sync,
-        mut write: impl FnMut(R) -> io::Result<()>,
+        write: impl FnMut(R) -> io::Result<()>,
     ) -> io::Result<()> {
         let piece = |lines: &&[Line]| {
             let rows = lines.iter().filter_map(|line| line.row(self.world, self.survey));
             render(&rows.collect::<Vec<_>>())
         };
         let pieces: Vec<&[Line]> = self.lines.chunks(PIECE).collect();
-        pieces.chunks(AT_ONCE).try_for_each(|pieces| {
-            parallel::map_each(pieces, piece).into_iter().try_for_each(&mut write)
-        })
+        parallel::in_order(&pieces, piece, write)
     }
 }
 

@@ -67,12 +67,18 @@ pub fn write_lines(
         VERDICT => WIDEST_VERDICT,
         _ => (column.text)(row).width(),
     };
+    let widest = |rows: &[Row<'_>], column: &Column| {
+        let fit = rows.iter().map(|row| width(row, column)).filter(|width| *width <= most(column));
+        fit.max().unwrap_or(0)
+    };
     lines.render(
-        |row| columns.iter().take(measured).map(|column| width(row, column)).collect::<Vec<_>>(),
-        |row| {
-            for ((width, cell), column) in widths.iter_mut().zip(row).zip(&columns) {
-                *width = (*width).max(if cell <= most(column) { cell } else { 0 });
-            }
+        |rows| {
+            let measured = columns.iter().take(measured);
+            measured.map(|column| widest(rows, column)).collect::<Vec<_>>()
+        },
+        |found| {
+            let all = widths.iter_mut().zip(found);
+            all.for_each(|(width, found)| *width = (*width).max(found));
             Ok(())
         },
     )?;
@@ -82,7 +88,7 @@ pub fn write_lines(
     shrink(&mut widths, &columns, look, false);
     let frame = Frame { columns, widths, look, empty: lines.is_empty() };
     frame.head(out)?;
-    lines.render_pieces(
+    lines.render(
         |rows| {
             let mut text = Vec::new();
             frame.rows(&mut text, rows)?;

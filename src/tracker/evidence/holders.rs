@@ -112,8 +112,8 @@ pub struct Targets {
     pub places: HashSet<u64>,
     /// Files without a name are looked for on these devices, if at all.
     pub unlinked: HashSet<u64>,
-    /// The inodes that have a name there, whether anything is asked about them or not.
-    pub named: Arc<HashSet<(u64, u64)>>,
+    /// The inodes that have a name there, whether anything is asked about them or not, in their order.
+    pub named: Arc<[(u64, u64)]>,
     /// System V memory by the device that it is mapped from and its id.
     segments: HashMap<(u64, u64), Vec<Segment>>,
 }
@@ -192,7 +192,7 @@ impl Targets {
     /// Whether this inode is one to look for that has no name.
     #[must_use]
     pub fn is_unlinked(&self, inode: (u64, u64)) -> bool {
-        self.unlinked.contains(&inode.0) && !self.named.contains(&inode)
+        self.unlinked.contains(&inode.0) && self.named.binary_search(&inode).is_err()
     }
 
     /// The objects that this inode belongs to.

@@ -8,7 +8,6 @@ pub mod sysv;
 
 pub use object::{Key, Object, SEMAPHORE_SIZE, Semaphore, Tree};
 
-use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,8 +23,8 @@ pub struct Inventory {
     pub objects: Vec<Object>,
     /// What could not, by its name, each with the reason.
     pub troubles: Vec<(String, io::Error)>,
-    /// Device and inode of everything that has a name in /dev/shm, or in a directory there.
-    pub named: Arc<HashSet<(u64, u64)>>,
+    /// Device and inode of everything that has a name in /dev/shm, or in a directory there, in their order.
+    pub named: Arc<[(u64, u64)]>,
 }
 
 /// Why there is no inventory.
@@ -65,7 +64,9 @@ pub fn read(world: &World) -> Result<Inventory, InventoryError> {
     let inside = inventory.objects.iter().filter_map(|object| object.directory.as_ref());
     let inside = inside.flat_map(|tree| tree.inodes.iter().copied());
     let own = inventory.objects.iter().map(|object| (object.stat.dev, object.stat.ino));
-    inventory.named = Arc::new(own.chain(inside).collect());
+    let mut named: Vec<(u64, u64)> = own.chain(inside).collect();
+    named.sort_unstable();
+    inventory.named = named.into();
     Ok(inventory)
 }
 

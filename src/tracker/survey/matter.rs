@@ -32,7 +32,7 @@ pub(super) struct Matter<'a> {
     /// Processes that did not answer an earlier look.
     pub(super) hung: &'a HashSet<Hung>,
     /// The inodes that have a name, if what has none is looked for.
-    pub(super) named: Option<&'a Arc<HashSet<(u64, u64)>>>,
+    pub(super) named: Option<&'a Arc<[(u64, u64)]>>,
 }
 
 impl Matter<'_> {
