@@ -13,7 +13,7 @@ use super::selecting::{SelectArgs, SortKey, explain};
 use super::ui::Ui;
 use crate::tracker::evidence::sight::Blind;
 use crate::tracker::host::Usage;
-use crate::tracker::inventory::{self, Key, Object};
+use crate::tracker::inventory::{Key, Object};
 use crate::tracker::reap;
 use crate::tracker::survey::{Judging, Survey, Wanted};
 use crate::tracker::verdict::Verdict;
@@ -106,7 +106,7 @@ impl Look {
         if matches!(scope, Scope::Named(_)) && world.places.iter().all(|place| !place.wanted) {
             return Err(no_such_namespace(select, &world));
         }
-        let mut inventory = inventory::read(&world)?;
+        let (mut inventory, catalogue) = Survey::begin(&world)?;
         let mounts = Filled::all(&world, &inventory.objects)?;
         let Chosen { objects, forced, judging, by_plan } = choose(&world, inventory.objects)?;
         inventory.objects = objects;
@@ -121,7 +121,7 @@ impl Look {
         let without_name = select.test(now)?;
         let without_name: &dyn Fn(&Object) -> bool = &without_name;
         let wanted = Wanted { instead: &wanted, unlinked: unlinked.then_some(without_name) };
-        let survey = Survey::take(&world, judging, inventory, wanted);
+        let survey = Survey::take(&world, judging, (inventory, catalogue), wanted);
         select.check_producers(survey.catalogue())?;
         let wide = scope != Scope::Own;
         let mut mounts = mounts;

@@ -148,6 +148,13 @@ impl Host {
         self.shm.as_fd()
     }
 
+    /// Whether anything lies in it: a directory of tmpfs has 20 bytes for each entry, `.` and `..` included
+    /// (`BOGO_DIRENT_SIZE` of mm/shmem.c).
+    #[must_use]
+    pub fn may_have_objects(&self) -> bool {
+        !sys::stat(&self.shm, c"").is_ok_and(|stat| stat.size <= 40)
+    }
+
     /// The device number of the mount.
     ///
     /// # Errors

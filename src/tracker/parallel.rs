@@ -4,7 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::io;
+use std::iter::Enumerate;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 /// At most so many threads.
 const MOST_THREADS: usize = 8;
@@ -18,9 +21,8 @@ const AHEAD: usize = 8;
 /// What `work` answers for each of `items`, in their order.
 pub fn map<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let mut all = Vec::with_capacity(items.len());
-    let pieces: Vec<&[T]> = items.chunks(PIECE).collect();
-    let piece = |items: &&[T]| items.iter().map(&work).collect::<Vec<R>>();
-    let Ok(()) = in_order(&pieces, piece, |answers| {
+    let piece = |items: &[T]| items.iter().map(&work).collect::<Vec<R>>();
+    let Ok(()) = in_order(items.chunks(PIECE), piece, |answers| {
         all.extend(answers);
         Ok::<(), Infallible>(())
     });
@@ -28,21 +30,27 @@ pub fn map<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<
 }
 
 /// Gives `take`, on this thread and in their order, what `work` answers for each of `items`, each of which has to be
-/// worth the hand-over to another thread.
+/// worth the hand-over to another thread. While some are worked on the next are asked for.
 ///
 /// # Errors
 /// That of `take`, after which nothing more is begun.
-pub fn in_order<T: Sync, R: Send, E>(
-    items: &[T],
-    work: impl Fn(&T) -> R + Sync,
+pub fn in_order<I, R, E>(
+    items: I,
+    work: impl Fn(I::Item) -> R + Sync,
     mut take: impl FnMut(R) -> Result<(), E>,
-) -> Result<(), E> {
+) -> Result<(), E>
+where
+    I: Iterator<Item: Send> + Send,
+    R: Send,
+{
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = threads.min(MOST_THREADS).min(items.len());
-    let queue = Queue { items, state: Mutex::new(State::default()), changed: Condvar::new() };
+    let threads = threads.min(MOST_THREADS).min(items.size_hint().1.unwrap_or(MOST_THREADS));
+    let queue = Queue {
+        items: Mutex::new(items.enumerate()),
+        state: Mutex::new(State::default()),
+        changed: Condvar::new(),
+    };
     let help = || {
-        // Signals are for the thread that acts on them. It cannot fail.
-        nix::sys::signal::SigSet::all().thread_block().unwrap_or(());
         let _ends = Ends { queue: &queue, takes: false };
         while let Turn::Work(index, item) = queue.turn(false) {
             queue.put(index, work(item));
@@ -50,9 +58,8 @@ pub fn in_order<T: Sync, R: Send, E>(
     };
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            let thread = std::thread::Builder::new().name("worker".into()).stack_size(256 << 10);
             // Without another thread this one does it all.
-            if thread.spawn_scoped(scope, &help).is_err() {
+            if worker(scope, help).is_err() {
                 break;
             }
         }
@@ -67,45 +74,70 @@ pub fn in_order<T: Sync, R: Send, E>(
     })
 }
 
+/// What both answer, of which `beside` is called on a thread of its own, if one can be had.
+pub fn both<A, B: Send>(here: impl FnOnce() -> A, beside: impl Fn() -> B + Sync) -> (A, B) {
+    std::thread::scope(|scope| {
+        let other = worker(scope, &beside);
+        let here = here();
+        let beside = match other.map(|other| other.join()) {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(_) => beside(),
+        };
+        (here, beside)
+    })
+}
+
+/// A thread that calls `work`.
+fn worker<'scope, R: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> R + Send + 'scope,
+) -> io::Result<ScopedJoinHandle<'scope, R>> {
+    let thread = Builder::new().name("worker".into()).stack_size(256 << 10);
+    thread.spawn_scoped(scope, || {
+        // Signals are for the thread that acts on them. It cannot fail.
+        nix::sys::signal::SigSet::all().thread_block().unwrap_or(());
+        work()
+    })
+}
+
 /// Things to be worked on, and answers to be taken.
-struct Queue<'a, T, R> {
-    items: &'a [T],
+struct Queue<I, R> {
+    items: Mutex<Enumerate<I>>,
     state: Mutex<State<R>>,
     changed: Condvar,
 }
 
 struct State<R> {
-    /// The first item that nobody has begun.
-    next: usize,
-    /// The first whose answer was not taken.
+    /// How many items were asked for, those included that there were not.
+    begun: usize,
+    /// How many answers were taken.
     taken: usize,
     /// Answers, by the number of the item.
     ready: BTreeMap<usize, R>,
-    /// Somebody has given up.
+    /// There are no more items.
+    exhausted: bool,
+    /// Nobody takes any more, or not every answer will come.
     over: bool,
 }
 
 impl<R> Default for State<R> {
     fn default() -> Self {
-        Self { next: 0, taken: 0, ready: BTreeMap::new(), over: false }
+        Self { begun: 0, taken: 0, ready: BTreeMap::new(), exhausted: false, over: false }
     }
 }
 
 /// What a thread does next.
-enum Turn<'a, T, R> {
+enum Turn<T, R> {
     Take(R),
-    Work(usize, &'a T),
+    Work(usize, T),
     Over,
 }
 
-impl<'a, T, R> Queue<'a, T, R> {
-    fn state(&self) -> MutexGuard<'_, State<R>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+impl<I: Iterator, R> Queue<I, R> {
     /// What there is to do, waiting for it if there is nothing yet; only one thread takes.
-    fn turn(&self, takes: bool) -> Turn<'a, T, R> {
-        let mut state = self.state();
+    fn turn(&self, takes: bool) -> Turn<I::Item, R> {
+        let mut state = locked(&self.state);
         loop {
             let at = state.taken;
             if takes && let Some(answer) = state.ready.remove(&at) {
@@ -113,35 +145,47 @@ impl<'a, T, R> Queue<'a, T, R> {
                 self.changed.notify_all();
                 return Turn::Take(answer);
             }
-            let index = state.next;
-            let last = if takes { state.taken } else { index };
-            if state.over || last >= self.items.len() {
+            if state.over || state.exhausted && (!takes || at == state.begun) {
                 return Turn::Over;
             }
-            if let Some(item) = self.items.get(index).filter(|_| index < at + AHEAD) {
-                state.next += 1;
-                return Turn::Work(index, item);
+            if !state.exhausted && state.begun < at + AHEAD {
+                state.begun += 1;
+                drop(state);
+                if let Some((index, item)) = locked(&self.items).next() {
+                    return Turn::Work(index, item);
+                }
+                state = locked(&self.state);
+                state.begun -= 1;
+                state.exhausted = true;
+                self.changed.notify_all();
+                continue;
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
+}
 
+impl<I, R> Queue<I, R> {
     fn put(&self, index: usize, answer: R) {
-        self.state().ready.insert(index, answer);
+        locked(&self.state).ready.insert(index, answer);
         self.changed.notify_all();
     }
 }
 
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Nobody waits for a thread that has panicked, nor for answers to be taken when nobody takes any more.
-struct Ends<'a, 'b, T, R> {
-    queue: &'a Queue<'b, T, R>,
+struct Ends<'a, I, R> {
+    queue: &'a Queue<I, R>,
     takes: bool,
 }
 
-impl<T, R> Drop for Ends<'_, '_, T, R> {
+impl<I, R> Drop for Ends<'_, I, R> {
     fn drop(&mut self) {
         if self.takes || std::thread::panicking() {
-            self.queue.state().over = true;
+            locked(&self.queue.state).over = true;
             self.queue.changed.notify_all();
         }
     }
@@ -161,7 +205,7 @@ mod tests {
             assert_eq!(map(&items, |n| 2 * n), twice);
             let mut taken = Vec::new();
             in_order(
-                &items,
+                items.iter(),
                 |n| 2 * n,
                 |n| {
                     taken.push(n);
@@ -181,7 +225,7 @@ mod tests {
             begun.fetch_max(*n + 1, Ordering::Relaxed);
             *n
         };
-        in_order(&items, work, |n| {
+        in_order(items.iter(), work, |n| {
             assert_eq!(n, taken);
             std::thread::sleep(std::time::Duration::from_millis(1));
             taken += 1;
@@ -197,7 +241,7 @@ mod tests {
         let items: Vec<usize> = (0..20 * AHEAD).collect();
         let mut taken = 0;
         let ended = in_order(
-            &items,
+            items.iter(),
             |n| *n,
             |n| {
                 taken += 1;
@@ -212,10 +256,11 @@ mod tests {
         let items: Vec<usize> = (0..20 * AHEAD).collect();
         for at in [0, 5 * AHEAD, 20 * AHEAD - 1] {
             let work = |n: &usize| assert!(*n != at, "asked for");
-            let ended = std::panic::catch_unwind(|| in_order(&items, work, |()| Ok::<_, ()>(())));
+            let ended =
+                std::panic::catch_unwind(|| in_order(items.iter(), work, |()| Ok::<_, ()>(())));
             assert!(ended.is_err());
         }
         let take = |n| if n == 9 { panic!("asked for") } else { Ok::<_, ()>(()) };
-        assert!(std::panic::catch_unwind(|| in_order(&items, |n| *n, take)).is_err());
+        assert!(std::panic::catch_unwind(|| in_order(items.iter(), |n| *n, take)).is_err());
     }
 }

@@ -5,10 +5,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
 use super::evidence::mounts::Mounts;
+use super::inventory::posix::open_directory;
 use super::sys::{self, mqueue};
 
 /// Where message queues usually are mounted.
@@ -93,9 +94,4 @@ impl Queues {
     pub fn is_private(&self) -> bool {
         self.mount.is_some()
     }
-}
-
-fn open_directory(path: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    Ok(openat(path, c".", flags, Mode::empty())?)
 }

@@ -24,7 +24,7 @@ use super::evidence::holders::{Holder, KEEPS_UNSEEN};
 use super::evidence::lease::{self, Lease};
 use super::evidence::producers::{Broken, Catalogue, Match, operator_directories};
 use super::host::Host;
-use super::inventory::{Inventory, Object, SEMAPHORE_SIZE};
+use super::inventory::{self, Inventory, InventoryError, Object, SEMAPHORE_SIZE};
 use super::parallel;
 use super::resource::Kind;
 use super::sys::Nanoseconds;
@@ -106,16 +106,38 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Finds out what is known about the objects of `inventory`, which was read just before.
+    /// Reads what exists, and the catalogue to judge it by.
+    ///
+    /// # Errors
+    /// Those of [`inventory::read`].
+    pub fn begin(world: &World) -> Result<(Inventory, Catalogue), InventoryError> {
+        let load = || {
+            let catalogue = Catalogue::load(&operator_directories());
+            // That takes as long as to read a few thousand names.
+            if world.wanted_shm().any(|(_, host)| host.may_have_objects()) {
+                catalogue.prepare(Kind::Shm);
+            }
+            catalogue
+        };
+        let (inventory, catalogue) = parallel::both(|| inventory::read(world), load);
+        Ok((inventory?, catalogue))
+    }
+
+    /// Finds out what is known about the objects of an inventory, which was read just before, with a catalogue.
     ///
     /// What else belongs to it, `wanted` says. What goes wrong with
     /// one object is in [`Survey::troubles`], with the operators' catalogue in
     /// [`Catalogue::broken`].
     #[must_use]
-    pub fn take(world: &World, judging: Judging, inventory: Inventory, wanted: Wanted<'_>) -> Self {
+    pub fn take(
+        world: &World,
+        judging: Judging,
+        (inventory, catalogue): (Inventory, Catalogue),
+        wanted: Wanted<'_>,
+    ) -> Self {
         let named = wanted.unlinked.map(|_| Arc::clone(&inventory.named));
         let Inventory { objects, troubles, .. } = inventory;
-        let catalogue = Arc::new(Catalogue::load(&operator_directories()));
+        let catalogue = Arc::new(catalogue);
         let taken_at = (world.host.clock.wall)();
         let lease_works = (0..world.places.len())
             .map(|place| world.shm(place).is_none_or(lease::calibrate))
@@ -272,11 +294,7 @@ impl Survey {
         self.lease_works.get(place).copied().unwrap_or(false)
     }
 
-    fn look_at_processes(
-        &self,
-        world: &World,
-        named: Option<&Arc<[(u64, u64)]>>,
-    ) -> Snapshot {
+    fn look_at_processes(&self, world: &World, named: Option<&Arc<[(u64, u64)]>>) -> Snapshot {
         let matter = Matter {
             objects: &self.objects,
             leases: &self.leases,

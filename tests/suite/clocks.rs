@@ -84,7 +84,7 @@ fn survey(world: &World, grace: u64) -> Survey {
         sought: Sought::All,
     };
     let wanted = Wanted { instead: &|_, _| true, unlinked: None };
-    Survey::take(world, judging, inventory::read(world).unwrap(), wanted)
+    Survey::take(world, judging, Survey::begin(world).unwrap(), wanted)
 }
 
 /// What a survey in this process says of `name`, by the clocks that are set.

@@ -4,6 +4,7 @@
 //! into its own name, and one that the crate cannot read must not be overlooked.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use super::mounts::number;
 use super::task::Task;
 use crate::tracker::deadline::{self, Unanswered};
 use crate::tracker::parallel;
+use crate::tracker::sys;
 
 /// What the kernel calls a tracker of rtrack's.
 pub(super) const COMM: &[u8] = b"rtrack";
@@ -190,27 +192,34 @@ impl Processes {
     /// Adds the processes that are not in the list yet, and says which. A process that forks and
     /// exits while the list is read is in it, and its child is not, unless one looks again.
     pub fn read_more(&mut self, proc: &Path) -> Vec<i32> {
-        let pids = match pids(proc) {
-            Ok(pids) => pids,
-            Err(error) => {
-                self.missing = Some(format!("{}: {error}", proc.display()));
-                return Vec::new();
-            }
+        let (seen, depth) = (&self.seen, self.depth);
+        let read = |piece: io::Result<Vec<u8>>| -> io::Result<Vec<_>> {
+            let entries = piece?;
+            let pids = sys::names_in(&entries).filter_map(|name| name.to_str().ok()?.parse().ok());
+            let new = pids.filter(|pid| !seen.contains_key(pid));
+            Ok(new.map(|pid| (pid, read_one(proc, pid, depth))).collect())
         };
-        let pids: Vec<i32> = pids.into_iter().filter(|pid| !self.seen.contains_key(pid)).collect();
+        let mut all = Vec::new();
+        let listed = File::open(proc).and_then(|directory| {
+            parallel::in_order(sys::pieces(directory), read, |read| {
+                all.extend(read?);
+                Ok(())
+            })
+        });
+        if let Err(error) = listed {
+            self.missing = Some(format!("{}: {error}", proc.display()));
+        }
         let mut new = Vec::new();
-        let depth = self.depth;
-        for (pid, read) in pids.iter().zip(parallel::map(&pids, |pid| read_one(proc, *pid, depth)))
-        {
+        for (pid, read) in all {
             match read {
                 Ok(process) => {
-                    new.push(*pid);
-                    self.seen.insert(*pid, process);
+                    new.push(pid);
+                    self.seen.insert(pid, process);
                 }
                 // It ended while it was looked at.
                 Err(error) if gone(&error) => {}
                 Err(_) => {
-                    self.unreadable.insert(*pid);
+                    self.unreadable.insert(pid);
                 }
             }
         }
@@ -314,15 +323,6 @@ pub(crate) fn task_gone(task: &Path, error: &io::Error) -> bool {
     gone(error)
         || error.raw_os_error() == Some(libc::EACCES)
             && std::fs::symlink_metadata(task).is_err_and(|error| gone(&error))
-}
-
-/// The pids in a procfs.
-fn pids(proc: &Path) -> io::Result<Vec<i32>> {
-    let mut pids = Vec::new();
-    for entry in std::fs::read_dir(proc)? {
-        pids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
-    }
-    Ok(pids)
 }
 
 fn read_one(proc: &Path, pid: i32, depth: Depth) -> io::Result<Process> {

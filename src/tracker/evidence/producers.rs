@@ -268,8 +268,13 @@ impl Catalogue {
         Some(Match { producer: self.producers.get(entry)?, pid, uid })
     }
 
-    fn find_entry(&self, kind: Kind, file: &[u8]) -> Option<Found> {
-        let matcher = match kind {
+    /// Compiles the patterns of a kind, which else is done when they are needed first.
+    pub fn prepare(&self, kind: Kind) {
+        self.matcher_of(kind);
+    }
+
+    fn matcher_of(&self, kind: Kind) -> Option<&Matcher> {
+        Some(match kind {
             Kind::Shm => self.files.get_or_init(|| self.matcher(&["shm", "sem"])),
             Kind::Sem => self.semaphores.get_or_init(|| self.matcher(&["sem"])),
             Kind::Dir => self.directories.get_or_init(|| self.matcher(&["dir"])),
@@ -277,7 +282,11 @@ impl Catalogue {
             Kind::SysvShm => self.segments.get_or_init(|| self.matcher(&["sysv-shm"])),
             Kind::SysvSem => self.sets.get_or_init(|| self.matcher(&["sysv-sem"])),
             Kind::Other | Kind::SysvMsg => return None,
-        };
+        })
+    }
+
+    fn find_entry(&self, kind: Kind, file: &[u8]) -> Option<Found> {
+        let matcher = self.matcher_of(kind)?;
         let first = matcher.set.matches(file).into_iter().next()?;
         let entry = *matcher.indices.get(first)?;
         let Match { pid, uid, .. } = Match::new(self.producers.get(entry)?, file);

@@ -6,7 +6,6 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::dir::Dir;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
@@ -29,17 +28,22 @@ const MOST_LEVELS: usize = 64;
 /// # Errors
 /// The directory itself could not be read. What vanishes meanwhile is not there.
 pub fn read(host: &Host, place: usize, inventory: &mut Inventory) -> io::Result<()> {
-    let (names, dev) = (entries(host.shm())?, host.shm_dev()?);
-    let read = parallel::map(&names, |name| read_on(host, place, name, dev));
-    inventory.objects.reserve_exact(read.len());
-    for (name, read) in names.iter().zip(read) {
-        match read {
-            Ok(object) => inventory.objects.push(object),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            Err(error) => inventory.troubles.push((name.to_string(), error)),
+    let (directory, dev) = (open_directory(host.shm())?, host.shm_dev()?);
+    let read = |piece: io::Result<Vec<u8>>| -> io::Result<Vec<_>> {
+        let entries = piece?;
+        let names = sys::names_in(&entries).map(|name| Name::new(name.to_bytes()));
+        Ok(names.map(|name| (read_on(host, place, &name, dev), name)).collect())
+    };
+    parallel::in_order(sys::pieces(directory), read, |read| {
+        for (read, name) in read? {
+            match read {
+                Ok(object) => inventory.objects.push(object),
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(error) => inventory.troubles.push((name.to_string(), error)),
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Reads one entry.
@@ -117,13 +121,13 @@ pub fn stat_here(dir: BorrowedFd<'_>, name: &Name, dev: u64) -> io::Result<Optio
     }
 }
 
-/// Opens the directory that an `O_PATH` descriptor refers to.
+/// Opens the directory that a descriptor refers to, to be read: nobody else moves the position of this one.
 ///
 /// # Errors
 /// The errno of openat(2).
-pub fn open_directory(path: BorrowedFd<'_>) -> io::Result<Dir> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    Ok(Dir::from_fd(openat(path, c".", flags, Mode::empty())?)?)
+pub fn open_directory(directory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    Ok(openat(directory, c".", flags, Mode::empty())?)
 }
 
 /// What is known of a name that another file system is mounted over: the name, now.
@@ -149,16 +153,10 @@ pub(super) fn mount_point(file: &Name, now: Nanoseconds) -> Object {
 /// # Errors
 /// The errno of opening or reading it.
 pub fn entries(dir: BorrowedFd<'_>) -> io::Result<Vec<Name>> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    // A descriptor of its own, whose position nobody else moves.
-    let mut own = Dir::from_fd(openat(dir, c".", flags, Mode::empty())?)?;
     let mut names = Vec::new();
-    for entry in own.iter() {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if name != b"." && name != b".." {
-            names.push(Name::new(name));
-        }
-    }
+    sys::list(open_directory(dir)?, &mut Vec::new(), |name| {
+        names.push(Name::new(name.to_bytes()))
+    })?;
     Ok(names)
 }
 
@@ -199,14 +197,14 @@ fn count(path: BorrowedFd<'_>, stat: &Stat, visit: &mut Visit<'_>) -> Tree {
     let mut tree = Tree::default();
     tree.inodes.insert((stat.dev, stat.ino));
     match open_directory(path) {
-        Ok(dir) => walk(&dir, stat.dev, &mut tree, 0, visit),
+        Ok(dir) => walk(dir.as_fd(), stat.dev, &mut tree, 0, visit),
         Err(_) => tree.truncated = true,
     }
     tree
 }
 
-fn walk(dir: &Dir, dev: u64, tree: &mut Tree, level: usize, visit: &mut Visit<'_>) {
-    let Ok(names) = entries(dir.as_fd()) else {
+fn walk(dir: BorrowedFd<'_>, dev: u64, tree: &mut Tree, level: usize, visit: &mut Visit<'_>) {
+    let Ok(names) = entries(dir) else {
         tree.truncated = true;
         return;
     };
@@ -215,7 +213,7 @@ fn walk(dir: &Dir, dev: u64, tree: &mut Tree, level: usize, visit: &mut Visit<'_
             tree.truncated = true;
             return;
         }
-        let seen = entry(dir.as_fd(), &name, dev).and_then(|entry| match entry {
+        let seen = entry(dir, &name, dev).and_then(|entry| match entry {
             Entry::Here(path) => sys::stat(&path, c"").map(|stat| Some((path, stat))),
             Entry::OtherMount => Ok(None),
         });
@@ -242,11 +240,11 @@ fn walk(dir: &Dir, dev: u64, tree: &mut Tree, level: usize, visit: &mut Visit<'_
         }
         if stat.is_dir() {
             match open_directory(path.as_fd()) {
-                Ok(sub) if level < MOST_LEVELS => walk(&sub, dev, tree, level + 1, visit),
+                Ok(sub) if level < MOST_LEVELS => walk(sub.as_fd(), dev, tree, level + 1, visit),
                 _ => tree.truncated = true,
             }
         } else if stat.is_file() {
-            visit(dir.as_fd(), &name, &stat);
+            visit(dir, &name, &stat);
         } else if stat.file_type() != libc::S_IFLNK {
             tree.special = true;
         }

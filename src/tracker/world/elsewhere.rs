@@ -367,7 +367,6 @@ fn open(root: &File, mounts: &Mounts, mount: &Mount) -> Result<Option<Shm>, Stri
         // Somebody inside may keep whoever lists it waiting for ever: then he is found out here.
         crate::tracker::inventory::posix::entries(directory.as_fd())?;
         let stat = sys::stat(&directory, c"")?;
-        let directory = directory.as_fd().try_clone_to_owned()?;
         let (identity, base) = ((stat.dev, stat.ino), mount.root.clone());
         Ok(Ok(Shm { directory, identity, base }))
     };
