@@ -35,7 +35,7 @@ pub fn map<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<
 /// # Errors
 /// That of `take`, after which nothing more is begun.
 pub fn in_order<I, R, E>(
-    items: I,
+    mut items: I,
     work: impl Fn(I::Item) -> R + Sync,
     mut take: impl FnMut(R) -> Result<(), E>,
 ) -> Result<(), E>
@@ -43,6 +43,10 @@ where
     I: Iterator<Item: Send> + Send,
     R: Send,
 {
+    let Some(first) = items.next() else { return Ok(()) };
+    // One alone is worth no thread.
+    let Some(second) = items.next() else { return take(work(first)) };
+    let items = [first, second].into_iter().chain(items);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = threads.min(MOST_THREADS).min(items.size_hint().1.unwrap_or(MOST_THREADS));
     let queue = Queue {
