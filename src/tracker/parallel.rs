@@ -97,7 +97,8 @@ fn worker<'scope, R: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     work: impl FnOnce() -> R + Send + 'scope,
 ) -> io::Result<ScopedJoinHandle<'scope, R>> {
-    let thread = Builder::new().name("worker".into()).stack_size(256 << 10);
+    // With the usual stack: operators' patterns are compiled here, too, and may be nested.
+    let thread = Builder::new().name("worker".into());
     thread.spawn_scoped(scope, || {
         // Signals are for the thread that acts on them. It cannot fail.
         nix::sys::signal::SigSet::all().thread_block().unwrap_or(());

@@ -20,6 +20,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("own_before_built_in", own_before_built_in),
         case("broken_file", broken_file),
         case("check_names_the_line", check_names_the_line),
+        case("nested_patterns", nested_patterns),
         case("files_of_others", files_of_others).needs(&[Need::RealRoot]),
     ]
 }
@@ -71,6 +72,23 @@ persistent_by_design = true
 
 fn matched(name: &str) -> Finished {
     rtrack(["producers", "--match", name]).finish()
+}
+
+/// A pattern may be as deep as the compiler takes them, whichever thread compiles it.
+fn nested_patterns() {
+    const LEVELS: usize = 80;
+    let pattern = format!("{}{}", "(?:abc".repeat(LEVELS), ")?".repeat(LEVELS));
+    let text = OWN.replace("crunch_state", &pattern);
+    assert!(text.contains(&pattern));
+    write("nested.toml", &text);
+    // Several threads match names.
+    for number in 0..200 {
+        object().make(format!("abc-{number}"));
+    }
+    object().make("abcabc");
+    let list = inventory();
+    assert_eq!(list["objects"].as_array().unwrap().len(), 201);
+    assert_eq!(listed(&list, "abcabc")["producer"]["id"], "crunch-state");
 }
 
 fn list_of_all() {
