@@ -237,6 +237,8 @@ fn semaphores() {
 }
 
 fn queues_of_both_kinds() {
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = mounts();
     set("kernel/msgmni", "3");
     set("fs/mqueue/queues_max", "4");
     for _ in 0..3 {
@@ -259,8 +261,7 @@ fn queues_of_both_kinds() {
     let line = text.lines().find(|line| line.starts_with("fs.mqueue.queues_max ")).unwrap();
     assert!(line.ends_with("  ≥ 3"), "{text}");
     // Nothing is left mounted.
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(!mounts.lines().any(|line| line.ends_with(" - mqueue mqueue rw")), "{mounts}");
+    assert_eq!(mounts(), before);
 }
 
 /// Deleted files count as long as somebody has them open.

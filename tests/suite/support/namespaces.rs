@@ -4,6 +4,12 @@ use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
 
+use nix::mount::{MntFlags, umount2};
+use nix::sys::statfs::{FsType, Statfs, statfs};
+
+/// `MQUEUE_MAGIC` of ipc/mqueue.c.
+const MQUEUE_MAGIC: FsType = FsType(0x1980_0202);
+
 /// The result of a system call that answers -1 with an errno.
 pub(crate) fn check(result: i32) -> io::Result<i32> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -49,8 +55,12 @@ pub(crate) fn private_mounts(own_pids: bool) -> io::Result<()> {
     if own_pids {
         mount("proc", "/proc", "proc", 0, "")?;
     }
-    // Where the machine's message queues are mounted, this IPC namespace's cover them.
-    if fs::metadata("/dev/mqueue").is_ok_and(|meta| meta.is_dir()) {
+    // The machine's message queues are none of this IPC namespace's, which has none mounted, or, where those may not
+    // be unmounted, its own over them.
+    let is_of_queues = |mount: Statfs| mount.filesystem_type() == MQUEUE_MAGIC;
+    if statfs("/dev/mqueue").is_ok_and(is_of_queues)
+        && umount2("/dev/mqueue", MntFlags::MNT_DETACH).is_err()
+    {
         mount("mqueue", "/dev/mqueue", "mqueue", 0, "")?;
     }
     mount("tmpfs", "/dev/shm", "tmpfs", 0, "mode=1777,size=256M")
