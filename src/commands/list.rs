@@ -143,8 +143,11 @@ pub fn run(args: &ListArgs, ui: &Ui) -> Result<Status, CommandError> {
         }
     }
 
-    let json_columns =
-        if args.output.is_empty() { document::all_columns(false) } else { chosen.clone() };
+    let json_columns = if args.output.is_empty() {
+        document::all_columns(false)
+    } else {
+        document::with_whether_complete(&chosen)
+    };
     let look = table::Look {
         width: ui.stdout_is_terminal().then(table::terminal_width).flatten(),
         colored: ui.colored(),

@@ -311,12 +311,15 @@ pub fn pieces(dir: impl AsFd) -> impl Iterator<Item = io::Result<Vec<u8>>> {
     })
 }
 
-/// The next entries of a directory, as getdents64(2) has them; nothing at its end.
+/// The next entries of a directory, as getdents64(2) has them; nothing at its end, and of one that was removed.
 fn next_entries(dir: impl AsFd, room: &mut [u8]) -> io::Result<&[u8]> {
     let (fd, start, most) = (dir.as_fd().as_raw_fd(), room.as_mut_ptr(), room.len());
     // SAFETY: the kernel writes at most as many bytes as there is room for.
     let length = unsafe { libc::syscall(libc::SYS_getdents64, fd, start, most) };
-    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    let Ok(length) = usize::try_from(length) else {
+        let error = io::Error::last_os_error();
+        return if error.raw_os_error() == Some(libc::ENOENT) { Ok(&[]) } else { Err(error) };
+    };
     Ok(room.get(..length).unwrap_or_default())
 }
 
@@ -396,12 +399,17 @@ pub fn mqueue_root() -> io::Result<OwnedFd> {
 }
 
 /// Has threads allocate from two heaps. glibc gives each its own, of which none has what the others need no
-/// longer: that is memory for nothing. But of one they would wait for each other.
+/// longer: that is memory for nothing. But of one they would wait for each other. Where the address space is limited
+/// (`RLIMIT_AS`) there may be no room for a second, which takes up to 128 MiB of it.
 pub fn two_heaps() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: the call sets a number, before there is another thread. It cannot fail with this one.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 2);
+    {
+        use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+        let limited = getrlimit(Resource::RLIMIT_AS).is_ok_and(|(soft, _)| soft != RLIM_INFINITY);
+        // SAFETY: the call sets a number, before there is another thread. It cannot fail with these.
+        unsafe {
+            libc::mallopt(libc::M_ARENA_MAX, if limited { 1 } else { 2 });
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::daemon::Daemon;
 use crate::support::{
-    Case, Need, case, hold, listed, object, path, rtrack, skip, validate, wait_for,
+    Case, Finish, Need, case, hold, listed, object, path, rtrack, skip, validate, wait_for,
 };
 
 pub(crate) fn tests() -> Vec<Case> {
@@ -20,7 +20,7 @@ pub(crate) fn tests() -> Vec<Case> {
         case("calls_for_each_descriptor", calls_for_each_descriptor).needs(ALONE),
         case("one_look_at_many_mappings", one_look_at_many_mappings).needs(ALONE),
         case("memory_for_processes", memory_for_processes).needs(ALONE),
-        case("holders_as_asked_for", holders_as_asked_for),
+        case("holders_as_asked_for", holders_as_asked_for).needs(ALONE),
         case("one_holder_is_enough", one_holder_is_enough).needs(ALONE),
         case("hard_links_by_several_threads", hard_links_by_several_threads),
         case("a_tracker_costs_little", a_tracker_costs_little),
@@ -292,6 +292,21 @@ fn holders_as_asked_for() {
         assert_eq!(free["holders"].is_null(), whose == "none", "{whose}: {free:#}");
         assert!(!one["evidence"].to_string().contains("not visible here"), "{whose}: {one:#}");
     }
+    let complete_of = |whose: &str, more: &[&str]| -> String {
+        let words = ["list", "--grace", "0s", "--holders", whose, "-o", "holders_complete"];
+        let run = rtrack(words).args(["economy-1", "--no-headings"]).args(more).finish();
+        run.expect(0).text().trim().to_owned()
+    };
+    // Nobody sees out of a PID namespace.
+    for (whose, complete) in [("all", "?"), ("some", "false"), ("none", "?")] {
+        assert_eq!(complete_of(whose, &[]), complete, "{whose}");
+    }
+    assert_eq!(complete_of("all", &["--assume-complete"]), "true");
+    assert_eq!(complete_of("none", &["--assume-complete"]), "?");
+    let mut run = rtrack(["list", "--ndjson", "-o", "holders", "--holders", "some", "economy-1"]);
+    let found = run.finish().expect(0).text();
+    let found: serde_json::Value = serde_json::from_str(&found).unwrap();
+    assert_eq!(found["holders_complete"], false, "{found:#}");
     drop(holders);
 }
 

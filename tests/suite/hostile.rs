@@ -30,12 +30,15 @@ pub(crate) fn tests() -> Vec<Case> {
         case("device", device).needs(&[Need::RealRoot]),
         case("file_and_symlink_take_turns", file_and_symlink_take_turns),
         case("objects_come_and_go", objects_come_and_go),
+        case("names_that_change_without_end", names_that_change_without_end),
         case("directory_is_left", directory_is_left),
         case("no_permission", no_permission).needs(&[Need::RealRoot]),
         case("read_only_mount", read_only_mount),
         case("no_free_inodes", no_free_inodes),
         case("full_mount", full_mount),
         case("no_shared_memory_at_all", no_shared_memory_at_all),
+        case("removed_while_mounted", removed_while_mounted),
+        case("little_address_space", little_address_space),
         case("not_a_tmpfs", not_a_tmpfs),
         case("empty_proc", empty_proc),
         case("hidden_processes", hidden_processes).needs(&[Need::RealRoot]),
@@ -306,6 +309,36 @@ fn objects_come_and_go() {
     assert!(names().is_empty(), "{:?}", names());
 }
 
+/// Whoever renames what lies there, which puts it at the end of the directory once more, keeps nobody at it.
+fn names_that_change_without_end() {
+    const DIRECTORIES: usize = 300;
+    let name = |place: &str, number: usize| format!("{place}{number:03}-{}", "x".repeat(200));
+    for number in 0..DIRECTORIES {
+        fs::create_dir(path(name("a", number))).unwrap();
+        for inside in 0..200 {
+            File::create(path(name("a", number)).join(inside.to_string())).unwrap();
+        }
+    }
+    let disturb = || {
+        for (from, to) in [("a", "b"), ("b", "a")] {
+            for number in 0..DIRECTORIES {
+                fs::rename(path(name(from, number)), path(name(to, number))).unwrap();
+            }
+            thread::sleep(std::time::Duration::from_millis(5));
+        }
+    };
+    meanwhile(disturb, || {
+        for _ in 0..5 {
+            let list = rtrack(["list", "-0", "--grace", "0s"]).finish().expect(0);
+            let mut ids: Vec<&[u8]> = list.stdout.split_inclusive(|byte| *byte == 0).collect();
+            let all = ids.len();
+            ids.sort_unstable();
+            ids.dedup();
+            assert_eq!(ids.len(), all);
+        }
+    });
+}
+
 /// A plain `reap` takes files only; what a directory holds is counted.
 fn directory_is_left() {
     fs::create_dir_all(path("parked/below")).unwrap();
@@ -396,6 +429,31 @@ fn no_shared_memory_at_all() {
     mount(dev.to_str().unwrap(), "/dev", "", libc::MS_BIND | libc::MS_REC, "").unwrap();
     complains(rtrack(["list"]).finish(), 3, "/dev/shm");
     complains(reap_all().finish(), 3, "/dev/shm");
+}
+
+/// A directory that was removed is empty.
+fn removed_while_mounted() {
+    let other = scratch().join("other");
+    let below = other.join("below");
+    fs::create_dir(&other).unwrap();
+    mount("tmpfs", other.to_str().unwrap(), "tmpfs", 0, "").unwrap();
+    fs::create_dir(&below).unwrap();
+    mount(below.to_str().unwrap(), "/dev/shm", "", libc::MS_BIND, "").unwrap();
+    fs::remove_dir(&below).unwrap();
+    assert_eq!(inventory()["objects"].as_array().map(Vec::len), Some(0));
+}
+
+/// A limit that leaves room for one heap is no reason to end.
+fn little_address_space() {
+    for number in 0..300 {
+        object().make(format!("little-{number}"));
+    }
+    // In KiB: that of the program, and some.
+    for room in [40_000, 60_000, 80_000, 100_000, 200_000] {
+        let script = format!("ulimit -v {room} && exec \"$0\" \"$@\"");
+        let list = shell(&script, &["list", "-o", "id,verdict", "--grace", "0s", "--no-headings"]);
+        assert_eq!(list.expect(0).text().lines().count(), 300, "{room}");
+    }
 }
 
 fn not_a_tmpfs() {

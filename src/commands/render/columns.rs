@@ -285,8 +285,8 @@ pub static COLUMNS: &[Column] = &[
     optional(plain(
         "holders_complete",
         "ALL HOLDERS",
-        "false where one of them is enough",
-        |r| (!r.may_have_more_holders()).to_string(),
+        "whether those are all: ? where that cannot be known, false where one is enough",
+        |r| r.has_all_holders().map_or_else(|| "?".to_owned(), |all| all.to_string()),
         |r| json!(r.may_have_more_holders().then_some(false)),
     )),
     plain("verdict", "VERDICT", "may it go?", |r| r.verdict().to_string(), |r| json!(r.verdict())),

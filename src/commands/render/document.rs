@@ -81,6 +81,17 @@ pub fn all_columns(outcome: bool) -> Vec<&'static Column> {
     COLUMNS.iter().chain(OUTCOME.iter().filter(|_| outcome)).collect()
 }
 
+/// These columns and, where holders are among them, whether those are all.
+#[must_use]
+pub fn with_whether_complete(columns: &[&'static Column]) -> Vec<&'static Column> {
+    let has = |key| columns.iter().any(|column| column.key == key);
+    let tells = if has("holders") && !has(COMPLETE) { columns::by_key(COMPLETE) } else { None };
+    columns.iter().copied().chain(tells).collect()
+}
+
+/// The key of whether the holders are all, which is there only where they are not.
+const COMPLETE: &str = "holders_complete";
+
 /// What was seen of the processes.
 #[must_use]
 pub fn sight(sight: &Sight, lease_works: bool) -> Value {

@@ -104,6 +104,12 @@ impl<'a> Row<'a> {
         self.survey.judging().sought == Sought::Some && !self.holders.is_empty()
     }
 
+    /// Whether those who were found are all who hold it; nothing where that cannot be known.
+    pub fn has_all_holders(&self) -> Option<bool> {
+        let all_seen = self.sought() && self.survey.snapshot.sight.holders.is_empty();
+        if self.may_have_more_holders() { Some(false) } else { all_seen.then_some(true) }
+    }
+
     /// The pid in its name, or that the kernel records.
     pub fn creator(&self) -> Option<&(i32, CreatorState)> {
         self.creator.get_or_init(|| self.survey.creator(self.object)).as_ref()

@@ -3,6 +3,7 @@
 //! Nothing is opened here but directories: opening a FIFO, even without blocking, can kill the
 //! writer that waits at it.
 
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -29,21 +30,24 @@ const MOST_LEVELS: usize = 64;
 /// The directory itself could not be read. What vanishes meanwhile is not there.
 pub fn read(host: &Host, place: usize, inventory: &mut Inventory) -> io::Result<()> {
     let (directory, dev) = (open_directory(host.shm())?, host.shm_dev()?);
-    let read = |piece: io::Result<Vec<u8>>| -> io::Result<Vec<_>> {
-        let entries = piece?;
+    // All names before anything is looked at: who renames things meanwhile puts them at the end once more, and
+    // would be faster than who looks.
+    let pieces = sys::pieces(directory).collect::<io::Result<Vec<_>>>()?;
+    let read = |entries: Vec<u8>| -> Vec<_> {
         let names = sys::names_in(&entries).map(|name| Name::new(name.to_bytes()));
-        Ok(names.map(|name| (read_on(host, place, &name, dev), name)).collect())
+        names.map(|name| (read_on(host, place, &name, dev), name)).collect()
     };
-    parallel::in_order(sys::pieces(directory), read, |read| {
-        for (read, name) in read? {
+    let Ok(()) = parallel::in_order(pieces.into_iter(), read, |read| {
+        for (read, name) in read {
             match read {
                 Ok(object) => inventory.objects.push(object),
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
                 Err(error) => inventory.troubles.push((name.to_string(), error)),
             }
         }
-        Ok(())
-    })
+        Ok::<(), Infallible>(())
+    });
+    Ok(())
 }
 
 /// Reads one entry.
