@@ -35,13 +35,23 @@ struct Calls {
 
 impl Calls {
     fn of(arguments: &[&str]) -> Self {
+        Self::made_by(Command::new("strace"), arguments)
+    }
+
+    /// The same where all threads have one heap, since the address space is limited.
+    fn in_one_heap(arguments: &[&str]) -> Self {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", "ulimit -v 1000000 && exec strace \"$@\"", "sh"]);
+        Self::made_by(shell, arguments)
+    }
+
+    fn made_by(mut strace: Command, arguments: &[&str]) -> Self {
         if Command::new("strace").arg("-V").output().is_err() {
             skip("there is no strace");
         }
         let program = rtrack(arguments);
-        let mut command = Command::new("strace");
-        command.args(["-f", "-qq", "-o", "calls"]).arg(program.get_program()).args(arguments);
-        let run = command.stdout(Stdio::null()).stderr(Stdio::piped()).output().unwrap();
+        strace.args(["-f", "-qq", "-o", "calls"]).arg(program.get_program()).args(arguments);
+        let run = strace.stdout(Stdio::null()).stderr(Stdio::piped()).output().unwrap();
         assert!(run.status.success(), "{run:?}");
         let text = fs::read(fs::canonicalize("calls").unwrap()).unwrap();
         let text = String::from_utf8_lossy(&text);
@@ -93,7 +103,7 @@ impl Calls {
         self.count.get(name).copied().unwrap_or(0)
     }
 
-    /// Bytes that the heap has at the end beyond what it had first (brk(2)): the whole heap is there.
+    /// Bytes that the heap has at the end beyond what it had first (brk(2)): the whole of it is there, if it is one.
     fn heap(&self) -> i64 {
         let end = |line: &String| {
             let result = line.strip_prefix("brk(")?.rsplit_once("= 0x")?.1;
@@ -257,12 +267,12 @@ fn memory_for_processes() {
         (0..count).map(|_| File::open("/proc/self/exe").unwrap()).collect()
     };
     for arguments in [&VERDICTS[..], &HOLDERS] {
-        let first = Calls::of(arguments).heap();
+        let first = Calls::in_one_heap(arguments).heap();
         let files = open(400);
-        let with_files = Calls::of(arguments).heap();
+        let with_files = Calls::in_one_heap(arguments).heap();
         drop(files);
         let sleepers = Sleepers::new(100);
-        let with_processes = Calls::of(arguments).heap();
+        let with_processes = Calls::in_one_heap(arguments).heap();
         drop(sleepers);
         let (files, processes) = (with_files - first, with_processes - first);
         assert!(files < 160 << 10, "{arguments:?}: {files} bytes for 400 descriptors");
