@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::iter::Enumerate;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
@@ -21,39 +20,32 @@ const AHEAD: usize = 8;
 /// What `work` answers for each of `items`, in their order.
 pub fn map<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let mut all = Vec::with_capacity(items.len());
-    let piece = |items: &[T]| items.iter().map(&work).collect::<Vec<R>>();
-    let Ok(()) = in_order(items.chunks(PIECE), piece, |answers| {
-        all.extend(answers);
-        Ok::<(), Infallible>(())
-    });
+    each(items, work, |answer| all.push(answer));
     all
 }
 
-/// Gives `take`, on this thread and in their order, what `work` answers for each of `items`, each of which has to be
-/// worth the hand-over to another thread. While some are worked on the next are asked for.
+/// Gives `take`, on this thread and in their order, what `work` answers for each of `items`.
+pub fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync, mut take: impl FnMut(R)) {
+    let pieces: Vec<&[T]> = items.chunks(PIECE).collect();
+    let piece = |items: &&[T]| items.iter().map(&work).collect::<Vec<R>>();
+    let Ok(()) = in_order(&pieces, piece, |answers| {
+        answers.into_iter().for_each(&mut take);
+        Ok::<(), Infallible>(())
+    });
+}
+
+/// The same where each has to be worth the hand-over to another thread, and `take` can fail.
 ///
 /// # Errors
 /// That of `take`, after which nothing more is begun.
-pub fn in_order<I, R, E>(
-    mut items: I,
-    work: impl Fn(I::Item) -> R + Sync,
+pub fn in_order<T: Sync, R: Send, E>(
+    items: &[T],
+    work: impl Fn(&T) -> R + Sync,
     mut take: impl FnMut(R) -> Result<(), E>,
-) -> Result<(), E>
-where
-    I: Iterator<Item: Send> + Send,
-    R: Send,
-{
-    let Some(first) = items.next() else { return Ok(()) };
-    // One alone is worth no thread.
-    let Some(second) = items.next() else { return take(work(first)) };
-    let items = [first, second].into_iter().chain(items);
+) -> Result<(), E> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = threads.min(MOST_THREADS).min(items.size_hint().1.unwrap_or(MOST_THREADS));
-    let queue = Queue {
-        items: Mutex::new(items.enumerate()),
-        state: Mutex::new(State::default()),
-        changed: Condvar::new(),
-    };
+    let threads = threads.min(MOST_THREADS).min(items.len());
+    let queue = Queue { items, state: Mutex::new(State::default()), changed: Condvar::new() };
     let help = || {
         let _ends = Ends { queue: &queue, takes: false };
         while let Turn::Work(index, item) = queue.turn(false) {
@@ -107,41 +99,39 @@ fn worker<'scope, R: Send + 'scope>(
 }
 
 /// Things to be worked on, and answers to be taken.
-struct Queue<I, R> {
-    items: Mutex<Enumerate<I>>,
+struct Queue<'a, T, R> {
+    items: &'a [T],
     state: Mutex<State<R>>,
     changed: Condvar,
 }
 
 struct State<R> {
-    /// How many items were asked for, those included that there were not.
+    /// How many items were begun.
     begun: usize,
     /// How many answers were taken.
     taken: usize,
     /// Answers, by the number of the item.
     ready: BTreeMap<usize, R>,
-    /// There are no more items.
-    exhausted: bool,
     /// Nobody takes any more, or not every answer will come.
     over: bool,
 }
 
 impl<R> Default for State<R> {
     fn default() -> Self {
-        Self { begun: 0, taken: 0, ready: BTreeMap::new(), exhausted: false, over: false }
+        Self { begun: 0, taken: 0, ready: BTreeMap::new(), over: false }
     }
 }
 
 /// What a thread does next.
-enum Turn<T, R> {
+enum Turn<'a, T, R> {
     Take(R),
-    Work(usize, T),
+    Work(usize, &'a T),
     Over,
 }
 
-impl<I: Iterator, R> Queue<I, R> {
+impl<'a, T, R> Queue<'a, T, R> {
     /// What there is to do, waiting for it if there is nothing yet; only one thread takes.
-    fn turn(&self, takes: bool) -> Turn<I::Item, R> {
+    fn turn(&self, takes: bool) -> Turn<'a, T, R> {
         let mut state = locked(&self.state);
         loop {
             let at = state.taken;
@@ -150,27 +140,19 @@ impl<I: Iterator, R> Queue<I, R> {
                 self.changed.notify_all();
                 return Turn::Take(answer);
             }
-            if state.over || state.exhausted && (!takes || at == state.begun) {
+            let index = state.begun;
+            let item = self.items.get(index);
+            if state.over || item.is_none() && (!takes || at == index) {
                 return Turn::Over;
             }
-            if !state.exhausted && state.begun < at + AHEAD {
+            if let Some(item) = item.filter(|_| index < at + AHEAD) {
                 state.begun += 1;
-                drop(state);
-                if let Some((index, item)) = locked(&self.items).next() {
-                    return Turn::Work(index, item);
-                }
-                state = locked(&self.state);
-                state.begun -= 1;
-                state.exhausted = true;
-                self.changed.notify_all();
-                continue;
+                return Turn::Work(index, item);
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
-}
 
-impl<I, R> Queue<I, R> {
     fn put(&self, index: usize, answer: R) {
         locked(&self.state).ready.insert(index, answer);
         self.changed.notify_all();
@@ -182,12 +164,12 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Nobody waits for a thread that has panicked, nor for answers to be taken when nobody takes any more.
-struct Ends<'a, I, R> {
-    queue: &'a Queue<I, R>,
+struct Ends<'a, 'b, T, R> {
+    queue: &'a Queue<'b, T, R>,
     takes: bool,
 }
 
-impl<I, R> Drop for Ends<'_, I, R> {
+impl<T, R> Drop for Ends<'_, '_, T, R> {
     fn drop(&mut self) {
         if self.takes || std::thread::panicking() {
             locked(&self.queue.state).over = true;
@@ -210,7 +192,7 @@ mod tests {
             assert_eq!(map(&items, |n| 2 * n), twice);
             let mut taken = Vec::new();
             in_order(
-                items.iter(),
+                &items,
                 |n| 2 * n,
                 |n| {
                     taken.push(n);
@@ -230,7 +212,7 @@ mod tests {
             begun.fetch_max(*n + 1, Ordering::Relaxed);
             *n
         };
-        in_order(items.iter(), work, |n| {
+        in_order(&items, work, |n| {
             assert_eq!(n, taken);
             std::thread::sleep(std::time::Duration::from_millis(1));
             taken += 1;
@@ -246,7 +228,7 @@ mod tests {
         let items: Vec<usize> = (0..20 * AHEAD).collect();
         let mut taken = 0;
         let ended = in_order(
-            items.iter(),
+            &items,
             |n| *n,
             |n| {
                 taken += 1;
@@ -261,11 +243,10 @@ mod tests {
         let items: Vec<usize> = (0..20 * AHEAD).collect();
         for at in [0, 5 * AHEAD, 20 * AHEAD - 1] {
             let work = |n: &usize| assert!(*n != at, "asked for");
-            let ended =
-                std::panic::catch_unwind(|| in_order(items.iter(), work, |()| Ok::<_, ()>(())));
+            let ended = std::panic::catch_unwind(|| in_order(&items, work, |()| Ok::<_, ()>(())));
             assert!(ended.is_err());
         }
         let take = |n| if n == 9 { panic!("asked for") } else { Ok::<_, ()>(()) };
-        assert!(std::panic::catch_unwind(|| in_order(items.iter(), |n| *n, take)).is_err());
+        assert!(std::panic::catch_unwind(|| in_order(&items, |n| *n, take)).is_err());
     }
 }

@@ -283,59 +283,41 @@ pub fn read_link(dir: impl AsFd, name: &CStr, target: &mut Vec<u8>) -> io::Resul
 }
 
 /// Reads a directory from where its descriptor stands to its end, and calls `each` with every name but `.` and
-/// `..`. `room` is read into.
+/// `..`. `room` is read into. One that was removed has none.
 ///
 /// # Errors
 /// The errno of getdents64(2).
 pub fn list(dir: impl AsFd, room: &mut Vec<u8>, mut each: impl FnMut(&CStr)) -> io::Result<()> {
-    room.resize(32 << 10, 0);
-    loop {
-        let entries = next_entries(&dir, room)?;
-        if entries.is_empty() {
-            return Ok(());
-        }
-        names_in(entries).for_each(&mut each);
-    }
-}
-
-/// A directory piece by piece, from where its descriptor stands: each is for [`names_in`].
-pub fn pieces(dir: impl AsFd) -> impl Iterator<Item = io::Result<Vec<u8>>> {
-    // As many names as are worth to be given to another thread.
-    let mut room = vec![0; 4 << 10];
-    let mut next = move || next_entries(&dir, &mut room).map(<[u8]>::to_vec);
-    let mut ended = false;
-    std::iter::from_fn(move || {
-        let piece = (!ended).then(&mut next)?;
-        ended = !matches!(&piece, Ok(entries) if !entries.is_empty());
-        (!ended || piece.is_err()).then_some(piece)
-    })
-}
-
-/// The next entries of a directory, as getdents64(2) has them; nothing at its end, and of one that was removed.
-fn next_entries(dir: impl AsFd, room: &mut [u8]) -> io::Result<&[u8]> {
-    let (fd, start, most) = (dir.as_fd().as_raw_fd(), room.as_mut_ptr(), room.len());
-    // SAFETY: the kernel writes at most as many bytes as there is room for.
-    let length = unsafe { libc::syscall(libc::SYS_getdents64, fd, start, most) };
-    let Ok(length) = usize::try_from(length) else {
-        let error = io::Error::last_os_error();
-        return if error.raw_os_error() == Some(libc::ENOENT) { Ok(&[]) } else { Err(error) };
-    };
-    Ok(room.get(..length).unwrap_or_default())
-}
-
-/// The names in `entries`, which getdents64(2) has written, but for `.` and `..`.
-pub fn names_in(mut entries: &[u8]) -> impl Iterator<Item = &CStr> {
     // `struct linux_dirent64`: inode, offset, length of the entry, type, and the name with its NUL.
     const LENGTH: usize = 16;
     const NAME: usize = 19;
-    let next = move || {
-        let Some([low, high]) = entries.get(LENGTH..LENGTH + 2) else { return None };
-        let length = usize::from(u16::from_ne_bytes([*low, *high]));
-        let name = entries.get(NAME..length).map(CStr::from_bytes_until_nul);
-        entries = entries.get(length.max(NAME)..).unwrap_or_default();
-        Some(name.and_then(Result::ok))
-    };
-    std::iter::from_fn(next).flatten().filter(|name| *name != c"." && *name != c"..")
+    let fd = dir.as_fd().as_raw_fd();
+    room.resize(32 << 10, 0);
+    loop {
+        let (start, most) = (room.as_mut_ptr(), room.len());
+        // SAFETY: the kernel writes at most as many bytes as there is room for.
+        let length = unsafe { libc::syscall(libc::SYS_getdents64, fd, start, most) };
+        let length = match usize::try_from(length).map_err(|_| io::Error::last_os_error()) {
+            Ok(length) => length,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let mut entries = room.get(..length).unwrap_or_default();
+        if entries.is_empty() {
+            return Ok(());
+        }
+        while let Some([low, high]) = entries.get(LENGTH..LENGTH + 2) {
+            let length = usize::from(u16::from_ne_bytes([*low, *high]));
+            let name = entries.get(NAME..length).map(CStr::from_bytes_until_nul);
+            if let Some(Ok(name)) = name.filter(|_| length > NAME)
+                && name != c"."
+                && name != c".."
+            {
+                each(name);
+            }
+            entries = entries.get(length.max(NAME)..).unwrap_or_default();
+        }
+    }
 }
 
 /// The mount and the inode number of what `name` in `dir` leads to, links followed.

@@ -118,11 +118,12 @@ impl<'a> Lines<'a> {
         render: impl Fn(&[Row<'_>]) -> R + Sync,
         write: impl FnMut(R) -> io::Result<()>,
     ) -> io::Result<()> {
-        let piece = |lines: &[Line]| {
+        let piece = |lines: &&[Line]| {
             let rows = lines.iter().filter_map(|line| line.row(self.world, self.survey));
             render(&rows.collect::<Vec<_>>())
         };
-        parallel::in_order(self.lines.chunks(PIECE), piece, write)
+        let pieces: Vec<&[Line]> = self.lines.chunks(PIECE).collect();
+        parallel::in_order(&pieces, piece, write)
     }
 }
 

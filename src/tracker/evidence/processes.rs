@@ -4,6 +4,7 @@
 //! into its own name, and one that the crate cannot read must not be overlooked.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -193,24 +194,18 @@ impl Processes {
     /// exits while the list is read is in it, and its child is not, unless one looks again.
     pub fn read_more(&mut self, proc: &Path) -> Vec<i32> {
         let (seen, depth) = (&self.seen, self.depth);
-        let read = |piece: io::Result<Vec<u8>>| -> io::Result<Vec<_>> {
-            let entries = piece?;
-            let pids = sys::names_in(&entries).filter_map(|name| name.to_str().ok()?.parse().ok());
-            let new = pids.filter(|pid| !seen.contains_key(pid));
-            Ok(new.map(|pid| (pid, read_one(proc, pid, depth))).collect())
+        // All pids before any of them is looked at: who forks meanwhile, on and on, would be faster than who looks.
+        let pids = match File::open(proc).and_then(pids) {
+            Ok(pids) => pids,
+            Err(error) => {
+                self.missing = Some(format!("{}: {error}", proc.display()));
+                return Vec::new();
+            }
         };
-        let mut all = Vec::new();
-        let listed = File::open(proc).and_then(|directory| {
-            parallel::in_order(sys::pieces(directory), read, |read| {
-                all.extend(read?);
-                Ok(())
-            })
-        });
-        if let Err(error) = listed {
-            self.missing = Some(format!("{}: {error}", proc.display()));
-        }
+        let pids: Vec<i32> = pids.into_iter().filter(|pid| !seen.contains_key(pid)).collect();
+        let read = parallel::map(&pids, |pid| read_one(proc, *pid, depth));
         let mut new = Vec::new();
-        for (pid, read) in all {
+        for (pid, read) in pids.into_iter().zip(read) {
             match read {
                 Ok(process) => {
                     new.push(pid);
@@ -323,6 +318,15 @@ pub(crate) fn task_gone(task: &Path, error: &io::Error) -> bool {
     gone(error)
         || error.raw_os_error() == Some(libc::EACCES)
             && std::fs::symlink_metadata(task).is_err_and(|error| gone(&error))
+}
+
+/// The pids in a procfs.
+fn pids(proc: File) -> io::Result<Vec<i32>> {
+    let mut pids = Vec::new();
+    let add =
+        |name: &CStr| pids.extend(name.to_str().ok().and_then(|name| name.parse::<i32>().ok()));
+    sys::list(proc, &mut Vec::new(), add)?;
+    Ok(pids)
 }
 
 fn read_one(proc: &Path, pid: i32, depth: Depth) -> io::Result<Process> {

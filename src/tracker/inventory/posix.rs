@@ -3,7 +3,6 @@
 //! Nothing is opened here but directories: opening a FIFO, even without blocking, can kill the
 //! writer that waits at it.
 
-use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -29,23 +28,16 @@ const MOST_LEVELS: usize = 64;
 /// # Errors
 /// The directory itself could not be read. What vanishes meanwhile is not there.
 pub fn read(host: &Host, place: usize, inventory: &mut Inventory) -> io::Result<()> {
-    let (directory, dev) = (open_directory(host.shm())?, host.shm_dev()?);
     // All names before anything is looked at: who renames things meanwhile puts them at the end once more, and
     // would be faster than who looks.
-    let pieces = sys::pieces(directory).collect::<io::Result<Vec<_>>>()?;
-    let read = |entries: Vec<u8>| -> Vec<_> {
-        let names = sys::names_in(&entries).map(|name| Name::new(name.to_bytes()));
-        names.map(|name| (read_on(host, place, &name, dev), name)).collect()
-    };
-    let Ok(()) = parallel::in_order(pieces.into_iter(), read, |read| {
-        for (read, name) in read {
-            match read {
-                Ok(object) => inventory.objects.push(object),
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-                Err(error) => inventory.troubles.push((name.to_string(), error)),
-            }
-        }
-        Ok::<(), Infallible>(())
+    let (names, dev) = (entries(host.shm())?, host.shm_dev()?);
+    inventory.objects.reserve_exact(names.len());
+    let read =
+        |name: &Name| read_on(host, place, name, dev).map_err(|error| (name.to_string(), error));
+    parallel::each(&names, read, |read| match read {
+        Ok(object) => inventory.objects.push(object),
+        Err((_, error)) if error.raw_os_error() == Some(libc::ENOENT) => {}
+        Err(trouble) => inventory.troubles.push(trouble),
     });
     Ok(())
 }
