@@ -50,7 +50,9 @@ fn start(options: &[&str]) -> Daemon {
 }
 
 /// Ends a daemon by `kill -9`.
-fn end_badly(daemon: Daemon) {
+fn end_badly(mut daemon: Daemon) {
+    // When it reads this it has done what it read before.
+    daemon.told("PROBE:0:noop\n");
     kill(daemon.child.id());
     daemon.child.wait_with_output().unwrap();
 }
