@@ -592,6 +592,7 @@ fn moved_away() {
     wait_for("the journal to be written anew", || {
         fs::metadata(journal()).is_ok_and(|file| file.len() > 80).then_some(())
     });
+    daemon.told("PROBE:0:noop\n");
     kill(daemon.child.id());
     let said = String::from_utf8(daemon.child.wait_with_output().unwrap().stderr).unwrap();
     assert_eq!(said.matches("moved away while it was in use").count(), 1, "{said}");
