@@ -154,7 +154,8 @@ impl Survey {
             catalogue,
             owners: Owners::default(),
         };
-        parallel::map(&survey.objects, |object| survey.catalogue.of(object).is_some());
+        // Each object remembers what the catalogue says of its name.
+        parallel::each(&survey.objects, |object| survey.catalogue.of(object).is_some(), |_| {});
         survey.probe_all(world, wanted.instead);
         survey.snapshot = survey.look_at_processes(world, named.as_ref());
         if let Some(unlinked) = wanted.unlinked {

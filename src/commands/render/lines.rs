@@ -54,12 +54,12 @@ impl<'a> Lines<'a> {
     /// All objects of the survey, with their verdicts if those matter for more than to be shown.
     #[must_use]
     pub fn new(world: &'a World, survey: &'a Survey, judged: bool) -> Self {
-        let indices: Vec<usize> = (0..survey.objects.len()).collect();
-        let line = |index: &usize| {
-            let row = row(world, survey, *index)?;
-            Some(Line { index: *index, verdict: judged.then(|| row.verdict()) })
-        };
-        let lines = parallel::map(&indices, line).into_iter().flatten().collect();
+        let all = (0..survey.objects.len()).map(|index| Line { index, verdict: None });
+        let mut lines: Vec<Line> = all.collect();
+        if judged {
+            let verdict = |line: &Line| line.row(world, survey).map(|row| row.verdict());
+            lines = parallel::map(&lines, |line| Line { verdict: verdict(line), ..*line });
+        }
         Self { world, survey, lines }
     }
 

@@ -193,7 +193,6 @@ impl Processes {
     /// Adds the processes that are not in the list yet, and says which. A process that forks and
     /// exits while the list is read is in it, and its child is not, unless one looks again.
     pub fn read_more(&mut self, proc: &Path) -> Vec<i32> {
-        let (seen, depth) = (&self.seen, self.depth);
         // All pids before any of them is looked at: who forks meanwhile, on and on, would be faster than who looks.
         let pids = match File::open(proc).and_then(pids) {
             Ok(pids) => pids,
@@ -202,8 +201,8 @@ impl Processes {
                 return Vec::new();
             }
         };
-        let pids: Vec<i32> = pids.into_iter().filter(|pid| !seen.contains_key(pid)).collect();
-        let read = parallel::map(&pids, |pid| read_one(proc, *pid, depth));
+        let pids: Vec<i32> = pids.into_iter().filter(|pid| !self.seen.contains_key(pid)).collect();
+        let read = parallel::map(&pids, |pid| read_one(proc, *pid, self.depth));
         let mut new = Vec::new();
         for (pid, read) in pids.into_iter().zip(read) {
             match read {
